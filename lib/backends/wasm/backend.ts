@@ -1,0 +1,437 @@
+import { FlashAttnError } from '../../errors.js';
+import type { DType } from '../../dtype.js';
+import type { AttentionProblem } from '../../problem.js';
+import type {
+  AttentionExtras,
+  Backend,
+  BackwardOperands,
+  DeviceBuffer,
+  Flat,
+  ForwardOperands,
+  KernelChoice,
+  MemoryReport,
+  MergeBackwardOperands,
+  MergeOperands,
+  MergeShape,
+  Scratch,
+} from '../backend.js';
+import { Heap } from './heap.js';
+import { loadModule, type SimdBuild } from './module.js';
+import { addressOf, type AttentionMemory, StructWriter, writeAttentionParams } from "./params.js";
+import { Pool, threadCount, workerError } from './pool.js';
+import { queueBytes } from './queue.js';
+import { type ScratchSizes, scratchBytes, WasmScratch } from './scratch.js';
+
+// The order of `Kernel` in native/cpu/wasm/module.cc.
+const kernel = {
+  forward: 0,
+  backwardRows: 1,
+  backward: 2,
+  finishQueryGradients: 3,
+  backwardBias: 4,
+  backwardRelative: 5,
+  backwardSink: 6,
+  merge: 7,
+  mergeBackward: 8,
+  fill: 9,
+  convert: 10,
+  peak: 11,
+} as const;
+
+// Of native/cpu/tile.h, forward.h, backward.h and elementwise.h.
+const queryTile = 32;
+const keyTile = 64;
+const maxTilesPerItem = 4;
+const rowsPerItem = 64;
+const chunkElements = 1 << 14;
+const attentionParamsBytes = 88 * 4;
+const mergePartBytes = 12 * 4;
+const mergeParamsBytes = 18 * 4;
+
+const negativeInfinityBits = 0xff800000;
+
+interface Exports {
+  workspace_bytes(): number;
+  queue_bytes(): number;
+  attention_params_bytes(): number;
+  merge_part_bytes(): number;
+  merge_params_bytes(): number;
+  readonly __heap_base: WebAssembly.Global<'i32'>;
+}
+
+/** Memory in the heap, with the numbers of the launches that matter to it. */
+class WasmBuffer implements DeviceBuffer {
+  /** The last launch that writes it: reading waits for this one. */
+  lastWrite = 0;
+  /** The last launch that touches it at all: overwriting or freeing waits for this one. */
+  lastUse = 0;
+
+  constructor(
+    readonly address: number,
+    readonly byteLength: number,
+  ) {}
+}
+
+export interface WasmStatus {
+  /** Which WebAssembly build runs. */
+  readonly simd: SimdBuild;
+  readonly threads: number;
+}
+
+const divideUp = (n: number, by: number) => Math.ceil(n / by);
+
+/** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
+export class WasmBackend implements Backend {
+  readonly device = 'wasm';
+  readonly simd: SimdBuild;
+  readonly threads = threadCount();
+  readonly #module: WebAssembly.Module;
+  readonly #heap: Heap;
+  readonly #workspaceBytes: number;
+  #pool: Pool;
+  /** Launches (from, to] that were lost with a dead pool. */
+  readonly #lost: { readonly from: number; readonly to: number }[] = [];
+  #tensors = 0;
+
+  constructor() {
+    const { module, simd } = loadModule();
+    this.#module = module;
+    this.simd = simd;
+    const { exports, heap } = instantiate(module);
+    checkLayout(exports);
+    this.#heap = heap;
+    this.#workspaceBytes = exports.workspace_bytes();
+    this.#pool = this.#createPool(0);
+  }
+
+  allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): WasmBuffer {
+    const { queue } = this.#pool;
+    let address = this.#heap.allocate(byteLength, purpose === 'hostWritten' ? queue.completed : Number.POSITIVE_INFINITY);
+    if (address === undefined && purpose === 'hostWritten') {
+      // Memory freed behind pending launches is the host's once they are done.
+      queue.waitSync(queue.published);
+      address = this.#heap.allocate(byteLength, queue.published);
+    }
+    if (address === undefined) throw this.#heap.outOfMemory(byteLength);
+    return new WasmBuffer(address, byteLength);
+  }
+
+  free(buffer: DeviceBuffer): void {
+    this.#heap.free(buffer.address, buffer.byteLength, (buffer as WasmBuffer).lastUse);
+  }
+
+  write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void {
+    this.#waitSync((buffer as WasmBuffer).lastUse);
+    new Uint8Array(this.#heap.memory.buffer, buffer.address + byteOffset, bytes.length).set(bytes);
+    (buffer as WasmBuffer).lastWrite = 0;
+  }
+
+  bytes(buffer: DeviceBuffer): Uint8Array {
+    return new Uint8Array(this.#heap.memory.buffer, buffer.address, buffer.byteLength);
+  }
+
+  async ready(buffer: DeviceBuffer): Promise<void> {
+    await this.#wait((buffer as WasmBuffer).lastWrite);
+  }
+
+  readySync(buffer: DeviceBuffer): void {
+    this.#waitSync((buffer as WasmBuffer).lastWrite);
+  }
+
+  checkIntact(buffer: DeviceBuffer, argument: string): void {
+    const { lastWrite } = buffer as WasmBuffer;
+    if (this.#pool.queue.faulted) this.#replacePool();
+    if (this.#isLost(lastWrite))
+      throw new FlashAttnError('ERR_WORKER', `${argument} was never computed: a worker thread died before it`);
+  }
+
+  fillZero(buffer: DeviceBuffer): void {
+    this.#fill(buffer, 0);
+  }
+
+  forward(problem: AttentionProblem, operands: ForwardOperands, scratch?: Scratch): void {
+    this.#withScratch(problem, operands, false, scratch, (own) => {
+      const buffers = forwardBuffers(operands);
+      if (!coversAllRows(problem)) {
+        this.#fill(operands.out.buffer, 0);
+        this.#fill(operands.lse.buffer, negativeInfinityBits);
+      }
+      const memory = this.#prepare(operands, own);
+      const split = this.#split(problem);
+      const items = problem.batch * problem.heads * divideUp(problem.queryLength, queryTile * split.tilesPerItem);
+      this.#launch(kernel.forward, items, [operands.out.buffer, operands.lse.buffer], [...buffers, ...own.buffers()], (w) =>
+        writeAttentionParams(w, problem, operands, memory, split),
+      );
+    });
+  }
+
+  backward(problem: AttentionProblem, operands: BackwardOperands, scratch?: Scratch): void {
+    this.#withScratch(problem, operands, true, scratch, (own) => {
+      const { dOut, dQuery, dKey, dValue, dBias, dRelativeTable, dSink } = operands;
+      if (!coversAllRows(problem)) for (const { buffer } of [dQuery, dKey, dValue]) this.#fill(buffer, 0);
+      const memory = this.#prepare(operands, own);
+      const split = this.#split(problem);
+      const used = [...forwardBuffers(operands), dOut.buffer, dQuery.buffer, dKey.buffer, dValue.buffer, ...own.buffers()];
+      if (operands.dLse) used.push(operands.dLse.buffer);
+      const launch = (id: number, items: number, written: readonly DeviceBuffer[]) =>
+        this.#launch(id, items, written, used, (w) => writeAttentionParams(w, problem, operands, memory, split));
+
+      const rowItems = problem.batch * problem.heads * divideUp(problem.queryLength, rowsPerItem);
+      launch(kernel.backwardRows, rowItems, []);
+      launch(kernel.backward, problem.batch * problem.kvHeads * split.keySplits, [dKey.buffer, dValue.buffer]);
+      launch(kernel.finishQueryGradients, rowItems, [dQuery.buffer]);
+      const finish = (id: number, items: number, target: Flat | undefined, computed: 'dBias' | 'dRelative' | 'dSink') => {
+        if (!target) return;
+        const narrowed = own.get(computed);
+        launch(id, items, [narrowed ?? target.buffer]);
+        if (narrowed) this.#convert({ buffer: narrowed, offset: 0, dtype: 'float32', count: target.count }, target);
+      };
+      const [biasBatch, biasHeads, biasQuery, biasKey] = problem.biasShape ?? [0, 0, 0, 0];
+      const biasItems = biasBatch * biasHeads * divideUp(biasQuery, queryTile) * divideUp(biasKey, keyTile);
+      finish(kernel.backwardBias, biasItems, dBias, 'dBias');
+      finish(kernel.backwardRelative, problem.heads, dRelativeTable, 'dRelative');
+      finish(kernel.backwardSink, problem.heads, dSink, 'dSink');
+    });
+  }
+
+  merge(shape: MergeShape, operands: MergeOperands): void {
+    this.#launchMerge(kernel.merge, shape, operands, [operands.out.buffer, operands.lse.buffer]);
+  }
+
+  mergeBackward(shape: MergeShape, operands: MergeBackwardOperands): void {
+    const written = operands.dParts.flatMap(({ out, lse }) => [out.buffer, lse.buffer]);
+    this.#launchMerge(kernel.mergeBackward, shape, operands, written);
+  }
+
+  createScratch(problem: AttentionProblem, operands: AttentionExtras, backward: boolean): WasmScratch {
+    return new WasmScratch(this, problem, this.#scratchSizes(problem, operands, backward));
+  }
+
+  describe(problem: AttentionProblem, backward: boolean): KernelChoice {
+    const split = this.#split(problem);
+    const none = { bias: false, relativeTable: false, sink: false };
+    return {
+      kernel: `wasm-${this.simd}-simd`,
+      queryTile,
+      keyTile,
+      items: problem.batch * problem.heads * divideUp(problem.queryLength, queryTile * split.tilesPerItem),
+      workspaceBytes:
+        this.threads * this.#workspaceBytes + (backward ? scratchBytes(problem, { ...split, widen: none, backward }) : 0),
+    };
+  }
+
+  async synchronize(): Promise<void> {
+    await this.#wait(this.#pool.queue.published);
+  }
+
+  memory(): MemoryReport {
+    const { inUse, peak, reserved, limit } = this.#heap;
+    const { device } = this;
+    return { device, bytesInUse: inUse, bytesPeak: peak, bytesReserved: reserved, bytesLimit: limit, tensors: this.#tensors };
+  }
+
+  tensorCreated(): void {
+    this.#tensors++;
+  }
+
+  tensorDisposed(): void {
+    this.#tensors--;
+  }
+
+  /** @internal Seconds for every thread to do `iterations` rounds of `flopsPerRound` multiply-adds on registers. */
+  async measurePeak(iterations: number): Promise<{ seconds: number; flops: number }> {
+    const buffer = this.allocate(64, 'hostWritten');
+    this.write(buffer, 0, new Uint8Array(new Float32Array([0.9999, 1e-4]).buffer));
+    await this.synchronize();
+    const start = performance.now();
+    this.#launch(kernel.peak, this.threads, [buffer], [], (w) => w.int(iterations, buffer.address));
+    await this.ready(buffer);
+    const seconds = (performance.now() - start) / 1000;
+    this.free(buffer);
+    return { seconds, flops: 2 * 8 * 4 * iterations * this.threads };
+  }
+
+  /** @internal For tests. */
+  async killOneWorker(): Promise<void> {
+    await this.#pool.killOneWorker();
+  }
+
+  #createPool(launched: number): Pool {
+    return new Pool({
+      heap: this.#heap,
+      module: this.#module,
+      threads: this.threads,
+      workspaceBytes: this.#workspaceBytes,
+      launched,
+    });
+  }
+
+  #replacePool(): void {
+    const { completed, published } = this.#pool.queue;
+    this.#lost.push({ from: completed, to: published });
+    this.#pool = this.#createPool(published);
+  }
+
+  #isLost(launch: number): boolean {
+    return this.#lost.some(({ from, to }) => launch > from && launch <= to);
+  }
+
+  async #wait(launch: number): Promise<void> {
+    await this.#pool.wait(launch);
+    if (this.#isLost(launch)) throw workerError();
+  }
+
+  #waitSync(launch: number): void {
+    this.#pool.waitSync(launch);
+    if (this.#isLost(launch)) throw workerError();
+  }
+
+  #launch(
+    id: number,
+    items: number,
+    written: readonly DeviceBuffer[],
+    used: readonly DeviceBuffer[],
+    writeParams: (w: StructWriter) => void,
+  ): void {
+    if (items === 0) return;
+    if (this.#pool.queue.faulted) this.#replacePool();
+    this.#pool.start();
+    const number = this.#pool.queue.publish(id, items, writeParams);
+    for (const buffer of written) (buffer as WasmBuffer).lastWrite = (buffer as WasmBuffer).lastUse = number;
+    for (const buffer of used) (buffer as WasmBuffer).lastUse = number;
+  }
+
+  #launchMerge(id: number, shape: MergeShape, operands: MergeOperands | MergeBackwardOperands, written: readonly DeviceBuffer[]): void {
+    const { parts, out, lse } = operands;
+    const backward = 'dOut' in operands ? operands : undefined;
+    const table = this.allocate(parts.length * mergePartBytes, 'hostWritten');
+    const w = new StructWriter(this.#heap.memory.buffer, table.address);
+    for (const [i, part] of parts.entries()) {
+      const gradient = backward?.dParts[i];
+      w.tensor(part.out).int(addressOf(part.lse)).tensor(gradient?.out).int(addressOf(gradient?.lse));
+    }
+    const { batch, heads, queryLength, valueDim } = shape;
+    const used = [table, out.buffer, lse.buffer, ...parts.flatMap((part) => [part.out.buffer, part.lse.buffer])];
+    if (backward) used.push(backward.dOut.buffer, ...(backward.dLse ? [backward.dLse.buffer] : []));
+    this.#launch(id, batch * heads * divideUp(queryLength, rowsPerItem), written, used, (params) =>
+      params
+        .int(table.address, parts.length, batch, heads, queryLength, valueDim)
+        .tensor(out)
+        .int(addressOf(lse))
+        .tensor(backward?.dOut)
+        .int(addressOf(backward?.dLse)),
+    );
+    this.free(table);
+  }
+
+  #fill(buffer: DeviceBuffer, bits: number): void {
+    const words = divideUp(buffer.byteLength, 4); // allocations are padded to whole words
+    this.#launch(kernel.fill, divideUp(words, chunkElements), [buffer], [], (w) => w.int(buffer.address, words, bits));
+  }
+
+  #convert(from: Flat, to: Flat): void {
+    this.#launch(kernel.convert, divideUp(from.count, chunkElements), [to.buffer], [from.buffer], (w) =>
+      w.int(addressOf(from), addressOf(to)).dtype(from.dtype).dtype(to.dtype).int(from.count),
+    );
+  }
+
+  /** How the work is cut: enough items to keep every thread busy, few enough to reuse each key tile. */
+  #split(p: AttentionProblem): { tilesPerItem: number; keySplits: number } {
+    const tiles = p.batch * p.heads * divideUp(p.queryLength, queryTile);
+    const tilesPerItem = Math.min(maxTilesPerItem, Math.max(1, Math.floor(tiles / (4 * this.threads))));
+    const heads = Math.max(1, p.batch * p.kvHeads);
+    const keySplits = Math.max(1, Math.min(divideUp(2 * this.threads, heads), divideUp(p.keyLength, keyTile)));
+    return { tilesPerItem, keySplits: heads >= 2 * this.threads ? 1 : keySplits };
+  }
+
+  #scratchSizes(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): ScratchSizes {
+    const widened = (flat: Flat | undefined) => flat !== undefined && flat.dtype !== 'float32';
+    const widen = { bias: widened(extras.bias), relativeTable: widened(extras.relativeTable), sink: widened(extras.sink) };
+    return { keySplits: this.#split(problem).keySplits, widen, backward };
+  }
+
+  #withScratch(
+    problem: AttentionProblem,
+    extras: AttentionExtras,
+    backward: boolean,
+    scratch: Scratch | undefined,
+    run: (scratch: WasmScratch) => void,
+  ): void {
+    if (scratch) return run(scratch as WasmScratch);
+    const own = this.createScratch(problem, extras, backward);
+    try {
+      run(own);
+    } finally {
+      own.dispose();
+    }
+  }
+
+  /** Widens what the kernels read as float32; returns where everything is. */
+  #prepare(operands: ForwardOperands | BackwardOperands, scratch: WasmScratch): AttentionMemory {
+    const widened = (name: 'bias' | 'relativeTable' | 'sink', flat: Flat | undefined) => {
+      const buffer = scratch.get(name);
+      if (!buffer || !flat) return addressOf(flat);
+      this.#convert(flat, { buffer, offset: 0, dtype: 'float32' satisfies DType, count: flat.count });
+      return buffer.address;
+    };
+    const result = (name: 'dBias' | 'dRelative' | 'dSink', flat: Flat | undefined) => scratch.address(name) || addressOf(flat);
+    const gradients = 'dOut' in operands ? operands : undefined;
+    return {
+      sequences: scratch.address('sequences'),
+      bias: widened('bias', operands.bias),
+      alibi: scratch.address('alibi') || addressOf(operands.alibi),
+      relativeTable: widened('relativeTable', operands.relativeTable),
+      buckets: scratch.address('buckets'),
+      queryPosition: scratch.address('queryPosition'),
+      keyPosition: scratch.address('keyPosition'),
+      sink: widened('sink', operands.sink),
+      delta: scratch.address('delta'),
+      dQueryPartial: scratch.address('dQueryPartial'),
+      dRelativePartial: scratch.address('dRelativePartial'),
+      dRelative: result('dRelative', gradients?.dRelativeTable),
+      dSink: result('dSink', gradients?.dSink),
+      dBias: result('dBias', gradients?.dBias),
+    };
+  }
+}
+
+function instantiate(module: WebAssembly.Module): { exports: Exports; heap: Heap } {
+  const heap = new Heap();
+  const { exports } = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
+  const typed = exports as unknown as Exports;
+  heap.start(typed.__heap_base.value);
+  return { exports: typed, heap };
+}
+
+/** The structs are written by hand on this side: a build that disagrees must not run. */
+function checkLayout(exports: Exports): void {
+  const expected: [string, number, number][] = [
+    ['Queue', exports.queue_bytes(), queueBytes],
+    ['AttentionParams', exports.attention_params_bytes(), attentionParamsBytes],
+    ['MergePart', exports.merge_part_bytes(), mergePartBytes],
+    ['MergeParams', exports.merge_params_bytes(), mergeParamsBytes],
+  ];
+  for (const [name, built, written] of expected)
+    if (built !== written)
+      throw new FlashAttnError('ERR_DEVICE', `the WebAssembly build has ${built} bytes in ${name}, this version writes ${written}: rebuild with npm run build:wasm`);
+}
+
+/** Whether launches write every row of the results; rows outside of all sequences are filled beforehand otherwise. */
+const coversAllRows = (p: AttentionProblem) => p.sequences === undefined;
+
+function forwardBuffers(operands: ForwardOperands): DeviceBuffer[] {
+  const { query, key, value, out, lse, bias, alibi, relativeTable, sink } = operands;
+  return [query, key, value, out, lse, bias, alibi, relativeTable, sink].flatMap((operand) => (operand ? [operand.buffer] : []));
+}
+
+let backend: WasmBackend | undefined;
+
+export function wasmBackend(): WasmBackend {
+  backend ??= new WasmBackend();
+  return backend;
+}
+
+export function describeWasm(): WasmStatus {
+  const { simd, threads } = wasmBackend();
+  return { simd, threads };
+}

@@ -1,0 +1,118 @@
+import type { DType } from '../../dtype.js';
+import { type AttentionProblem, unbounded } from '../../problem.js';
+import type { Flat, View } from '../backend.js';
+
+const dtypeCode: Record<DType, number> = { float32: 0, float16: 1, bfloat16: 2 };
+const elementBytes: Record<DType, number> = { float32: 4, float16: 2, bfloat16: 2 };
+
+/** Writes a C struct of 32-bit fields into memory, field by field. */
+export class StructWriter {
+  #at: number;
+  readonly #words: Uint32Array;
+  readonly #floats: Float32Array;
+
+  constructor(memory: ArrayBufferLike, address: number) {
+    this.#words = new Uint32Array(memory);
+    this.#floats = new Float32Array(memory);
+    this.#at = address / 4;
+  }
+
+  /** The address of the next field. */
+  get address(): number {
+    return this.#at * 4;
+  }
+
+  int(...values: number[]): this {
+    for (const value of values) this.#words[this.#at++] = value;
+    return this;
+  }
+
+  float(...values: number[]): this {
+    for (const value of values) this.#floats[this.#at++] = value;
+    return this;
+  }
+
+  /** `TensorRef` of native/cpu/params.h. */
+  tensor(view: View | undefined): this {
+    if (!view) return this.int(0, 0, 0, 0, 0);
+    const address = view.buffer.address + view.offset * elementBytes[view.dtype];
+    return this.int(address, dtypeCode[view.dtype], view.batchStride, view.seqStride, view.headStride);
+  }
+
+  dtype(dtype: DType): this {
+    return this.int(dtypeCode[dtype]);
+  }
+}
+
+/** 0 when there is no such array. */
+export const addressOf = (flat: Flat | undefined) => (flat ? flat.buffer.address + flat.offset * elementBytes[flat.dtype] : 0);
+
+/** Addresses of what a launch needs besides the tensors of the caller; 0 where there is none. */
+export interface AttentionMemory {
+  readonly sequences: number;
+  readonly bias: number;
+  readonly alibi: number;
+  readonly relativeTable: number;
+  readonly buckets: number;
+  readonly queryPosition: number;
+  readonly keyPosition: number;
+  readonly sink: number;
+  readonly delta: number;
+  readonly dQueryPartial: number;
+  readonly dRelativePartial: number;
+  readonly dRelative: number;
+  readonly dSink: number;
+  readonly dBias: number;
+}
+
+export interface AttentionTensors {
+  readonly query: View;
+  readonly key: View;
+  readonly value: View;
+  readonly out: View;
+  readonly lse: Flat;
+  readonly dOut?: View;
+  readonly dQuery?: View;
+  readonly dKey?: View;
+  readonly dValue?: View;
+  /** The shape of lse. */
+  readonly dLse?: Flat;
+}
+
+/** Elements of a bias that broadcasts have stride 0. */
+function biasStrides(shape: AttentionProblem['biasShape']): [number, number, number, number] {
+  if (!shape) return [0, 0, 0, 0];
+  const [batch, heads, query, key] = shape;
+  return [batch === 1 ? 0 : heads * query * key, heads === 1 ? 0 : query * key, query === 1 ? 0 : key, key === 1 ? 0 : 1];
+}
+
+/** `AttentionParams` of native/cpu/params.h, field by field. */
+export function writeAttentionParams(
+  w: StructWriter,
+  problem: AttentionProblem,
+  tensors: AttentionTensors,
+  memory: AttentionMemory,
+  split: { tilesPerItem: number; keySplits: number },
+): void {
+  const p = problem;
+  w.tensor(tensors.query).tensor(tensors.key).tensor(tensors.value).tensor(tensors.out);
+  w.int(addressOf(tensors.lse), p.layout === 'varlen' ? 0 : p.heads * p.queryRows, p.queryRows);
+  w.int(p.batch, p.heads, p.kvHeads, p.headDim, p.valueDim, p.queryLength, p.keyLength);
+  w.int(memory.sequences).float(p.scale, p.softcap);
+  w.int(Math.min(p.windowLeft, unbounded), Math.min(p.windowRight, unbounded), p.topLeft ? 1 : 0, split.tilesPerItem);
+  w.int(memory.bias, ...biasStrides(p.biasShape));
+  w.int(memory.alibi, p.alibi?.batched ? p.heads : 0);
+  w.int(memory.relativeTable, memory.buckets, memory.queryPosition, memory.keyPosition);
+  w.int(p.relative?.origin ?? 0, p.relative?.bucketCount ?? 0);
+  w.int(memory.sink);
+  w.int(p.dropout?.threshold ?? 0).float(p.dropout?.keepScale ?? 1);
+  w.int(p.dropout?.seedLow ?? 0, p.dropout?.seedHigh ?? 0);
+
+  w.tensor(tensors.dOut).tensor(tensors.dQuery).tensor(tensors.dKey).tensor(tensors.dValue);
+  w.int(addressOf(tensors.dLse), memory.delta, memory.dQueryPartial);
+  w.int(lseRows(p), split.keySplits, memory.dRelativePartial, memory.dRelative, memory.dSink, memory.dBias);
+  w.int(...(p.biasShape ?? [1, 1, 1, 1]));
+}
+
+/** Rows of lse over all batches and heads. */
+export const lseRows = (p: AttentionProblem) => (p.layout === 'varlen' ? 1 : p.batch) * p.heads * p.queryRows;

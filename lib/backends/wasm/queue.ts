@@ -1,0 +1,103 @@
+import { StructWriter } from './params.js';
+
+// The layout of native/cpu/wasm/queue.h.
+const slotCount = 512;
+const slotHeaderBytes = 24;
+const slotParamBytes = 152 * 4;
+const slotBytes = slotHeaderBytes + slotParamBytes;
+const headerBytes = 64;
+export const queueBytes = headerBytes + slotCount * slotBytes;
+
+const field = { published: 0, completed: 1, event: 2, stop: 3, spins: 4, fault: 5 } as const;
+
+/**
+ * The host's side of the launch queue. Launches are numbered from 1 without end; memory holds the numbers modulo 2^32.
+ */
+export class LaunchQueue {
+  readonly #memory: WebAssembly.Memory;
+  readonly address: number;
+  readonly #words: Int32Array;
+  #published: number;
+
+  /** @param launched how many launches came before this queue */
+  constructor(memory: WebAssembly.Memory, address: number, launched: number, spins: number) {
+    this.#memory = memory;
+    this.address = address;
+    // Growing the memory makes larger buffers, but old views of its start stay valid.
+    this.#words = new Int32Array(memory.buffer, address, queueBytes / 4);
+    this.#words.fill(0);
+    this.#words[field.published] = launched;
+    this.#words[field.completed] = launched;
+    this.#words[field.spins] = spins;
+    this.#published = launched;
+  }
+
+  /** The number of the last launch. */
+  get published(): number {
+    return this.#published;
+  }
+
+  /** The number of the last launch that is done; all before it are done too. */
+  get completed(): number {
+    const pending = (this.#published - Atomics.load(this.#words, field.completed)) >>> 0;
+    return this.#published - pending;
+  }
+
+  /** Enqueues a launch of `items` >= 1 items; blocks only while 512 launches are pending. */
+  publish(kernel: number, items: number, writeParams: (params: StructWriter) => void): number {
+    if (this.#published - this.completed >= slotCount) this.waitSync(this.#published - slotCount + 1);
+    const slot = this.#published % 2 ** 32 % slotCount;
+    const address = this.address + headerBytes + slot * slotBytes;
+    new StructWriter(this.#memory.buffer, address + 8).int(items, 0, kernel, 0);
+    writeParams(new StructWriter(this.#memory.buffer, address + slotHeaderBytes));
+    const ticket = new BigInt64Array(this.#memory.buffer, address, 1);
+    Atomics.store(ticket, 0, BigInt.asIntN(64, BigInt(this.#published % 2 ** 32) << 32n));
+    this.#published++;
+    Atomics.store(this.#words, field.published, this.#published | 0);
+    this.#announce();
+    return this.#published;
+  }
+
+  /** Whether a worker stopped on an error: what is pending will never be done. */
+  get faulted(): boolean {
+    return Atomics.load(this.#words, field.fault) !== 0;
+  }
+
+  /** Blocks until launch `number` is done or the queue has faulted. */
+  waitSync(number: number): void {
+    while (this.completed < number && !this.faulted)
+      Atomics.wait(this.#words, field.completed, this.#rawCompletedBefore(number));
+  }
+
+  /** Resolves when launch `number` is done or the queue has faulted. It does not keep the process alive. */
+  async wait(number: number): Promise<void> {
+    while (this.completed < number && !this.faulted) {
+      const wait = Atomics.waitAsync(this.#words, field.completed, this.#rawCompletedBefore(number));
+      if (wait.async) await wait.value;
+    }
+  }
+
+  /** Makes the workers leave their loop once they are done with the current item. */
+  stop(): void {
+    Atomics.store(this.#words, field.stop, 1);
+    this.#announce();
+  }
+
+  /** Declares the queue dead and wakes whoever waits for it. */
+  fault(): void {
+    Atomics.store(this.#words, field.fault, 1);
+    Atomics.notify(this.#words, field.completed);
+  }
+
+  #announce(): void {
+    Atomics.add(this.#words, field.event, 1);
+    Atomics.notify(this.#words, field.event);
+  }
+
+  /** The stored value to sleep on; one that no longer matches makes the wait return at once. */
+  #rawCompletedBefore(number: number): number {
+    const raw = Atomics.load(this.#words, field.completed);
+    const pending = (this.#published - raw) >>> 0;
+    return this.#published - pending < number ? raw : (raw + 1) | 0;
+  }
+}

@@ -1,0 +1,11 @@
+export {
+  type AttentionResult, attention, attentionBackward, type BackwardExtras, type Gradients, type Saved,
+  type Shape2, type Shape3, type Shape4,
+} from './attention.js';
+export type { MemoryReport } from './backends/backend.js';
+export { type DeviceName, type DeviceReason, memory, type Status, status, synchronize } from './device.js';
+export type { DataOf, DType } from './dtype.js';
+export { type ErrorCode, FlashAttnError } from './errors.js';
+export type { AttentionOptions, CommonOptions, DenseOptions, Integers, VarlenOptions } from './options.js';
+export { alibiSlopes, type RelativeBias, swinRelativeBias, type T5Options, t5RelativeBias } from './relative.js';
+export { type Float16ArrayLike, type Shape, Tensor, type TensorOptions, type TensorSource, tensor, zeros } from './tensor.js';

@@ -1,0 +1,98 @@
+// Gradients of what is shared between rows or heads: the dense bias, the relative-position table and the sinks.
+#pragma once
+#include "backward.h"
+
+namespace flashattn {
+
+namespace detail {
+
+/** Positions [0, count) of a tensor dim that a bias dim of `size` (1: broadcast) covers from tile `tile` on. */
+inline Range covered(int size, int count, int tile, int tile_size) {
+  return size == 1 ? Range{0, count} : Range{tile * tile_size, min((tile + 1) * tile_size, count)};
+}
+
+}  // namespace detail
+
+inline int bias_items(const AttentionParams& p) {
+  return p.bias_batch * p.bias_heads * divide_up(p.bias_query, kQueryTile) * divide_up(p.bias_key, kKeyTile);
+}
+
+/**
+ * d_bias = dS summed over every (batch, head, query, key) that the bias was broadcast to. An item is a tile of the
+ * bias itself and visits all that shares it, recomputing S and dP: two more products than writing dS from
+ * backward_item, but no atomics, no N^2 partial sums, and the same bits each time.
+ */
+inline void backward_bias_item(const AttentionParams& p, int item, BackwardWorkspace& ws) {
+  const int key_tiles = divide_up(p.bias_key, kKeyTile), query_tiles = divide_up(p.bias_query, kQueryTile);
+  const int key_tile = item % key_tiles, query_tile = item / key_tiles % query_tiles;
+  const int bias_head = item / key_tiles / query_tiles % p.bias_heads;
+  const int bias_batch = item / key_tiles / query_tiles / p.bias_heads;
+  const Range batches = detail::covered(p.bias_batch, p.batch, bias_batch, 1);
+  const Range heads = detail::covered(p.bias_heads, p.heads, bias_head, 1);
+
+  float* sums = ws.d_key;  // [key][query], free here
+  fill(sums, 0.0f, kKeyTile * kQueryTile);
+  for (int b = batches.begin; b < batches.end; ++b) {
+    const Sequence s = p.sequence(b);
+    const Range queries = detail::covered(p.bias_query, s.query_length, query_tile, kQueryTile);
+    const Range keys = detail::covered(p.bias_key, s.key_length, key_tile, kKeyTile);
+    for (int h = heads.begin; h < heads.end; ++h) {
+      Place at(p, s, b, h);
+      for (int j = keys.begin; j < keys.end; j += kKeyTile) {
+        at.keys = {j, min(j + kKeyTile, keys.end)};
+        detail::load_keys(at, s, ws);
+        for (int i = queries.begin; i < queries.end; i += kQueryTile) {
+          at.queries = {i, min(i + kQueryTile, queries.end)};
+          if (at.cover() == Cover::Empty) continue;
+          detail::load_queries(at, s, ws);
+          detail::score_gradients(at, ws);
+          for (int key = 0; key < at.key_count(); ++key)
+            for (int query = 0; query < at.query_count(); ++query)
+              sums[key * kQueryTile + query] += ws.d_score[key * kQueryTile + query];
+        }
+      }
+    }
+  }
+
+  // A broadcast dim was summed tile over tile; what is left of it inside the tile is summed here.
+  float* d_bias = p.d_bias + (bias_batch * size_t(p.bias_heads) + bias_head) * p.bias_query * p.bias_key;
+  const int rows = p.bias_query == 1 ? 1 : min(kQueryTile, p.bias_query - query_tile * kQueryTile);
+  const int columns = p.bias_key == 1 ? 1 : min(kKeyTile, p.bias_key - key_tile * kKeyTile);
+  for (int row = 0; row < rows; ++row) {
+    for (int column = 0; column < columns; ++column) {
+      const Range in_rows = p.bias_query == 1 ? Range{0, kQueryTile} : Range{row, row + 1};
+      const Range in_columns = p.bias_key == 1 ? Range{0, kKeyTile} : Range{column, column + 1};
+      float sum = 0;
+      for (int key = in_columns.begin; key < in_columns.end; ++key)
+        for (int query = in_rows.begin; query < in_rows.end; ++query) sum += sums[key * kQueryTile + query];
+      d_bias[(query_tile * kQueryTile + row) * size_t(p.bias_key) + key_tile * kKeyTile + column] = sum;
+    }
+  }
+}
+
+/** d_relative[bucket, h] = the partial tables of every split and batch; an item is one head. */
+inline void backward_relative_item(const AttentionParams& p, int h) {
+  for (int bucket = 0; bucket < p.relative.bucket_count; ++bucket) {
+    double sum = 0;
+    for (int part = 0; part < p.key_splits * p.batch; ++part)
+      sum += p.d_relative_partial[(part * size_t(p.heads) + h) * p.relative.bucket_count + bucket];
+    p.d_relative[bucket * p.heads + h] = static_cast<float>(sum);
+  }
+}
+
+/** d_sink[h] = -sum over rows of e^(sink - lse) * delta: the sink's value is zero, so its dP is too. */
+inline void backward_sink_item(const AttentionParams& p, int h) {
+  double sum = 0;
+  for (int b = 0; b < p.batch; ++b) {
+    const Sequence s = p.sequence(b);
+    const size_t first = p.lse_row(b, h, s.query_begin);
+    for (int i = 0; i < s.query_length; ++i) {
+      const float lse = p.lse[first + i];
+      if (lse == -kInfinity) continue;
+      sum -= double(exp2(splat((p.sink[h] - lse) * kLog2E))[0]) * p.delta[first + i];
+    }
+  }
+  p.d_sink[h] = static_cast<float>(sum);
+}
+
+}  // namespace flashattn

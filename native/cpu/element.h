@@ -1,0 +1,99 @@
+// Rows of tensors in their own dtype, seen as float32. Conversions round to nearest, ties to even.
+#pragma once
+#include "simd.h"
+
+namespace flashattn {
+
+enum class DType : uint32_t { Float32 = 0, Float16 = 1, BFloat16 = 2 };
+
+constexpr size_t element_size(DType dtype) { return dtype == DType::Float32 ? 4 : 2; }
+
+FLASHATTN_INLINE Vec widen_half(UintVec h) {
+  const UintVec sign = (h & 0x8000u) << 16;
+  const UintVec magnitude = h & 0x7fffu;
+  // The exponent bias differs by 112: a multiplication by 2^112 also normalises subnormals.
+  const Vec scaled = (Vec)(magnitude << 13) * splat(0x1p112f);
+  const IntVec special = magnitude > 0x7bffu;  // Infinity and NaN
+  const UintVec bits = select_bits(special, (magnitude << 13) | 0x7f800000u, (UintVec)scaled);
+  return (Vec)(bits | sign);
+}
+
+FLASHATTN_INLINE UintVec narrow_half(Vec x) {
+  const UintVec bits = (UintVec)x, sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  const UintVec normal = (magnitude + (0xfffu - (112u << 23)) + ((magnitude >> 13) & 1u)) >> 13;
+  // Adding 2^-1 aligns the last half-precision subnormal bit with the last float32 mantissa bit, so the adder rounds.
+  const UintVec subnormal = (UintVec)((Vec)magnitude + splat(0.5f)) - 0x3f000000u;
+  const UintVec infinity = UintVec{} + 0x7c00u, nan = UintVec{} + 0x7e00u;
+  UintVec h = select_bits(magnitude < 0x38800000u, subnormal, normal);
+  h = select_bits(magnitude >= 0x477ff000u, infinity, h);
+  h = select_bits(magnitude > 0x7f800000u, nan, h);
+  return h | sign;
+}
+
+FLASHATTN_INLINE Vec widen_bfloat(UintVec h) { return (Vec)(h << 16); }
+
+FLASHATTN_INLINE UintVec narrow_bfloat(Vec x) {
+  const UintVec bits = (UintVec)x;
+  const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const UintVec nan = (bits >> 16) | 0x40u;
+  return select_bits((bits & 0x7fffffffu) > 0x7f800000u, nan, rounded);
+}
+
+namespace detail {
+template <class Widen>
+FLASHATTN_INLINE void widen_row(float* to, const uint16_t* from, int n, Widen widen) {
+  for (int i = 0; i < n; i += kLanes) {
+    UintVec h{};
+    const int count = min(kLanes, n - i);
+    if (count == kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) h[lane] = from[i + lane];
+    } else {
+      for (int lane = 0; lane < count; ++lane) h[lane] = from[i + lane];
+    }
+    store(to + i, widen(h));
+  }
+}
+
+template <class Narrow>
+FLASHATTN_INLINE void narrow_row(uint16_t* to, const float* from, int n, Narrow narrow) {
+  for (int i = 0; i < n; i += kLanes) {
+    const UintVec h = narrow(load(from + i));
+    const int count = min(kLanes, n - i);
+    for (int lane = 0; lane < count; ++lane) to[i + lane] = static_cast<uint16_t>(h[lane]);
+  }
+}
+}  // namespace detail
+
+/** Reads n elements; writes round_up(n, kLanes) floats, the padding zero. */
+inline void load_row(float* to, const void* from, DType dtype, int n) {
+  if (dtype == DType::Float32) {
+    const float* source = static_cast<const float*>(from);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(to + i, load(source + i));
+    if (i < n) {
+      Vec tail{};
+      for (int lane = 0; lane < n - i; ++lane) tail[lane] = source[i + lane];
+      store(to + i, tail);
+    }
+  } else if (dtype == DType::Float16) {
+    detail::widen_row(to, static_cast<const uint16_t*>(from), n, [](UintVec h) { return widen_half(h); });
+  } else {
+    detail::widen_row(to, static_cast<const uint16_t*>(from), n, [](UintVec h) { return widen_bfloat(h); });
+  }
+}
+
+/** Writes n elements; may read, never write, up to round_up(n, kLanes) floats. */
+inline void store_row(void* to, DType dtype, const float* from, int n) {
+  if (dtype == DType::Float32) {
+    float* target = static_cast<float*>(to);
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(target + i, load(from + i));
+    for (; i < n; ++i) target[i] = from[i];
+  } else if (dtype == DType::Float16) {
+    detail::narrow_row(static_cast<uint16_t*>(to), from, n, [](Vec x) { return narrow_half(x); });
+  } else {
+    detail::narrow_row(static_cast<uint16_t*>(to), from, n, [](Vec x) { return narrow_bfloat(x); });
+  }
+}
+
+}  // namespace flashattn

@@ -1,0 +1,69 @@
+// Elementary functions on vectors, to float32 accuracy. NaN in gives NaN out.
+#pragma once
+#include "simd.h"
+
+namespace flashattn {
+
+inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr double kLn2 = 0.6931471805599453;
+inline constexpr float kInfinity = __builtin_inff();
+
+/**
+ * 2^x for x <= 127; exactly 0 for x < -80 (including -Infinity).
+ * WebAssembly cannot flush denormals to zero, and a denormal probability makes every product that follows slow.
+ */
+FLASHATTN_INLINE Vec exp2(Vec x) {
+  constexpr float kUnderflow = -80.0f;
+  constexpr float kRoundToInteger = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  const Vec clamped = max(x, splat(kUnderflow));
+  const Vec shifted = clamped + splat(kRoundToInteger);
+  const Vec f = clamped - (shifted - splat(kRoundToInteger));  // in [-1/2, 1/2]
+  Vec p = splat(1.327647129e-3f);
+  p = multiply_add(p, f, splat(9.675540961e-3f));
+  p = multiply_add(p, f, splat(5.550713092e-2f));
+  p = multiply_add(p, f, splat(2.402212024e-1f));
+  p = multiply_add(p, f, splat(6.931469440e-1f));
+  p = multiply_add(p, f, splat(1.0000001192f));
+  const Vec power = (Vec)(((IntVec)shifted << 23) + 0x3f800000);
+  const IntVec underflows = x < splat(kUnderflow);
+  return (Vec)((IntVec)(p * power) & ~underflows);
+}
+
+/** tanh(x): an odd polynomial where exp would cancel, 1 - 2 / (e^(2|x|) + 1) elsewhere. */
+FLASHATTN_INLINE Vec tanh(Vec x) {
+  const UintVec sign = (UintVec)x & 0x80000000u;
+  const Vec magnitude = (Vec)((UintVec)x & 0x7fffffffu);
+  const Vec z = x * x;
+  Vec p = splat(-5.70498872745e-3f);
+  p = multiply_add(p, z, splat(2.06390887954e-2f));
+  p = multiply_add(p, z, splat(-5.37397155531e-2f));
+  p = multiply_add(p, z, splat(1.33314422036e-1f));
+  p = multiply_add(p, z, splat(-3.33332819422e-1f));
+  const Vec small = multiply_add(p * z, x, x);
+  const Vec bounded = select(magnitude > splat(20.0f), splat(20.0f), magnitude);
+  const Vec large = splat(1.0f) - splat(2.0f) / (exp2(bounded * splat(2 * kLog2E)) + splat(1.0f));
+  const Vec signed_large = (Vec)((UintVec)large | sign);
+  return select(magnitude < splat(0.625f), small, signed_large);
+}
+
+/** Natural logarithm of a positive normal float, in double: one call a row, so clarity over speed. */
+inline double ln(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  int exponent = static_cast<int>(bits >> 23) - 127;
+  bits = (bits & 0x007fffffu) | 0x3f800000u;
+  float mantissa;
+  __builtin_memcpy(&mantissa, &bits, 4);
+  double m = mantissa;
+  if (m > 1.4142135623730951) {
+    m *= 0.5;
+    exponent += 1;
+  }
+  // ln m = 2 artanh((m - 1) / (m + 1)), |argument| <= 0.172
+  const double s = (m - 1) / (m + 1), s2 = s * s;
+  double series = 0;
+  for (int k = 17; k >= 1; k -= 2) series = series * s2 + 1.0 / k;
+  return exponent * kLn2 + 2 * s * series;
+}
+
+}  // namespace flashattn

@@ -1,0 +1,109 @@
+// The one matrix product of the library:  C[r, n] (+)= sum_k A[r, k] * B[k, n]
+//
+// n runs over vector lanes; A is read one float at a time and broadcast, so it needs no particular order, and a
+// transposed A is a pair of strides. All five products of attention are instances (see tile.h for the layouts):
+//
+//   S^T = K Q^T     dP^T = V dO^T     O += P V     dV += P^T dO     dK += dS^T Q     dQ += dS K
+//
+// Strides of A and B are compile-time constants: the inner loop then advances two pointers and nothing else.
+#pragma once
+#include "simd.h"
+
+namespace flashattn {
+
+enum class Accumulate { No, Yes, Scaled };
+
+/** Strides, in floats: A[r, k] = a[r * kRow + k * kInner], B[k, n] = b[k * kOuter + n]. */
+template <int kRow_, int kInner_, int kOuter_>
+struct Strides {
+  static constexpr int kRow = kRow_, kInner = kInner_, kOuter = kOuter_;
+};
+
+namespace detail {
+
+// kRows * kVecs accumulators stay in registers: 8 is what V8 keeps on x64 next to the operands.
+template <class S, Accumulate kMode, int kRows, int kVecs>
+FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, float* c, size_t c_row,
+                                    const float* row_scale) {
+  Vec acc[kRows][kVecs];
+#pragma clang loop unroll(full)
+  for (int r = 0; r < kRows; ++r) {
+#pragma clang loop unroll(full)
+    for (int v = 0; v < kVecs; ++v) {
+      if constexpr (kMode == Accumulate::No) acc[r][v] = Vec{};
+      if constexpr (kMode == Accumulate::Yes) acc[r][v] = load(c + r * c_row + v * kLanes);
+      if constexpr (kMode == Accumulate::Scaled)
+        acc[r][v] = load(c + r * c_row + v * kLanes) * load_splat(row_scale + r);
+    }
+  }
+#pragma clang loop unroll(disable)
+  for (int k = 0; k < inner; ++k) {
+    Vec columns[kVecs];
+#pragma clang loop unroll(full)
+    for (int v = 0; v < kVecs; ++v) columns[v] = load(b + v * kLanes);
+#pragma clang loop unroll(full)
+    for (int r = 0; r < kRows; ++r) {
+      const Vec element = load_splat(a + r * S::kRow);
+#pragma clang loop unroll(full)
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = multiply_add(element, columns[v], acc[r][v]);
+    }
+    a += S::kInner;
+    b += S::kOuter;
+    keep_as_pointer(a);
+    keep_as_pointer(b);
+  }
+#pragma clang loop unroll(full)
+  for (int r = 0; r < kRows; ++r) {
+#pragma clang loop unroll(full)
+    for (int v = 0; v < kVecs; ++v) store(c + r * c_row + v * kLanes, acc[r][v]);
+  }
+}
+
+template <class S, Accumulate kMode, int kRows, int kVecs>
+inline void product_strip(int rows, int inner, const float* a, const float* b, float* c, size_t c_row,
+                          const float* row_scale) {
+  int r = 0;
+  for (; r + kRows <= rows; r += kRows)
+    product_block<S, kMode, kRows, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
+  for (; r < rows; ++r)
+    product_block<S, kMode, 1, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
+}
+
+}  // namespace detail
+
+/** C is [rows, vectors * kLanes] with row stride c_row; row_scale [rows] is read only when kMode is Scaled. */
+template <class S, Accumulate kMode>
+inline void product(int rows, int vectors, int inner, const float* a, const float* b, float* c, size_t c_row,
+                    const float* row_scale = nullptr) {
+  int v = 0;
+  for (; v + 4 <= vectors; v += 4)
+    detail::product_strip<S, kMode, 2, 4>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row, row_scale);
+  if (v + 2 <= vectors) {
+    detail::product_strip<S, kMode, 4, 2>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row, row_scale);
+    v += 2;
+  }
+  if (v < vectors)
+    detail::product_strip<S, kMode, 8, 1>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row, row_scale);
+}
+
+/**
+ * The accumulating product, skipping every pair that `hidden` marks (same layout as A): zero times NaN is NaN,
+ * so a value that must not be seen has to be skipped, not weighted by zero. For the rare tile that needs it.
+ */
+template <class S>
+inline void product_visible(int rows, int vectors, int inner, const float* a, const uint32_t* hidden, const float* b,
+                            float* c, size_t c_row) {
+  for (int r = 0; r < rows; ++r) {
+    for (int k = 0; k < inner; ++k) {
+      const int at = r * S::kRow + k * S::kInner;
+      if (hidden[at]) continue;
+      const Vec element = load_splat(a + at);
+      for (int v = 0; v < vectors; ++v) {
+        float* target = c + r * c_row + v * kLanes;
+        store(target, multiply_add(element, load(b + k * S::kOuter + v * kLanes), load(target)));
+      }
+    }
+  }
+}
+
+}  // namespace flashattn

@@ -1,0 +1,139 @@
+// From Q K^T to logits: softcap, bias, relative positions, ALiBi and the mask, on one score tile [key][query].
+// Tiles hold logits in units of log 2, so that softmax needs exp2 alone.
+#pragma once
+#include "band.h"
+#include "math.h"
+#include "philox.h"
+#include "tile.h"
+
+namespace flashattn {
+
+/** Where a score tile lies. Positions are local to the sequence. */
+struct Place {
+  const AttentionParams& p;
+  int b, h;
+  int diagonal;
+  Band band;
+  Range queries, keys;
+
+  Place(const AttentionParams& params, const Sequence& s, int batch, int head)
+      : p(params), b(batch), h(head), diagonal(diagonal_of(params, s)), band(Band::of(params, diagonal)),
+        queries{}, keys{} {}
+
+  Cover cover() const { return band.cover(queries, keys); }
+  int query_count() const { return queries.end - queries.begin; }
+  int key_count() const { return keys.end - keys.begin; }
+  int query_vectors() const { return divide_up(query_count(), kLanes); }
+};
+
+/** What queries are multiplied by beforehand, so that Q K^T comes out in the unit that `finish_scores` starts from. */
+inline float query_factor(const AttentionParams& p) {
+  return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E;
+}
+
+namespace detail {
+
+/** Visits the tile's visible-or-not elements one by one: f(score, query position, key position). */
+template <class F>
+inline void for_each_score(const Place& at, float* scores, F f) {
+  for (int j = at.keys.begin; j < at.keys.end; ++j) {
+    float* row = scores + (j - at.keys.begin) * kQueryTile;
+    for (int i = at.queries.begin; i < at.queries.end; ++i) f(row[i - at.queries.begin], i, j);
+  }
+}
+
+/** Visits whole vectors of queries: f(score vector address, query positions, key position). */
+template <class F>
+FLASHATTN_INLINE void for_each_vector(const Place& at, float* scores, F f) {
+  for (int j = at.keys.begin; j < at.keys.end; ++j) {
+    float* row = scores + (j - at.keys.begin) * kQueryTile;
+    for (int v = 0; v < at.query_vectors(); ++v) f(row + v * kLanes, iota(at.queries.begin + v * kLanes), j);
+  }
+}
+
+inline void apply_softcap(const Place& at, float* scores, float* slopes) {
+  const Vec cap = splat(at.p.softcap * kLog2E);
+  for_each_vector(at, scores, [&](float* s, IntVec, int) {
+    const Vec t = tanh(load(s));
+    if (slopes) store(slopes + (s - scores), splat(1.0f) - t * t);
+    store(s, cap * t);
+  });
+}
+
+inline void add_bias(const Place& at, float* scores) {
+  const BiasParams& bias = at.p.bias;
+  const float* base = bias.data + at.b * size_t(bias.batch) + at.h * size_t(bias.head);
+  for_each_score(at, scores, [&](float& s, int i, int j) {
+    s += base[i * size_t(bias.query) + j * size_t(bias.key)] * kLog2E;
+  });
+}
+
+inline void add_alibi(const Place& at, float* scores) {
+  const Vec slope = splat(-kLog2E * at.p.alibi.slopes[at.b * size_t(at.p.alibi.batch) + at.h]);
+  for_each_vector(at, scores, [&](float* s, IntVec i, int j) {
+    const IntVec offset = i + (at.diagonal - j), sign = offset >> 31;
+    const IntVec distance = (offset ^ sign) - sign;
+    store(s, multiply_add(slope, __builtin_convertvector(distance, Vec), load(s)));
+  });
+}
+
+}  // namespace detail
+
+inline int relative_bucket(const RelativeParams& r, int i, int j) {
+  const int query = r.query_position ? r.query_position[i] : i, key = r.key_position ? r.key_position[j] : j;
+  return r.buckets[key - query + r.origin];
+}
+
+/** In: q.k * query_factor. Out: logits / ln 2. `softcap_slopes` (optional) receives d(softcap) / d(its argument). */
+inline void finish_scores(const Place& at, float* scores, float* softcap_slopes = nullptr) {
+  const AttentionParams& p = at.p;
+  if (p.softcap > 0) detail::apply_softcap(at, scores, softcap_slopes);
+  if (p.bias.data) detail::add_bias(at, scores);
+  if (p.relative.table)
+    detail::for_each_score(at, scores, [&](float& s, int i, int j) {
+      s += p.relative.table[relative_bucket(p.relative, i, j) * p.heads + at.h] * kLog2E;
+    });
+  if (p.alibi.slopes) detail::add_alibi(at, scores);
+}
+
+/** Masked scores become -Infinity, whatever they were. */
+inline void hide_scores(const Place& at, float* scores) {
+  const Vec hidden = splat(-kInfinity);
+  detail::for_each_vector(at, scores, [&](float* s, IntVec i, int j) {
+    const IntVec distance = j - i;
+    store(s, select((distance >= at.band.low) & (distance <= at.band.high), load(s), hidden));
+  });
+}
+
+/** Which pairs a guarded product must skip: those hidden by the mask or by a bias of -Infinity. */
+inline void mark_hidden(const Place& at, const float* scores, uint32_t* hidden /* [key][query] */) {
+  for (int at_row = 0; at_row < at.key_count() * kQueryTile; at_row += kQueryTile)
+    for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes)
+      store_bits(hidden + at_row + v, (UintVec)(load(scores + at_row + v) == splat(-kInfinity)));
+}
+
+/** Dropout factors of a tile: 0 or 1 / (1 - p). One Philox call yields four consecutive keys of a query. */
+inline void dropout_factors(const Place& at, float* factors /* [key][query] */) {
+  const DropoutParams& d = at.p.dropout;
+  const uint32_t stream = static_cast<uint32_t>(at.b * at.p.heads + at.h);
+  for (int j = at.keys.begin & ~3; j < at.keys.end; j += 4) {
+    for (int v = 0; v < at.query_vectors(); ++v) {
+      const UintVec i = (UintVec)iota(at.queries.begin + v * kLanes);
+      const Philox random = philox(UintVec{} + uint32_t(j) / 4, i, UintVec{} + stream, UintVec{}, d.seed_low, d.seed_high);
+      for (int w = 0; w < 4; ++w) {
+        if (j + w < at.keys.begin || j + w >= at.keys.end) continue;
+        const IntVec kept = random.word[w] >= d.threshold;
+        store(factors + (j + w - at.keys.begin) * kQueryTile + v * kLanes,
+              (Vec)((UintVec)splat(d.keep_scale) & (UintVec)kept));
+      }
+    }
+  }
+}
+
+inline void multiply_scores(const Place& at, float* scores, const float* factors) {
+  for (int row = 0; row < at.key_count() * kQueryTile; row += kQueryTile)
+    for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes)
+      store(scores + row + v, load(scores + row + v) * load(factors + row + v));
+}
+
+}  // namespace flashattn

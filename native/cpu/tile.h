@@ -1,0 +1,87 @@
+// Tiles: how a worker keeps queries, keys and scores in its cache, and how rows get there.
+//
+// Score tiles are transposed, [key][query]: vector lanes are queries, so softmax is vertical, row sums need no
+// shuffles, and a query's running state is one lane. Rows of keys and values are copied once per tile: in the tensor
+// they may be kilobytes apart (all heads lie between two keys) and fall into the same few cache sets.
+#pragma once
+#include "params.h"
+#include "product.h"
+
+namespace flashattn {
+
+inline constexpr int kQueryTile = 32;
+inline constexpr int kKeyTile = 64;
+inline constexpr int kMaxDim = 256;
+// One constant stride for every head dim lets the product run without a multiplication or a template per head dim.
+// The four extra floats spread the rows over the sets of the cache.
+inline constexpr int kRowStride = kMaxDim + 4;
+
+using QueryRows = float[kQueryTile * kRowStride];   // [query][dim]
+using KeyRows = float[kKeyTile * kRowStride];       // [key][dim]
+using QueryColumns = float[kMaxDim * kQueryTile];   // [dim][query]
+using ScoreTile = float[kKeyTile * kQueryTile];     // [key][query]
+
+// The three ways in which a product reads them (see product.h).
+using KeyRowsTimesQueryColumns = Strides<kRowStride, 1, kQueryTile>;      // [key, dim] x [dim, query]
+using ScoresTimesKeyRows = Strides<1, kQueryTile, kRowStride>;            // [query, key] x [key, dim]
+using ScoresTransposedTimesQueryRows = Strides<kQueryTile, 1, kRowStride>;  // [key, query] x [query, dim]
+
+/** Rows [begin, begin + count) of one head, as float32, padded with zeros to whole vectors. */
+inline void load_rows(float* to /* [count][kRowStride] */, const TensorRef& from, int b, int begin, int count, int h,
+                      int dim) {
+  for (int r = 0; r < count; ++r) load_row(to + r * kRowStride, from.row(b, begin + r, h), from.dtype, dim);
+}
+
+namespace detail {
+#if defined(__wasm__)
+FLASHATTN_INLINE void transpose_lanes(Vec (&m)[kLanes]) {
+  const Vec a = __builtin_shufflevector(m[0], m[1], 0, 4, 1, 5), b = __builtin_shufflevector(m[2], m[3], 0, 4, 1, 5);
+  const Vec c = __builtin_shufflevector(m[0], m[1], 2, 6, 3, 7), d = __builtin_shufflevector(m[2], m[3], 2, 6, 3, 7);
+  m[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  m[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  m[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  m[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+#else
+FLASHATTN_INLINE void transpose_lanes(Vec (&m)[kLanes]) {
+  for (int r = 0; r < kLanes; ++r)
+    for (int c = r + 1; c < kLanes; ++c) {
+      const float t = m[r][c];
+      m[r][c] = m[c][r];
+      m[c][r] = t;
+    }
+}
+#endif
+}  // namespace detail
+
+/** columns[d][q] = rows[q][d] * factor; queries past `count` are zero up to a whole vector. */
+inline void transpose_rows(float* columns /* [dim][kQueryTile] */, const float* rows /* [count][kRowStride] */,
+                           int count, int dim, float factor) {
+  const Vec f = splat(factor);
+  for (int q = 0; q < count; q += kLanes) {
+    for (int d = 0; d < dim; d += kLanes) {
+      Vec m[kLanes];
+      for (int r = 0; r < kLanes; ++r) m[r] = q + r < count ? load(rows + (q + r) * kRowStride + d) * f : Vec{};
+      detail::transpose_lanes(m);
+      for (int r = 0; r < kLanes; ++r) store(columns + (d + r) * kQueryTile + q, m[r]);
+    }
+  }
+}
+
+inline bool all_finite(const float* rows /* [count][kRowStride] */, int count, int dim) {
+  IntVec special{};
+  for (int r = 0; r < count; ++r)
+    for (int d = 0; d < dim; d += kLanes)
+      special |= ((UintVec)load(rows + r * kRowStride + d) & 0x7fffffffu) > 0x7f7fffffu;
+  return !any(special);
+}
+
+inline void fill(float* to, float value, int n) {
+  for (int i = 0; i < n; i += kLanes) store(to + i, splat(value));
+}
+
+inline void clear_rows(float* rows /* [count][kRowStride] */, int count, int dim) {
+  for (int r = 0; r < count; ++r) fill(rows + r * kRowStride, 0.0f, dim);
+}
+
+}  // namespace flashattn

@@ -1,0 +1,61 @@
+// The WebAssembly module: a table of kernels and the loop that worker threads run.
+#include "backward_extras.h"
+#include "elementwise.h"
+#include "merge.h"
+#include "wasm/queue.h"
+
+#define FLASHATTN_EXPORT(name) extern "C" __attribute__((export_name(#name)))
+
+namespace flashattn {
+namespace {
+
+union Workspace {
+  ForwardWorkspace forward;
+  BackwardWorkspace backward;
+};
+
+// Order known to lib/backends/wasm/launch.ts.
+enum class Kernel : uint32_t {
+  Forward, BackwardRows, Backward, FinishQueryGradients, BackwardBias, BackwardRelative, BackwardSink,
+  Merge, MergeBackward, Fill, Convert, Peak,
+};
+
+template <class Params>
+const Params& as(const uint32_t* words) {
+  static_assert(sizeof(Params) <= kSlotParamWords * 4);
+  return *reinterpret_cast<const Params*>(words);
+}
+
+void run(Kernel kernel, const uint32_t* words, int item, Workspace& ws) {
+  switch (kernel) {
+    case Kernel::Forward: return forward_item(as<AttentionParams>(words), item, ws.forward);
+    case Kernel::BackwardRows: return backward_rows(as<AttentionParams>(words), item, ws.backward);
+    case Kernel::Backward: return backward_item(as<AttentionParams>(words), item, ws.backward);
+    case Kernel::FinishQueryGradients: return finish_query_gradients(as<AttentionParams>(words), item, ws.backward);
+    case Kernel::BackwardBias: return backward_bias_item(as<AttentionParams>(words), item, ws.backward);
+    case Kernel::BackwardRelative: return backward_relative_item(as<AttentionParams>(words), item);
+    case Kernel::BackwardSink: return backward_sink_item(as<AttentionParams>(words), item);
+    case Kernel::Merge: return merge_item(as<MergeParams>(words), item, ws.backward);
+    case Kernel::MergeBackward: return merge_backward_item(as<MergeParams>(words), item, ws.backward);
+    case Kernel::Fill: return fill_item(as<FillParams>(words), item);
+    case Kernel::Convert: return convert_item(as<ConvertParams>(words), item, ws.backward);
+    case Kernel::Peak: return peak_item(as<PeakParams>(words));
+  }
+  __builtin_trap();
+}
+
+}  // namespace
+}  // namespace flashattn
+
+/** Blocks until the queue is stopped. Every worker has its own instance, stack and workspace. */
+FLASHATTN_EXPORT(work) void work(flashattn::Queue* queue, flashattn::Workspace* workspace) {
+  flashattn::worker_loop(*queue, [&](uint32_t kernel, const uint32_t* params, uint32_t item) {
+    flashattn::run(static_cast<flashattn::Kernel>(kernel), params, static_cast<int>(item), *workspace);
+  });
+}
+
+FLASHATTN_EXPORT(workspace_bytes) uint32_t workspace_bytes() { return sizeof(flashattn::Workspace); }
+FLASHATTN_EXPORT(queue_bytes) uint32_t queue_bytes() { return sizeof(flashattn::Queue); }
+FLASHATTN_EXPORT(attention_params_bytes) uint32_t attention_params_bytes() { return sizeof(flashattn::AttentionParams); }
+FLASHATTN_EXPORT(merge_part_bytes) uint32_t merge_part_bytes() { return sizeof(flashattn::MergePart); }
+FLASHATTN_EXPORT(merge_params_bytes) uint32_t merge_params_bytes() { return sizeof(flashattn::MergeParams); }

@@ -1,0 +1,88 @@
+// The launch queue between JavaScript and its worker threads, in shared memory.
+//
+// JavaScript writes a slot and raises `published`; every worker runs `worker_loop`, which takes items of the oldest
+// unfinished launch one at a time. A launch is complete when its last item is, whoever ran it, and only then does the
+// next one start: launches are in order, a late worker delays nobody, and JavaScript is not needed between them.
+// lib/backends/wasm/queue.ts is the other side and repeats this layout.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace flashattn {
+
+inline constexpr uint32_t kSlots = 512;
+inline constexpr uint32_t kSlotParamWords = 152;
+
+struct Slot {
+  uint64_t ticket;  // launch number << 32 | next item: a worker that slept through the launch cannot take from the next
+  uint32_t items, done, kernel, unused;
+  uint32_t params[kSlotParamWords];
+};
+
+struct Queue {
+  uint32_t published;  // launches written, modulo 2^32
+  uint32_t completed;  // launches finished
+  uint32_t event;      // changes whenever one of the fields above or `stop` does: what idle workers sleep on
+  uint32_t stop;
+  uint32_t spins;      // how often an idle worker looks before it sleeps
+  uint32_t fault;      // set by JavaScript when a worker died: pending launches are lost
+  uint32_t unused[10];
+  Slot slots[kSlots];
+};
+
+static_assert(sizeof(Slot) == 24 + 4 * kSlotParamWords && offsetof(Queue, slots) == 64);
+
+namespace detail {
+
+inline uint32_t read(const uint32_t& x) { return __atomic_load_n(&x, __ATOMIC_SEQ_CST); }
+
+/** Sleeps until `event` differs from `seen`, after looking for a while: waking through the kernel costs 80 us. */
+inline void await_event(Queue& queue, uint32_t seen) {
+  for (uint32_t spin = read(queue.spins); spin > 0; --spin)
+    if (read(queue.event) != seen) return;
+  __builtin_wasm_memory_atomic_wait32(reinterpret_cast<int*>(&queue.event), static_cast<int>(seen), -1);
+}
+
+inline void announce(uint32_t& word) { __builtin_wasm_memory_atomic_notify(reinterpret_cast<int*>(&word), ~0u); }
+
+/** Takes the next item of launch `number`; false when there is none left. */
+inline bool take_item(Slot& slot, uint32_t number, uint32_t& item) {
+  uint64_t ticket = __atomic_load_n(&slot.ticket, __ATOMIC_SEQ_CST);
+  while (static_cast<uint32_t>(ticket >> 32) == number && static_cast<uint32_t>(ticket) < read(slot.items)) {
+    if (__atomic_compare_exchange_n(&slot.ticket, &ticket, ticket + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+      item = static_cast<uint32_t>(ticket);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace detail
+
+template <class RunItem>
+inline void worker_loop(Queue& queue, RunItem run_item) {
+  while (true) {
+    const uint32_t event = detail::read(queue.event), number = detail::read(queue.completed);
+    if (detail::read(queue.stop)) return;
+    if (number != detail::read(queue.published)) {
+      Slot& slot = queue.slots[number % kSlots];
+      uint32_t item;
+      bool worked = false;
+      while (detail::take_item(slot, number, item)) {
+        run_item(slot.kernel, slot.params, item);
+        worked = true;
+        if (__atomic_add_fetch(&slot.done, 1, __ATOMIC_SEQ_CST) == detail::read(slot.items)) {
+          __atomic_store_n(&queue.completed, number + 1, __ATOMIC_SEQ_CST);
+          __atomic_add_fetch(&queue.event, 1, __ATOMIC_SEQ_CST);
+          detail::announce(queue.event);
+          detail::announce(queue.completed);
+          break;
+        }
+      }
+      if (worked && detail::read(queue.completed) != number) continue;
+    }
+    detail::await_event(queue, event);
+  }
+}
+
+}  // namespace flashattn
