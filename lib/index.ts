@@ -1,11 +1,41 @@
+/**
+ * Exact attention for Node.js: FlashAttention forward and backward on WebAssembly, with one typed API for every device.
+ *
+ * @packageDocumentation
+ */
 export {
-  type AttentionResult, attention, attentionBackward, type BackwardExtras, type Gradients, type Saved,
-  type Shape2, type Shape3, type Shape4,
+  type AttentionResult,
+  attention,
+  attentionBackward,
+  type BackwardExtras,
+  type Gradients,
+  type Saved,
+  type Shape2,
+  type Shape3,
+  type Shape4,
 } from './attention.js';
 export type { MemoryReport } from './backends/backend.js';
 export { type DeviceName, type DeviceReason, memory, type Status, status, synchronize } from './device.js';
 export type { DataOf, DType } from './dtype.js';
 export { type ErrorCode, FlashAttnError } from './errors.js';
+export { type Explanation, explain } from './explain.js';
+export {
+  type AttentionState,
+  type MergeBackwardOptions,
+  type MergeOptions,
+  mergeStates,
+  mergeStatesBackward,
+  type StateGradients,
+} from './merge.js';
 export type { AttentionOptions, CommonOptions, DenseOptions, Integers, VarlenOptions } from './options.js';
+export { type Plan, type Problem, plan } from './plan.js';
 export { alibiSlopes, type RelativeBias, swinRelativeBias, type T5Options, t5RelativeBias } from './relative.js';
-export { type Float16ArrayLike, type Shape, Tensor, type TensorOptions, type TensorSource, tensor, zeros } from './tensor.js';
+export {
+  type Float16ArrayLike,
+  type Shape,
+  Tensor,
+  type TensorOptions,
+  type TensorSource,
+  tensor,
+  zeros,
+} from './tensor.js';

@@ -33,7 +33,7 @@ inline void for_rows(const AttentionParams& p, int item, F f) {
     f(b, h, p.lse_row(b, h, s.query_begin + i), s.query_begin + i);
 }
 
-inline void load_keys(const Place& at, const Sequence& s, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void load_keys(const Place& at, const Sequence& s, BackwardWorkspace& ws) {
   const AttentionParams& p = at.p;
   const int kv_head = at.h / p.group(), keys = at.key_count();
   load_rows(ws.key, p.key, at.b, s.key_begin + at.keys.begin, keys, kv_head, p.head_dim);
@@ -41,7 +41,7 @@ inline void load_keys(const Place& at, const Sequence& s, BackwardWorkspace& ws)
   ws.keys_finite = all_finite(ws.key, keys, p.head_dim) && all_finite(ws.value, keys, p.value_dim);
 }
 
-inline void load_queries(const Place& at, const Sequence& s, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void load_queries(const Place& at, const Sequence& s, BackwardWorkspace& ws) {
   const AttentionParams& p = at.p;
   const int row = s.query_begin + at.queries.begin, rows = at.query_count();
   load_rows(ws.query, p.query, at.b, row, rows, at.h, p.head_dim);
@@ -58,14 +58,16 @@ inline void load_queries(const Place& at, const Sequence& s, BackwardWorkspace& 
 
 /**
  * Recomputes a tile's probabilities P and forms dS = P * (dP - delta), both [key][query], P without dropout.
- * Returns whether products over this tile must skip the pairs marked in ws.hidden.
+ * Keys were loaded from position `loaded` on. Returns whether products over this tile must skip the pairs marked in
+ * ws.hidden.
  */
-inline bool score_gradients(const Place& at, BackwardWorkspace& ws) {
+FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, BackwardWorkspace& ws) {
   const AttentionParams& p = at.p;
   const int keys = at.key_count(), vectors = at.query_vectors();
+  const size_t skipped = size_t(at.keys.begin - loaded) * kRowStride;
   const bool partial = at.cover() == Cover::Partial;
 
-  product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.head_dim, ws.key, ws.query_columns,
+  product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.head_dim, ws.key + skipped, ws.query_columns,
                                                     ws.probability, kQueryTile);
   finish_scores(at, ws.probability, ws.softcap_slope);
   if (partial) hide_scores(at, ws.probability);
@@ -73,7 +75,7 @@ inline bool score_gradients(const Place& at, BackwardWorkspace& ws) {
                                                      all_finite(ws.d_out, at.query_count(), p.value_dim));
   if (guarded) mark_hidden(at, ws.probability, ws.hidden);
 
-  product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.value_dim, ws.value, ws.d_out_columns, ws.d_score,
+  product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.value_dim, ws.value + skipped, ws.d_out_columns, ws.d_score,
                                                     kQueryTile);
   if (p.dropout.threshold) {
     dropout_factors(at, ws.factors);
@@ -99,7 +101,7 @@ inline void accumulate(bool guarded, int rows, int dim, int inner, const float* 
   else product<S, Accumulate::Yes>(rows, vectors, inner, a, b, c, c_row);
 }
 
-inline void add_relative_gradient(const Place& at, const float* d_score, float* d_table /* [bucket_count] */) {
+FLASHATTN_CALLED void add_relative_gradient(const Place& at, const float* d_score, float* d_table /* [bucket_count] */) {
   for (int j = at.keys.begin; j < at.keys.end; ++j)
     for (int i = at.queries.begin; i < at.queries.end; ++i)
       d_table[relative_bucket(at.p.relative, i, j)] +=
@@ -107,20 +109,24 @@ inline void add_relative_gradient(const Place& at, const float* d_score, float* 
 }
 
 /** One query tile meets the loaded key tile: adds to ws.d_key, ws.d_value and the rows of `d_query`. */
-inline void meet_queries(const Place& at, BackwardWorkspace& ws, float* d_query, int d_query_row, float* d_table) {
+FLASHATTN_CALLED void meet_queries(const Place& loaded, BackwardWorkspace& ws, float* d_query, int d_query_row,
+                                   float* d_table) {
+  const Place at = loaded.narrowed();
+  if (at.key_count() <= 0) return;
   const AttentionParams& p = at.p;
   const int keys = at.key_count(), queries = at.query_count();
-  const bool guarded = score_gradients(at, ws);
+  const size_t skipped = size_t(at.keys.begin - loaded.keys.begin) * kRowStride;
+  const bool guarded = score_gradients(at, loaded.keys.begin, ws);
   if (d_table) add_relative_gradient(at, ws.d_score, d_table);
   if (p.softcap > 0) multiply_scores(at, ws.d_score, ws.softcap_slope);
   if (p.dropout.threshold) multiply_scores(at, ws.probability, ws.factors);
 
   accumulate<ScoresTransposedTimesQueryRows>(guarded, keys, p.value_dim, queries, ws.probability, ws.hidden, ws.d_out,
-                                             ws.d_value, kRowStride);
+                                             ws.d_value + skipped, kRowStride);
   accumulate<ScoresTransposedTimesQueryRows>(guarded, keys, p.head_dim, queries, ws.d_score, ws.hidden, ws.query,
-                                             ws.d_key, kRowStride);
-  accumulate<ScoresTimesKeyRows>(guarded, queries, p.head_dim, keys, ws.d_score, ws.hidden, ws.key, d_query,
-                                 d_query_row);
+                                             ws.d_key + skipped, kRowStride);
+  accumulate<ScoresTimesKeyRows>(guarded, queries, p.head_dim, keys, ws.d_score, ws.hidden, ws.key + skipped,
+                                 d_query, d_query_row);
 }
 
 inline void store_rows(const TensorRef& to, int b, int begin, int count, int h, int dim, const float* rows) {
@@ -134,7 +140,7 @@ inline int row_items(const AttentionParams& p) {
 }
 
 /** delta = sum_d d_out * out - d_lse: what softmax's Jacobian subtracts from every dP of the row. */
-inline void backward_rows(const AttentionParams& p, int item, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void backward_rows(const AttentionParams& p, int item, BackwardWorkspace& ws) {
   detail::for_rows(p, item, [&](int b, int h, size_t row, int i) {
     load_row(ws.query, p.out.row(b, i, h), p.out.dtype, p.value_dim);
     load_row(ws.d_out, p.d_out.row(b, i, h), p.d_out.dtype, p.value_dim);
@@ -146,7 +152,7 @@ inline void backward_rows(const AttentionParams& p, int item, BackwardWorkspace&
 
 inline int backward_items(const AttentionParams& p) { return p.batch * p.kv_heads * p.key_splits; }
 
-inline void backward_item(const AttentionParams& p, int item, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, BackwardWorkspace& ws) {
   const int split = item % p.key_splits, kv_head = item / p.key_splits % p.kv_heads;
   const int b = item / p.key_splits / p.kv_heads;
   const Sequence s = p.sequence(b);
@@ -174,8 +180,8 @@ inline void backward_item(const AttentionParams& p, int item, BackwardWorkspace&
     clear_rows(ws.d_value, at.key_count(), p.value_dim);
     const Range seeing = at.band.seeing_queries(at.keys, s.query_length);
     for (at.h = first_head; at.h < first_head + p.group(); ++at.h) {
-      for (int i = seeing.begin / kQueryTile * kQueryTile; i < seeing.end; i += kQueryTile) {
-        at.queries = {i, min(i + kQueryTile, s.query_length)};
+      for (int i = seeing.begin; i < seeing.end; i += kQueryTile) {
+        at.queries = {i, min(i + kQueryTile, seeing.end)};
         detail::load_queries(at, s, ws);
         detail::meet_queries(at, ws, d_query_at(at.h, i), d_query_row, d_table_at(at.h));
       }
@@ -190,7 +196,7 @@ inline void backward_item(const AttentionParams& p, int item, BackwardWorkspace&
 }
 
 /** d_query = scale * the sum over key splits, in their order. */
-inline void finish_query_gradients(const AttentionParams& p, int item, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void finish_query_gradients(const AttentionParams& p, int item, BackwardWorkspace& ws) {
   const int width = round_up(p.head_dim, kLanes);
   detail::for_rows(p, item, [&](int b, int h, size_t row, int i) {
     for (int d = 0; d < width; d += kLanes) {

@@ -22,7 +22,7 @@ inline int bias_items(const AttentionParams& p) {
  * bias itself and visits all that shares it, recomputing S and dP: two more products than writing dS from
  * backward_item, but no atomics, no N^2 partial sums, and the same bits each time.
  */
-inline void backward_bias_item(const AttentionParams& p, int item, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, BackwardWorkspace& ws) {
   const int key_tiles = divide_up(p.bias_key, kKeyTile), query_tiles = divide_up(p.bias_query, kQueryTile);
   const int key_tile = item % key_tiles, query_tile = item / key_tiles % query_tiles;
   const int bias_head = item / key_tiles / query_tiles % p.bias_heads;
@@ -45,7 +45,7 @@ inline void backward_bias_item(const AttentionParams& p, int item, BackwardWorks
           at.queries = {i, min(i + kQueryTile, queries.end)};
           if (at.cover() == Cover::Empty) continue;
           detail::load_queries(at, s, ws);
-          detail::score_gradients(at, ws);
+          detail::score_gradients(at, at.keys.begin, ws);
           for (int key = 0; key < at.key_count(); ++key)
             for (int query = 0; query < at.query_count(); ++query)
               sums[key * kQueryTile + query] += ws.d_score[key * kQueryTile + query];
@@ -71,7 +71,7 @@ inline void backward_bias_item(const AttentionParams& p, int item, BackwardWorks
 }
 
 /** d_relative[bucket, h] = the partial tables of every split and batch; an item is one head. */
-inline void backward_relative_item(const AttentionParams& p, int h) {
+FLASHATTN_CALLED void backward_relative_item(const AttentionParams& p, int h) {
   for (int bucket = 0; bucket < p.relative.bucket_count; ++bucket) {
     double sum = 0;
     for (int part = 0; part < p.key_splits * p.batch; ++part)
@@ -81,7 +81,7 @@ inline void backward_relative_item(const AttentionParams& p, int h) {
 }
 
 /** d_sink[h] = -sum over rows of e^(sink - lse) * delta: the sink's value is zero, so its dP is too. */
-inline void backward_sink_item(const AttentionParams& p, int h) {
+FLASHATTN_CALLED void backward_sink_item(const AttentionParams& p, int h) {
   double sum = 0;
   for (int b = 0; b < p.batch; ++b) {
     const Sequence s = p.sequence(b);

@@ -28,13 +28,13 @@ inline uint32_t chunk_length(uint32_t count, int item) {
   return count - begin < kChunk ? count - begin : kChunk;
 }
 
-inline void fill_item(const FillParams& p, int item) {
+FLASHATTN_CALLED void fill_item(const FillParams& p, int item) {
   uint32_t* data = p.data + size_t(item) * kChunk;
   const uint32_t n = chunk_length(p.count, item);
   for (uint32_t i = 0; i < n; ++i) data[i] = p.bits;
 }
 
-inline void convert_item(const ConvertParams& p, int item, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void convert_item(const ConvertParams& p, int item, BackwardWorkspace& ws) {
   const size_t begin = size_t(item) * kChunk;
   const uint32_t n = chunk_length(p.count, item);
   for (uint32_t i = 0; i < n; i += kMaxDim) {
@@ -47,8 +47,9 @@ inline void convert_item(const ConvertParams& p, int item, BackwardWorkspace& ws
 inline constexpr int kPeakChains = 8;  // as many independent multiply-adds as the product keeps accumulators
 
 /** 2 * kPeakChains * kLanes * iterations floating-point operations that depend on nothing but registers. */
-inline void peak_item(const PeakParams& p) {
+FLASHATTN_CALLED void peak_item(const PeakParams& p) {
   Vec acc[kPeakChains];
+#pragma clang loop unroll(full)
   for (int c = 0; c < kPeakChains; ++c) acc[c] = splat(1.0f + 0.001f * c);
   const Vec x = load_splat(p.sink), y = load_splat(p.sink + 1);
   for (uint32_t i = 0; i < p.iterations; i += 4) {
@@ -59,6 +60,7 @@ inline void peak_item(const PeakParams& p) {
     }
   }
   Vec sum{};
+#pragma clang loop unroll(full)
   for (int c = 0; c < kPeakChains; ++c) sum += acc[c];
   p.sink[2] = sum_lanes(sum);
 }

@@ -45,7 +45,7 @@ inline void start_tile(const AttentionParams& p, int h, ForwardTile& tile, int r
 }
 
 /** Scores become probabilities relative to the new maximum; `rescale` is what older sums and outputs shrink by. */
-inline void online_softmax(const Place& at, ForwardTile& tile, float* scores, float* rescale) {
+FLASHATTN_CALLED void online_softmax(const Place& at, ForwardTile& tile, float* scores, float* rescale) {
   const int keys = at.key_count(), paired = keys & ~1;
   for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes) {
     const Vec before = load(tile.maximum + v);
@@ -77,18 +77,23 @@ inline void online_softmax(const Place& at, ForwardTile& tile, float* scores, fl
   }
 }
 
-inline void meet_keys(const Place& at, ForwardTile& tile, ForwardWorkspace& ws) {
+/** A query tile meets the keys that were loaded for `loaded.keys`. */
+FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardWorkspace& ws) {
+  const Place at = loaded.narrowed();
+  if (at.key_count() <= 0) return;
   const AttentionParams& p = at.p;
-  const Cover cover = at.cover();
-  if (cover == Cover::Empty) return;
+  const bool partial = at.cover() == Cover::Partial;
   const int value_vectors = divide_up(p.value_dim, kLanes);
+  const size_t skipped = size_t(at.keys.begin - loaded.keys.begin) * kRowStride;
+  const float* key = ws.key + skipped;      // [key][head dim]
+  const float* value = ws.value + skipped;  // [key][value dim]
 
-  product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, ws.key,
+  product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, key,
                                                     tile.query, ws.scores, kQueryTile);
   finish_scores(at, ws.scores);
-  if (cover == Cover::Partial) hide_scores(at, ws.scores);
+  if (partial) hide_scores(at, ws.scores);
 
-  const bool guarded = (cover == Cover::Partial || p.bias.data) && !all_finite(ws.value, at.key_count(), p.value_dim);
+  const bool guarded = (partial || p.bias.data) && !all_finite(value, at.key_count(), p.value_dim);
   if (guarded) mark_hidden(at, ws.scores, ws.hidden);
 
   online_softmax(at, tile, ws.scores, ws.rescale);
@@ -98,17 +103,17 @@ inline void meet_keys(const Place& at, ForwardTile& tile, ForwardWorkspace& ws) 
   }
 
   if (guarded) {
-    product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, 0, ws.scores, ws.value, tile.out,
+    product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, 0, ws.scores, value, tile.out,
                                                     kRowStride, ws.rescale);
     product_visible<ScoresTimesKeyRows>(at.query_count(), value_vectors, at.key_count(), ws.scores, ws.hidden,
-                                        ws.value, tile.out, kRowStride);
+                                        value, tile.out, kRowStride);
   } else {
     product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, at.key_count(), ws.scores,
-                                                    ws.value, tile.out, kRowStride, ws.rescale);
+                                                    value, tile.out, kRowStride, ws.rescale);
   }
 }
 
-inline void finish_tile(const Place& at, const Sequence& s, ForwardTile& tile) {
+FLASHATTN_CALLED void finish_tile(const Place& at, const Sequence& s, ForwardTile& tile) {
   const AttentionParams& p = at.p;
   float* lse = p.lse + p.lse_row(at.b, at.h, s.query_begin + at.queries.begin);
   for (int r = 0; r < at.query_count(); ++r) {
@@ -125,7 +130,7 @@ inline void finish_tile(const Place& at, const Sequence& s, ForwardTile& tile) {
 
 }  // namespace detail
 
-inline void forward_item(const AttentionParams& p, int item, ForwardWorkspace& ws) {
+FLASHATTN_CALLED void forward_item(const AttentionParams& p, int item, ForwardWorkspace& ws) {
   const int rows_per_item = kQueryTile * p.tiles_per_item;
   const int items_per_head = divide_up(p.query_length, rows_per_item);
   // Under a causal mask late queries see the most keys: the longest items of a head go first.
@@ -151,7 +156,7 @@ inline void forward_item(const AttentionParams& p, int item, ForwardWorkspace& w
 
   const Range visible = at.band.visible_keys(queries, s.key_length);
   const int kv_head = h / p.group();
-  for (int j = visible.begin / kKeyTile * kKeyTile; j < visible.end; j += kKeyTile) {
+  for (int j = visible.begin; j < visible.end; j += kKeyTile) {
     at.keys = {j, min(j + kKeyTile, visible.end)};
     load_rows(ws.key, p.key, b, s.key_begin + j, at.key_count(), kv_head, p.head_dim);
     load_rows(ws.value, p.value, b, s.key_begin + j, at.key_count(), kv_head, p.value_dim);

@@ -46,7 +46,7 @@ inline float part_weight(float lse_part, float lse) {
 
 inline int merge_items(const MergeParams& p) { return p.batch * p.heads * divide_up(p.query_length, kRowsPerItem); }
 
-inline void merge_item(const MergeParams& p, int item, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void merge_item(const MergeParams& p, int item, BackwardWorkspace& ws) {
   detail::for_merge_rows(p, item, [&](const detail::MergeRow& row) {
     float maximum = -kInfinity;
     for (int part = 0; part < p.part_count; ++part) {
@@ -72,7 +72,7 @@ inline void merge_item(const MergeParams& p, int item, BackwardWorkspace& ws) {
 }
 
 /** With w = e^(lse_p - lse): d_out_p = w d_out, d_lse_p = w (d_out . (out_p - out) + d_lse). */
-inline void merge_backward_item(const MergeParams& p, int item, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void merge_backward_item(const MergeParams& p, int item, BackwardWorkspace& ws) {
   detail::for_merge_rows(p, item, [&](const detail::MergeRow& row) {
     load_row(ws.d_out, p.d_out.row(row.b, row.i, row.h), p.d_out.dtype, p.value_dim);
     load_row(ws.d_out_columns, p.out.row(row.b, row.i, row.h), p.out.dtype, p.value_dim);

@@ -60,7 +60,7 @@ FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, f
 }
 
 template <class S, Accumulate kMode, int kRows, int kVecs>
-inline void product_strip(int rows, int inner, const float* a, const float* b, float* c, size_t c_row,
+FLASHATTN_CALLED void product_strip(int rows, int inner, const float* a, const float* b, float* c, size_t c_row,
                           const float* row_scale) {
   int r = 0;
   for (; r + kRows <= rows; r += kRows)

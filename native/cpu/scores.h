@@ -21,6 +21,15 @@ struct Place {
         queries{}, keys{} {}
 
   Cover cover() const { return band.cover(queries, keys); }
+
+  /** The same place without the keys at either end that none of its queries sees. */
+  Place narrowed() const {
+    Place narrow = *this;
+    const Range visible = band.visible_keys(queries, keys.end);
+    narrow.keys = {max(keys.begin, visible.begin), visible.end};
+    return narrow;
+  }
+
   int query_count() const { return queries.end - queries.begin; }
   int key_count() const { return keys.end - keys.begin; }
   int query_vectors() const { return divide_up(query_count(), kLanes); }
@@ -51,7 +60,7 @@ FLASHATTN_INLINE void for_each_vector(const Place& at, float* scores, F f) {
   }
 }
 
-inline void apply_softcap(const Place& at, float* scores, float* slopes) {
+FLASHATTN_CALLED void apply_softcap(const Place& at, float* scores, float* slopes) {
   const Vec cap = splat(at.p.softcap * kLog2E);
   for_each_vector(at, scores, [&](float* s, IntVec, int) {
     const Vec t = tanh(load(s));
@@ -60,7 +69,7 @@ inline void apply_softcap(const Place& at, float* scores, float* slopes) {
   });
 }
 
-inline void add_bias(const Place& at, float* scores) {
+FLASHATTN_CALLED void add_bias(const Place& at, float* scores) {
   const BiasParams& bias = at.p.bias;
   const float* base = bias.data + at.b * size_t(bias.batch) + at.h * size_t(bias.head);
   for_each_score(at, scores, [&](float& s, int i, int j) {
@@ -68,7 +77,7 @@ inline void add_bias(const Place& at, float* scores) {
   });
 }
 
-inline void add_alibi(const Place& at, float* scores) {
+FLASHATTN_CALLED void add_alibi(const Place& at, float* scores) {
   const Vec slope = splat(-kLog2E * at.p.alibi.slopes[at.b * size_t(at.p.alibi.batch) + at.h]);
   for_each_vector(at, scores, [&](float* s, IntVec i, int j) {
     const IntVec offset = i + (at.diagonal - j), sign = offset >> 31;
@@ -85,7 +94,7 @@ inline int relative_bucket(const RelativeParams& r, int i, int j) {
 }
 
 /** In: q.k * query_factor. Out: logits / ln 2. `softcap_slopes` (optional) receives d(softcap) / d(its argument). */
-inline void finish_scores(const Place& at, float* scores, float* softcap_slopes = nullptr) {
+FLASHATTN_CALLED void finish_scores(const Place& at, float* scores, float* softcap_slopes = nullptr) {
   const AttentionParams& p = at.p;
   if (p.softcap > 0) detail::apply_softcap(at, scores, softcap_slopes);
   if (p.bias.data) detail::add_bias(at, scores);
@@ -97,7 +106,7 @@ inline void finish_scores(const Place& at, float* scores, float* softcap_slopes 
 }
 
 /** Masked scores become -Infinity, whatever they were. */
-inline void hide_scores(const Place& at, float* scores) {
+FLASHATTN_CALLED void hide_scores(const Place& at, float* scores) {
   const Vec hidden = splat(-kInfinity);
   detail::for_each_vector(at, scores, [&](float* s, IntVec i, int j) {
     const IntVec distance = j - i;
@@ -113,7 +122,7 @@ inline void mark_hidden(const Place& at, const float* scores, uint32_t* hidden /
 }
 
 /** Dropout factors of a tile: 0 or 1 / (1 - p). One Philox call yields four consecutive keys of a query. */
-inline void dropout_factors(const Place& at, float* factors /* [key][query] */) {
+FLASHATTN_CALLED void dropout_factors(const Place& at, float* factors /* [key][query] */) {
   const DropoutParams& d = at.p.dropout;
   const uint32_t stream = static_cast<uint32_t>(at.b * at.p.heads + at.h);
   for (int j = at.keys.begin & ~3; j < at.keys.end; j += 4) {
@@ -130,7 +139,7 @@ inline void dropout_factors(const Place& at, float* factors /* [key][query] */) 
   }
 }
 
-inline void multiply_scores(const Place& at, float* scores, const float* factors) {
+FLASHATTN_CALLED void multiply_scores(const Place& at, float* scores, const float* factors) {
   for (int row = 0; row < at.key_count() * kQueryTile; row += kQueryTile)
     for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes)
       store(scores + row + v, load(scores + row + v) * load(factors + row + v));

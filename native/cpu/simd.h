@@ -22,6 +22,9 @@ using IntVec = int32_t __attribute__((vector_size(kLanes * 4)));
 using UintVec = uint32_t __attribute__((vector_size(kLanes * 4)));
 
 #define FLASHATTN_INLINE static inline __attribute__((always_inline))
+// A function that is entered often enough: V8 swaps baseline code for optimised code only at the next call, so a loop
+// that were inlined into one long-running function would stay slow for ever.
+#define FLASHATTN_CALLED inline __attribute__((noinline))
 
 namespace detail {
 using UnalignedVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));

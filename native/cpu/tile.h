@@ -27,7 +27,7 @@ using ScoresTimesKeyRows = Strides<1, kQueryTile, kRowStride>;            // [qu
 using ScoresTransposedTimesQueryRows = Strides<kQueryTile, 1, kRowStride>;  // [key, query] x [query, dim]
 
 /** Rows [begin, begin + count) of one head, as float32, padded with zeros to whole vectors. */
-inline void load_rows(float* to /* [count][kRowStride] */, const TensorRef& from, int b, int begin, int count, int h,
+FLASHATTN_CALLED void load_rows(float* to /* [count][kRowStride] */, const TensorRef& from, int b, int begin, int count, int h,
                       int dim) {
   for (int r = 0; r < count; ++r) load_row(to + r * kRowStride, from.row(b, begin + r, h), from.dtype, dim);
 }
@@ -55,7 +55,7 @@ FLASHATTN_INLINE void transpose_lanes(Vec (&m)[kLanes]) {
 }  // namespace detail
 
 /** columns[d][q] = rows[q][d] * factor; queries past `count` are zero up to a whole vector. */
-inline void transpose_rows(float* columns /* [dim][kQueryTile] */, const float* rows /* [count][kRowStride] */,
+FLASHATTN_CALLED void transpose_rows(float* columns /* [dim][kQueryTile] */, const float* rows /* [count][kRowStride] */,
                            int count, int dim, float factor) {
   const Vec f = splat(factor);
   for (int q = 0; q < count; q += kLanes) {

@@ -239,16 +239,16 @@ export class WasmBackend implements Backend {
   }
 
   /** @internal Seconds for every thread to do `iterations` rounds of `flopsPerRound` multiply-adds on registers. */
-  async measurePeak(iterations: number): Promise<{ seconds: number; flops: number }> {
+  async measurePeak(items: number, iterations = 1 << 14): Promise<{ seconds: number; flops: number }> {
     const buffer = this.allocate(64, 'hostWritten');
     this.write(buffer, 0, new Uint8Array(new Float32Array([0.9999, 1e-4]).buffer));
     await this.synchronize();
     const start = performance.now();
-    this.#launch(kernel.peak, this.threads, [buffer], [], (w) => w.int(iterations, buffer.address));
+    this.#launch(kernel.peak, items, [buffer], [], (w) => w.int(iterations, buffer.address));
     await this.ready(buffer);
     const seconds = (performance.now() - start) / 1000;
     this.free(buffer);
-    return { seconds, flops: 2 * 8 * 4 * iterations * this.threads };
+    return { seconds, flops: 2 * 8 * 4 * iterations * items };
   }
 
   /** @internal For tests. */

@@ -26,7 +26,7 @@ const Params& as(const uint32_t* words) {
   return *reinterpret_cast<const Params*>(words);
 }
 
-void run(Kernel kernel, const uint32_t* words, int item, Workspace& ws) {
+__attribute__((noinline)) void run(Kernel kernel, const uint32_t* words, int item, Workspace& ws) {
   switch (kernel) {
     case Kernel::Forward: return forward_item(as<AttentionParams>(words), item, ws.forward);
     case Kernel::BackwardRows: return backward_rows(as<AttentionParams>(words), item, ws.backward);

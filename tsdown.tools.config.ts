@@ -1,0 +1,20 @@
+// Programs of this repository that are not part of the package: they import the built 'flashattn'.
+import { defineConfig } from 'tsdown';
+
+export default defineConfig({
+  entry: {
+    'examples/charlm': 'examples/charlm.ts',
+    'bench/attention': 'bench/attention.ts',
+    'golden/run': 'test/golden/run.ts',
+  },
+  outDir: 'build',
+  clean: false,
+  format: 'esm',
+  target: 'node20',
+  platform: 'node',
+  fixedExtension: false,
+  hash: false,
+  dts: false,
+  logLevel: 'warn',
+  deps: { neverBundle: ['flashattn', 'tinybench'] },
+});
