@@ -12,7 +12,7 @@ const common = {
 export default defineConfig([
   {
     ...common,
-    entry: { index: 'lib/index.ts' },
+    entry: { index: 'lib/index.ts', cli: 'lib/cli.ts' },
     outDir: 'dist',
     dts: true,
     sourcemap: true,

@@ -31,8 +31,6 @@ export interface Saved<D extends DType = DType, S extends Shape = Shape> {
 export interface BackwardExtras {
   /** The gradient of the loss with respect to lse, if it depends on it. float32, the shape of lse. */
   readonly dLse?: Tensor<'float32', Shape>;
-  /** Bit-equal gradients on repeats. Always so on WebAssembly. */
-  readonly deterministic?: boolean;
 }
 
 export interface Gradients<D extends DType = DType, S extends Shape = Shape> {
@@ -241,11 +239,9 @@ export function attentionBackward<D extends DType, S extends Shape>(
   saved: Saved<D, S>,
   options: AttentionOptions & BackwardExtras = {},
 ): Gradients<D, S> {
-  const { dLse, deterministic, ...forward } = options;
+  const { dLse, ...forward } = options;
   if (saved === null || typeof saved !== 'object') throw new FlashAttnError('ERR_OPTION', `saved is ${show(saved)}; it must be { q, k, v, out, lse }`);
   checkInputs(saved.q, saved.k, saved.v);
-  if (deterministic !== undefined && typeof deterministic !== 'boolean')
-    throw new FlashAttnError('ERR_OPTION', `deterministic is ${show(deterministic)}; it must be true or false`);
   const problem = readProblem(saved.q.shape, saved.k.shape, saved.v.shape, saved.q.dtype, forward as AttentionOptions);
   checkSaved(problem, dOut, saved, options);
   const { backend } = saved.q;

@@ -58,3 +58,11 @@ export function memory(device: DeviceName = 'auto'): MemoryReport {
 export async function synchronize(device: DeviceName = 'auto'): Promise<void> {
   await backendFor(device).synchronize();
 }
+
+/**
+ * Measures the arithmetic peak of the device, multiply-adds on registers alone, in floating-point operations per
+ * second: what the speed of a kernel is to be compared with. Takes some tens of milliseconds; take a median of several.
+ */
+export async function measurePeak(device: DeviceName = 'auto'): Promise<number> {
+  return backendFor(device).measurePeak();
+}

@@ -22,14 +22,14 @@ const bits = new Uint32Array(float.buffer);
 
 function toHalf(x: number): number {
   float[0] = x;
-  const word = bits[0] as number;
+  const word = bits[0];
   const sign = (word >>> 16) & 0x8000;
   const magnitude = word & 0x7fffffff;
   if (magnitude > 0x7f800000) return sign | 0x7e00;
   if (magnitude >= 0x477ff000) return sign | 0x7c00;
   if (magnitude < 0x38800000) {
     // Subnormal halves are multiples of 2^-24, and Math.round would round ties up instead of to even.
-    const units = Math.abs(float[0] as number) * 2 ** 24;
+    const units = Math.abs(float[0]) * 2 ** 24;
     const down = Math.floor(units);
     const rest = units - down;
     return sign | (rest > 0.5 || (rest === 0.5 && down % 2 === 1) ? down + 1 : down);
@@ -48,14 +48,14 @@ function fromHalf(h: number): number {
 
 function toBFloat(x: number): number {
   float[0] = x;
-  const word = bits[0] as number;
+  const word = bits[0];
   if ((word & 0x7fffffff) > 0x7f800000) return (word >>> 16) | 0x40;
   return ((word + 0x7fff + ((word >>> 16) & 1)) >>> 16) & 0xffff;
 }
 
 function fromBFloat(h: number): number {
   bits[0] = h << 16;
-  return float[0] as number;
+  return float[0];
 }
 
 /** Rounds numbers to `dtype` (to nearest, ties to even), as what `DataOf` holds. */

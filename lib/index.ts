@@ -15,7 +15,7 @@ export {
   type Shape4,
 } from './attention.js';
 export type { MemoryReport } from './backends/backend.js';
-export { type DeviceName, type DeviceReason, memory, type Status, status, synchronize } from './device.js';
+export { type DeviceName, type DeviceReason, measurePeak, memory, type Status, status, synchronize } from './device.js';
 export type { DataOf, DType } from './dtype.js';
 export { type ErrorCode, FlashAttnError } from './errors.js';
 export { type Explanation, explain } from './explain.js';

@@ -38,6 +38,8 @@ export interface CommonOptions {
    * The same seed drops the same elements on every device, and in backward.
    */
   dropout?: { readonly p: number; readonly seed: number | bigint };
+  /** Whether backward must give the same bits on repeats; forward always does. Default false; always so on WebAssembly. */
+  deterministic?: boolean;
 }
 
 /** q [batch, Nq, heads, dim], k [batch, Nk, kv heads, dim], v [batch, Nk, kv heads, value dim]. */
@@ -76,6 +78,7 @@ const known: Readonly<Record<keyof DenseOptions, true>> = {
   relativeBias: true,
   sink: true,
   dropout: true,
+  deterministic: true,
   layout: true,
   qLens: true,
   kLens: true,

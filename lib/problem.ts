@@ -67,6 +67,10 @@ function checkFinite(value: unknown, argument: string): number {
   throw optionError(`${argument} is ${show(value)}; it must be a finite number`);
 }
 
+function checkBoolean(value: unknown, argument: string): void {
+  if (value !== undefined && typeof value !== 'boolean') throw optionError(`${argument} is ${show(value)}; it must be true or false`);
+}
+
 function integers(values: Integers, argument: string): Int32Array {
   const valid =
     values instanceof Int32Array ||
@@ -139,10 +143,10 @@ function readLengths(values: Integers | undefined, argument: string, batch: numb
 function readOffsets(values: Integers, argument: string, rows: number): Int32Array {
   const offsets = integers(values, argument);
   if (offsets.length < 1 || offsets[0] !== 0) throw optionError(`${argument} must start with 0, got ${show([...offsets.slice(0, 4)])}`);
-  const fall = offsets.findIndex((n, i) => i > 0 && n < (offsets[i - 1] as number));
+  const fall = offsets.findIndex((n, i) => i > 0 && n < offsets[i - 1]);
   if (fall >= 0)
     throw optionError(`${argument} must never fall, but ${argument}[${fall}] = ${offsets[fall]} comes after ${offsets[fall - 1]}`);
-  const last = offsets[offsets.length - 1] as number;
+  const last = offsets[offsets.length - 1];
   if (last > rows) throw optionError(`${argument} ends at ${last}, past the ${rows} rows of the tensor`);
   return offsets;
 }
@@ -151,7 +155,7 @@ function zipSequences(queries: Int32Array, keys: Int32Array, begins: 'offsets' |
   const batch = begins === 'offsets' ? queries.length - 1 : queries.length;
   const sequences = new Int32Array(batch * 4);
   for (let b = 0; b < batch; b++) {
-    const span = (x: Int32Array) => (begins === 'offsets' ? [x[b], (x[b + 1] as number) - (x[b] as number)] : [0, x[b]]) as number[];
+    const span = (x: Int32Array) => (begins === 'offsets' ? [x[b], x[b + 1] - x[b]] : [0, x[b]]);
     sequences.set([...span(queries), ...span(keys)], b * 4);
   }
   return sequences;
@@ -159,7 +163,7 @@ function zipSequences(queries: Int32Array, keys: Int32Array, begins: 'offsets' |
 
 const longest = (sequences: Int32Array, field: number) => {
   let most = 0;
-  for (let at = field; at < sequences.length; at += 4) most = Math.max(most, sequences[at] as number);
+  for (let at = field; at < sequences.length; at += 4) most = Math.max(most, sequences[at]);
   return most;
 };
 
@@ -181,7 +185,7 @@ function readSequences(options: AttentionOptions, dims: Dims) {
 
 function readWindow(options: AttentionOptions): { windowLeft: number; windowRight: number } {
   const { window = [-1, -1], causal = false } = options;
-  if (typeof causal !== 'boolean') throw optionError(`causal is ${show(causal)}; it must be true or false`);
+  checkBoolean(causal, 'causal');
   const valid = Array.isArray(window) && window.length === 2 && window.every((n) => Number.isInteger(n) && n >= -1 && n < unbounded);
   if (!valid) throw optionError(`window is ${show(window)}; it must be [left, right], integers >= 0, or -1 for infinite`);
   const [left, right] = window.map((n) => (n === -1 ? unbounded : n)) as [number, number];
@@ -234,8 +238,8 @@ function checkPositions(positions: Int32Array | undefined, argument: string, len
   let least = positions[0] ?? 0;
   let most = least;
   for (let i = 0; i < length; i++) {
-    least = Math.min(least, positions[i] as number);
-    most = Math.max(most, positions[i] as number);
+    least = Math.min(least, positions[i]);
+    most = Math.max(most, positions[i]);
   }
   return [least, most];
 }
@@ -248,7 +252,7 @@ function readRelative(relative: RelativeBias | undefined, heads: number, s: Prob
     throw shapeError(`relativeBias.table has shape ${show(table.shape)}; it must be [buckets, heads] with ${heads} heads`);
   if (!(buckets instanceof Int32Array)) throw optionError(`relativeBias.buckets is ${show(buckets)}; it must be an Int32Array`);
   if (!Number.isInteger(origin)) throw optionError(`relativeBias.origin is ${show(origin)}; it must be an integer`);
-  const bucketCount = table.shape[0] as number;
+  const bucketCount = table.shape[0];
   const bad = buckets.findIndex((bucket) => bucket < 0 || bucket >= bucketCount);
   if (bad >= 0) throw optionError(`relativeBias.buckets[${bad}] is ${buckets[bad]}; the table has ${bucketCount} buckets`);
   const [leastQuery, mostQuery] = checkPositions(queryPosition, 'relativeBias.queryPosition', s.queryLength);
@@ -267,6 +271,7 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
   const { align = 'bottomRight', layout = 'bshd', softcap, sink } = options;
   if (align !== 'bottomRight' && align !== 'topLeft') throw optionError(`align is ${show(align)}; it must be 'bottomRight' or 'topLeft'`);
   if (layout !== 'bshd' && layout !== 'bhsd') throw optionError(`layout is ${show(layout)}; it must be 'bshd' or 'bhsd'`);
+  checkBoolean(options.deterministic, 'deterministic');
   const varlen = options.cuSeqlensQ !== undefined || options.cuSeqlensK !== undefined;
   if (varlen) {
     if (options.cuSeqlensQ === undefined || options.cuSeqlensK === undefined)

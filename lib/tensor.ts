@@ -56,7 +56,7 @@ const contiguousStrides = (shape: Shape): number[] => {
   let stride = 1;
   for (let axis = shape.length - 1; axis >= 0; axis--) {
     strides[axis] = stride;
-    stride *= shape[axis] as number;
+    stride *= shape[axis];
   }
   return strides;
 };
@@ -172,28 +172,28 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#checkAxis(a);
     this.#checkAxis(b);
     const swap = (values: readonly number[]) =>
-      values.map((value, axis) => (axis === a ? values[b] : axis === b ? values[a] : value) as number);
+      values.map((value, axis) => (axis === a ? values[b] : axis === b ? values[a] : value));
     return this.#view(swap(this.shape) as unknown as S, swap(this.strides), 0);
   }
 
   /** Elements [start, end) along an axis, as a view. */
   slice(axis: number, start: number, end: number): Tensor<D, S> {
     this.#checkAxis(axis);
-    const length = this.shape[axis] as number;
+    const length = this.shape[axis];
     if (!(Number.isInteger(start) && Number.isInteger(end) && 0 <= start && start <= end && end <= length))
       throw shapeError(`slice [${start}, ${end}) must lie within [0, ${length}) on axis ${axis} of ${show(this.shape)}`);
     const shape = this.shape.map((n, at) => (at === axis ? end - start : n)) as unknown as S;
-    return this.#view(shape, this.strides, start * (this.strides[axis] as number));
+    return this.#view(shape, this.strides, start * this.strides[axis]);
   }
 
   /** The elements at one index of an axis, as a view without that axis: `qkv.select(2, 0)`. */
   select(axis: number, index: number): Tensor<D, Shape> {
     this.#checkAxis(axis);
-    const length = this.shape[axis] as number;
+    const length = this.shape[axis];
     if (!(Number.isInteger(index) && index >= 0 && index < length))
       throw shapeError(`index ${show(index)} must lie within [0, ${length}) on axis ${axis} of ${show(this.shape)}`);
     const without = (values: readonly number[]) => values.filter((_, at) => at !== axis);
-    return this.#view(without(this.shape), without(this.strides), index * (this.strides[axis] as number));
+    return this.#view(without(this.shape), without(this.strides), index * this.strides[axis]);
   }
 
   /** Frees the memory once pending operations no longer need it. Disposing twice is harmless. */
@@ -259,10 +259,10 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     let at = 0;
     const copy = (axis: number, from: number): void => {
       if (axis === this.shape.length) {
-        result[at++] = stored[from] as number;
+        result[at++] = stored[from];
         return;
       }
-      for (let i = 0; i < (this.shape[axis] as number); i++) copy(axis + 1, from + i * (this.strides[axis] as number));
+      for (let i = 0; i < this.shape[axis]; i++) copy(axis + 1, from + i * this.strides[axis]);
     };
     copy(0, this.#offset);
     return result as DataOf[D];

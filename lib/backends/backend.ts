@@ -131,6 +131,9 @@ export interface Backend {
   createScratch(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): Scratch;
   describe(problem: AttentionProblem, backward: boolean): KernelChoice;
 
+  /** Multiply-adds on registers alone, all threads: floating-point operations per second. */
+  measurePeak(): Promise<number>;
+
   synchronize(): Promise<void>;
   memory(): MemoryReport;
   tensorCreated(): void;

@@ -48,6 +48,9 @@ const attentionParamsBytes = 88 * 4;
 const mergePartBytes = 12 * 4;
 const mergeParamsBytes = 18 * 4;
 
+const peakIterations = 1 << 14;
+const peakFlopsPerIteration = 2 * 8 * 4; // multiply and add, 8 chains, 4 lanes
+
 const negativeInfinityBits = 0xff800000;
 
 interface Exports {
@@ -238,17 +241,17 @@ export class WasmBackend implements Backend {
     this.#tensors--;
   }
 
-  /** @internal Seconds for every thread to do `iterations` rounds of `flopsPerRound` multiply-adds on registers. */
-  async measurePeak(items: number, iterations = 1 << 14): Promise<{ seconds: number; flops: number }> {
+  async measurePeak(): Promise<number> {
     const buffer = this.allocate(64, 'hostWritten');
     this.write(buffer, 0, new Uint8Array(new Float32Array([0.9999, 1e-4]).buffer));
     await this.synchronize();
+    const items = 256 * this.threads;
     const start = performance.now();
-    this.#launch(kernel.peak, items, [buffer], [], (w) => w.int(iterations, buffer.address));
+    this.#launch(kernel.peak, items, [buffer], [], (w) => w.int(peakIterations, buffer.address));
     await this.ready(buffer);
     const seconds = (performance.now() - start) / 1000;
     this.free(buffer);
-    return { seconds, flops: 2 * 8 * 4 * iterations * items };
+    return (items * peakIterations * peakFlopsPerIteration) / seconds;
   }
 
   /** @internal For tests. */

@@ -1,0 +1,168 @@
+// Speed of forward and backward on WebAssembly against the arithmetic peak measured in the same run.
+//
+//   npm run bench -- [--rounds 5] [--shapes 1,8,1024,64;1,8,4096,64] [--json results.json]
+//
+// One process for each number of threads; their samples alternate, so that both see the same noise of the machine.
+import { type ChildProcess, fork } from 'node:child_process';
+import { once } from 'node:events';
+import { writeFileSync } from 'node:fs';
+import { availableParallelism, cpus } from 'node:os';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { attention, attentionBackward, measurePeak, memory, status, type Tensor, tensor } from 'flashattn';
+
+interface Shape {
+  readonly batch: number;
+  readonly heads: number;
+  readonly length: number;
+  readonly dim: number;
+  readonly causal: boolean;
+}
+
+/** Milliseconds, and the peak around them in GFLOP/s. */
+interface Sample {
+  readonly forward: number;
+  readonly backward: number;
+  readonly peak: number;
+  readonly peakBytes: number;
+}
+
+const median = (values: number[]) => values.toSorted((a, b) => a - b)[values.length >> 1];
+
+/** 4 B H N M D forward, 2.5 times that backward, half of it when causal. */
+const forwardFlops = (s: Shape) => 4 * s.batch * s.heads * s.length ** 2 * s.dim * (s.causal ? 0.5 : 1);
+
+async function measure(shape: Shape): Promise<() => Promise<Sample>> {
+  const dims = [shape.batch, shape.length, shape.heads, shape.dim] as const;
+  const size = dims.reduce((a, b) => a * b);
+  const random = () => tensor(Float32Array.from({ length: size }, () => 2 * Math.random() - 1), dims);
+  const [q, k, v, dOut] = [random(), random(), random(), random()];
+  const options = { causal: shape.causal };
+
+  const timed = async (run: () => Record<string, Tensor>) => {
+    const start = performance.now();
+    const results = Object.values(run());
+    await Promise.all(results.map((t) => t.ready()));
+    const milliseconds = performance.now() - start;
+    for (const t of results) t.dispose();
+    return milliseconds;
+  };
+  const forward = attention(q, k, v, options);
+  const backward = () => timed(() => ({ ...attentionBackward(dOut, { q, k, v, ...forward }, options) }));
+  const peak = async () => median([await measurePeak(), await measurePeak(), await measurePeak()]) / 1e9;
+
+  return async () => {
+    const before = await peak();
+    const sample = { forward: await timed(() => ({ ...attention(q, k, v, options) })), backward: await backward() };
+    return { ...sample, peak: (before + (await peak())) / 2, peakBytes: memory().bytesPeak };
+  };
+}
+
+/** A child process: measures one shape, a sample for each message. */
+async function serve(): Promise<void> {
+  const [shape] = (await once(process, 'message')) as [Shape];
+  const sample = await measure(shape);
+  for (let i = 0; i < 2; i++) await sample(); // the engine optimises the kernels during the first calls
+  process.send?.('ready');
+  process.on('message', async () => process.send?.(await sample()));
+}
+
+function startChild(threads: number): ChildProcess {
+  const env = { ...process.env, FLASHATTN_THREADS: String(threads), FLASHATTN_BENCH_CHILD: '1' };
+  return fork(fileURLToPath(import.meta.url), { env });
+}
+
+async function ask(child: ChildProcess, message: Shape | 'sample'): Promise<unknown> {
+  const answer = once(child, 'message');
+  child.send(message);
+  return (await answer)[0];
+}
+
+interface Row {
+  readonly shape: Shape;
+  readonly threads: number;
+  readonly forwardMs: number;
+  readonly forwardGflops: number;
+  readonly forwardPercent: number;
+  readonly backwardMs: number;
+  readonly backwardGflops: number;
+  readonly backwardPercent: number;
+  readonly bothMs: number;
+  readonly bothGflops: number;
+  readonly peakGflops: number;
+  readonly peakMiB: number;
+}
+
+function summarize(shape: Shape, threads: number, samples: Sample[]): Row {
+  const flops = forwardFlops(shape);
+  const middle = (f: (s: Sample) => number) => median(samples.map(f));
+  return {
+    shape,
+    threads,
+    forwardMs: middle((s) => s.forward),
+    forwardGflops: middle((s) => flops / s.forward / 1e6),
+    forwardPercent: middle((s) => (100 * flops) / s.forward / 1e6 / s.peak),
+    backwardMs: middle((s) => s.backward),
+    backwardGflops: middle((s) => (2.5 * flops) / s.backward / 1e6),
+    backwardPercent: middle((s) => (250 * flops) / s.backward / 1e6 / s.peak),
+    bothMs: middle((s) => s.forward + s.backward),
+    bothGflops: middle((s) => (3.5 * flops) / (s.forward + s.backward) / 1e6),
+    peakGflops: middle((s) => s.peak),
+    peakMiB: Math.max(...samples.map((s) => s.peakBytes)) / 2 ** 20,
+  };
+}
+
+async function benchmark(shape: Shape, threadCounts: number[], rounds: number): Promise<Row[]> {
+  const children = threadCounts.map(startChild);
+  const samples = children.map((): Sample[] => []);
+  for (const child of children) await ask(child, shape);
+  for (let round = 0; round < rounds; round++)
+    for (const [i, child] of children.entries()) samples[i].push((await ask(child, 'sample')) as Sample);
+  for (const child of children) child.kill();
+  return threadCounts.map((threads, i) => summarize(shape, threads, samples[i]));
+}
+
+function print(rows: Row[]): void {
+  const [one] = rows;
+  for (const r of rows) {
+    const { batch, heads, length, dim, causal } = r.shape;
+    const speedup = (of: 'forwardMs' | 'backwardMs') => (one[of] / r[of]).toFixed(2);
+    const cells = [
+      `(${batch},${heads},${length},${dim})`.padEnd(14),
+      (causal ? 'causal' : 'full').padEnd(6),
+      String(r.threads).padStart(7),
+      ...(['forward', 'backward', 'both'] as const).flatMap((name) => [
+        r[`${name}Ms`].toFixed(1).padStart(8),
+        r[`${name}Gflops`].toFixed(0).padStart(6),
+        ...(name === 'both' ? [] : [`${r[`${name}Percent`].toFixed(0)} %`.padStart(6)]),
+      ]),
+      r.peakGflops.toFixed(0).padStart(6),
+      r.peakMiB.toFixed(0).padStart(6),
+      r === one ? '' : `  ${speedup('forwardMs')}x ${speedup('backwardMs')}x`,
+    ];
+    console.log(cells.join(' '));
+  }
+}
+
+async function main(): Promise<void> {
+  const { values: flags } = parseArgs({
+    options: { rounds: { type: 'string' }, shapes: { type: 'string' }, json: { type: 'string' }, threads: { type: 'string' } },
+  });
+  const rounds = Number(flags.rounds ?? 5);
+  const shapes = (flags.shapes ?? '1,8,1024,64;1,8,4096,64;1,8,2048,128').split(';').map((text) => text.split(',').map(Number));
+  const threadCounts = (flags.threads ?? (availableParallelism() > 1 ? '1,2' : '1')).split(',').map(Number);
+  const { simd } = status();
+  const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores; node ${process.versions.node}; ${simd} SIMD`;
+  console.log(`${machine}; medians of ${rounds} interleaved rounds\n`);
+  console.log('(B,H,N,D)      mask   threads   fwd ms GFLOP/s  peak   bwd ms GFLOP/s  peak  both ms GFLOP/s  GF/s    MiB  threads: fwd bwd');
+  const all: Row[] = [];
+  for (const [batch, heads, length, dim] of shapes)
+    for (const causal of [false, true]) {
+      const rows = await benchmark({ batch, heads, length, dim, causal }, threadCounts, rounds);
+      print(rows);
+      all.push(...rows);
+    }
+  if (flags.json) writeFileSync(flags.json, `${JSON.stringify({ date: new Date().toISOString(), machine, rounds, rows: all }, null, 2)}\n`);
+}
+
+await (process.env.FLASHATTN_BENCH_CHILD ? serve() : main());

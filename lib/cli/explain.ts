@@ -1,0 +1,49 @@
+import type { DeviceName } from '../device.js';
+import type { DType } from '../dtype.js';
+import { explain } from '../explain.js';
+import type { Problem } from '../plan.js';
+import { formatBytes, formatTable, readFlags, readIntegers, UsageError } from './usage.js';
+
+/** `flashattn explain` */
+export async function explainCommand(args: string[]): Promise<number> {
+  const flags = readFlags(args, {
+    shape: { type: 'string' },
+    'kv-shape': { type: 'string' },
+    layout: { type: 'string' },
+    dtype: { type: 'string' },
+    device: { type: 'string' },
+    window: { type: 'string' },
+    causal: { type: 'boolean' },
+    backward: { type: 'boolean' },
+    json: { type: 'boolean' },
+  });
+  if (flags.shape === undefined) throw new UsageError('explain needs --shape, such as --shape 1,4096,8,64');
+  const problem: Problem = {
+    q: readIntegers(flags.shape, '--shape', 4),
+    ...(flags['kv-shape'] !== undefined && { k: readIntegers(flags['kv-shape'], '--kv-shape', 4) }),
+    ...(flags.layout !== undefined && { layout: flags.layout as 'bshd' }),
+    ...(flags.dtype !== undefined && { dtype: flags.dtype as DType }),
+    ...(flags.device !== undefined && { device: flags.device as DeviceName }),
+    ...(flags.window !== undefined && { window: readIntegers(flags.window, '--window', 2) as [number, number] }),
+    ...(flags.causal && { causal: true }),
+    ...(flags.backward && { backward: true }),
+  };
+  const cost = explain(problem);
+  if (flags.json) {
+    console.log(JSON.stringify(cost, null, 2));
+    return 0;
+  }
+  const gflops = (flops: number) => `${Number((flops / 1e9).toPrecision(4))} GFLOP`;
+  console.log(
+    formatTable([
+      ['device', cost.device],
+      ['kernel', `${cost.kernel}, ${cost.dtype}, tiles of ${cost.tiles.query} queries x ${cost.tiles.key} keys, ${cost.items} items`],
+      ['arithmetic', `${gflops(cost.flops.forward)} forward, ${gflops(cost.flops.backward)} backward`],
+      ['sparsity', `${(100 * cost.sparsity).toFixed(1)} % of the query-key pairs are masked`],
+      ['tensors', formatBytes(cost.bytes)],
+      ['workspace', formatBytes(cost.workspaceBytes)],
+      ['unfused', `${formatBytes(cost.unfusedBytes)} of scores and probabilities are never made`],
+    ]),
+  );
+  return 0;
+}
