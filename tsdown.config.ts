@@ -16,6 +16,10 @@ export default defineConfig([
     outDir: 'dist',
     dts: true,
     sourcemap: true,
-    copy: ['lib/backends/wasm/worker.mjs', 'lib/backends/wasm/flashattn.relaxed.wasm', 'lib/backends/wasm/flashattn.simd.wasm'],
+    copy: [
+      'lib/backends/wasm/worker.mjs',
+      'lib/backends/wasm/flashattn.relaxed.wasm',
+      'lib/backends/wasm/flashattn.simd.wasm',
+    ],
   },
 ]);

@@ -35,7 +35,11 @@ const forwardFlops = (s: Shape) => 4 * s.batch * s.heads * s.length ** 2 * s.dim
 async function measure(shape: Shape): Promise<() => Promise<Sample>> {
   const dims = [shape.batch, shape.length, shape.heads, shape.dim] as const;
   const size = dims.reduce((a, b) => a * b);
-  const random = () => tensor(Float32Array.from({ length: size }, () => 2 * Math.random() - 1), dims);
+  const random = () =>
+    tensor(
+      Float32Array.from({ length: size }, () => 2 * Math.random() - 1),
+      dims,
+    );
   const [q, k, v, dOut] = [random(), random(), random(), random()];
   const options = { causal: shape.causal };
 
@@ -146,15 +150,24 @@ function print(rows: Row[]): void {
 
 async function main(): Promise<void> {
   const { values: flags } = parseArgs({
-    options: { rounds: { type: 'string' }, shapes: { type: 'string' }, json: { type: 'string' }, threads: { type: 'string' } },
+    options: {
+      rounds: { type: 'string' },
+      shapes: { type: 'string' },
+      json: { type: 'string' },
+      threads: { type: 'string' },
+    },
   });
   const rounds = Number(flags.rounds ?? 5);
-  const shapes = (flags.shapes ?? '1,8,1024,64;1,8,4096,64;1,8,2048,128').split(';').map((text) => text.split(',').map(Number));
+  const shapes = (flags.shapes ?? '1,8,1024,64;1,8,4096,64;1,8,2048,128')
+    .split(';')
+    .map((text) => text.split(',').map(Number));
   const threadCounts = (flags.threads ?? (availableParallelism() > 1 ? '1,2' : '1')).split(',').map(Number);
   const { simd } = status();
   const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores; node ${process.versions.node}; ${simd} SIMD`;
   console.log(`${machine}; medians of ${rounds} interleaved rounds\n`);
-  console.log('(B,H,N,D)      mask   threads   fwd ms GFLOP/s  peak   bwd ms GFLOP/s  peak  both ms GFLOP/s  GF/s    MiB  threads: fwd bwd');
+  console.log(
+    '(B,H,N,D)      mask   threads   fwd ms GFLOP/s  peak   bwd ms GFLOP/s  peak  both ms GFLOP/s  GF/s    MiB  threads: fwd bwd',
+  );
   const all: Row[] = [];
   for (const [batch, heads, length, dim] of shapes)
     for (const causal of [false, true]) {
@@ -162,7 +175,11 @@ async function main(): Promise<void> {
       print(rows);
       all.push(...rows);
     }
-  if (flags.json) writeFileSync(flags.json, `${JSON.stringify({ date: new Date().toISOString(), machine, rounds, rows: all }, null, 2)}\n`);
+  if (flags.json)
+    writeFileSync(
+      flags.json,
+      `${JSON.stringify({ date: new Date().toISOString(), machine, rounds, rows: all }, null, 2)}\n`,
+    );
 }
 
 await (process.env.FLASHATTN_BENCH_CHILD ? serve() : main());

@@ -57,7 +57,11 @@ export function outputShapes(problem: AttentionProblem): { out: Shape; lse: Shap
 export function viewOf(t: Tensor, layout: AttentionProblem['layout'], argument: string, backend: Backend): View {
   const operand = t.operand(argument, backend);
   const [batchStride, seqStride, headStride, dimStride] = (
-    layout === 'varlen' ? [0, ...t.strides] : layout === 'bshd' ? t.strides : [t.strides[0], t.strides[2], t.strides[1], t.strides[3]]
+    layout === 'varlen'
+      ? [0, ...t.strides]
+      : layout === 'bshd'
+        ? t.strides
+        : [t.strides[0], t.strides[2], t.strides[1], t.strides[3]]
   ) as [number, number, number, number];
   if (dimStride !== 1 && t.shape[t.shape.length - 1] !== 1 && t.size > 0)
     throw shapeError(`${argument} must be contiguous along its last dim, its stride is ${dimStride}`);
@@ -77,8 +81,12 @@ function checkInputs(q: unknown, k: unknown, v: unknown): asserts q is Tensor {
   checkTensor(q, 'q');
   checkTensor(k, 'k');
   checkTensor(v, 'v');
-  for (const [name, t] of [['k', k], ['v', v]] as const)
-    if (t.dtype !== q.dtype) throw new FlashAttnError('ERR_DTYPE', `${name} is ${t.dtype} and q is ${q.dtype}; they must be the same`);
+  for (const [name, t] of [
+    ['k', k],
+    ['v', v],
+  ] as const)
+    if (t.dtype !== q.dtype)
+      throw new FlashAttnError('ERR_DTYPE', `${name} is ${t.dtype} and q is ${q.dtype}; they must be the same`);
 }
 
 function readExtras(options: AttentionOptions, backend: Backend): AttentionExtras {
@@ -161,9 +169,24 @@ export function allocateResult(problem: AttentionProblem, allocate: Allocate): A
  *
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY before anything is computed
  */
-export function attention<D extends DType>(q: Tensor<D, Shape4>, k: Tensor<D, Shape4>, v: Tensor<D, Shape4>, options?: DenseOptions): AttentionResult<D, Shape4>;
-export function attention<D extends DType>(q: Tensor<D, Shape3>, k: Tensor<D, Shape3>, v: Tensor<D, Shape3>, options: VarlenOptions): AttentionResult<D, Shape3>;
-export function attention<D extends DType>(q: Tensor<D, Shape>, k: Tensor<D, Shape>, v: Tensor<D, Shape>, options?: AttentionOptions): AttentionResult<D, Shape>;
+export function attention<D extends DType>(
+  q: Tensor<D, Shape4>,
+  k: Tensor<D, Shape4>,
+  v: Tensor<D, Shape4>,
+  options?: DenseOptions,
+): AttentionResult<D, Shape4>;
+export function attention<D extends DType>(
+  q: Tensor<D, Shape3>,
+  k: Tensor<D, Shape3>,
+  v: Tensor<D, Shape3>,
+  options: VarlenOptions,
+): AttentionResult<D, Shape3>;
+export function attention<D extends DType>(
+  q: Tensor<D, Shape>,
+  k: Tensor<D, Shape>,
+  v: Tensor<D, Shape>,
+  options?: AttentionOptions,
+): AttentionResult<D, Shape>;
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
   return run(q, k, v, options);
 }
@@ -240,7 +263,8 @@ export function attentionBackward<D extends DType, S extends Shape>(
   options: AttentionOptions & BackwardExtras = {},
 ): Gradients<D, S> {
   const { dLse, ...forward } = options;
-  if (saved === null || typeof saved !== 'object') throw new FlashAttnError('ERR_OPTION', `saved is ${show(saved)}; it must be { q, k, v, out, lse }`);
+  if (saved === null || typeof saved !== 'object')
+    throw new FlashAttnError('ERR_OPTION', `saved is ${show(saved)}; it must be { q, k, v, out, lse }`);
   checkInputs(saved.q, saved.k, saved.v);
   const problem = readProblem(saved.q.shape, saved.k.shape, saved.v.shape, saved.q.dtype, forward as AttentionOptions);
   checkSaved(problem, dOut, saved, options);

@@ -30,8 +30,14 @@ function resolve(requested: DeviceName): { device: 'wasm'; reasons: readonly Dev
   if (requested === 'auto') return { device: 'wasm', reasons: [noAddon] };
   if (requested === 'wasm') return { device: 'wasm', reasons: [] };
   if (typeof requested === 'string' && /^cuda(:\d+)?$/.test(requested))
-    throw new FlashAttnError('ERR_DEVICE', `device ${show(requested)} cannot be used (${noAddon.code}): ${noAddon.hint}`);
-  throw new FlashAttnError('ERR_DEVICE', `device is ${show(requested)}; it must be 'auto', 'wasm', 'cuda' or 'cuda:<index>'`);
+    throw new FlashAttnError(
+      'ERR_DEVICE',
+      `device ${show(requested)} cannot be used (${noAddon.code}): ${noAddon.hint}`,
+    );
+  throw new FlashAttnError(
+    'ERR_DEVICE',
+    `device is ${show(requested)}; it must be 'auto', 'wasm', 'cuda' or 'cuda:<index>'`,
+  );
 }
 
 /** @internal */

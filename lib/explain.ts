@@ -37,7 +37,10 @@ function countPairs(p: AttentionProblem): { visible: number; all: number } {
   const count = (s: Int32Array) => {
     const [, queries, , keys] = s as unknown as [number, number, number, number];
     const diagonal = p.topLeft ? 0 : keys - queries;
-    return { visible: bandPairs(queries, keys, diagonal - p.windowLeft, diagonal + p.windowRight), all: queries * keys };
+    return {
+      visible: bandPairs(queries, keys, diagonal - p.windowLeft, diagonal + p.windowRight),
+      all: queries * keys,
+    };
   };
   const { sequences } = p;
   const parts = sequences

@@ -40,12 +40,15 @@ function readMerge(states: readonly AttentionState[], options: MergeOptions): Me
   if (!Array.isArray(states) || states.length === 0)
     throw optionError(`states is ${show(states)}; it must be an array of at least one { out, lse }`);
   const { layout = 'bshd' } = options;
-  if (layout !== 'bshd' && layout !== 'bhsd') throw optionError(`layout is ${show(layout)}; it must be 'bshd' or 'bhsd'`);
+  if (layout !== 'bshd' && layout !== 'bhsd')
+    throw optionError(`layout is ${show(layout)}; it must be 'bshd' or 'bhsd'`);
   const [first] = states as [AttentionState];
   checkTensor(first.out, 'states[0].out');
   const { shape, dtype, backend } = first.out;
   if (shape.length !== 3 && shape.length !== 4)
-    throw shapeError(`states[0].out has shape ${show(shape)}; it must be [batch, seq, heads, dim] or [total, heads, dim]`);
+    throw shapeError(
+      `states[0].out has shape ${show(shape)}; it must be [batch, seq, heads, dim] or [total, heads, dim]`,
+    );
   const packed = shape.length === 3;
   const [batch, queryLength, heads, valueDim] = (
     packed ? [1, ...shape] : layout === 'bshd' ? shape : [shape[0], shape[2], shape[1], shape[3]]
@@ -55,7 +58,17 @@ function readMerge(states: readonly AttentionState[], options: MergeOptions): Me
     expect(state.out, `states[${i}].out`, shape, dtype);
     expect(state.lse, `states[${i}].lse`, lseShape, 'float32');
   }
-  return { batch, heads, queryLength, valueDim, backend, layout: packed ? 'varlen' : layout, outShape: shape, lseShape, dtype };
+  return {
+    batch,
+    heads,
+    queryLength,
+    valueDim,
+    backend,
+    layout: packed ? 'varlen' : layout,
+    outShape: shape,
+    lseShape,
+    dtype,
+  };
 }
 
 const part = (p: MergeProblem, out: Tensor, lse: Tensor, name: string): MergePart => ({
@@ -113,7 +126,10 @@ export function mergeStatesBackward<D extends DType, S extends Shape>(
     ...(dLse && { dLse: dLse.flat('dLse', p.backend) }),
   };
   return allocating(p.backend, (allocate) => {
-    const gradients = states.map(() => ({ dOut: allocate(p.outShape, p.dtype), dLse: allocate(p.lseShape, 'float32') }));
+    const gradients = states.map(() => ({
+      dOut: allocate(p.outShape, p.dtype),
+      dLse: allocate(p.lseShape, 'float32'),
+    }));
     const dParts = gradients.map((gradient, i) => part(p, gradient.dOut, gradient.dLse, `gradients[${i}]`));
     p.backend.mergeBackward(p, { ...operands, dParts });
     return gradients as unknown as StateGradients<D, S>[];

@@ -45,7 +45,8 @@ export interface ResolvedProblem {
 
 /** @internal */
 export function resolveProblem(description: Problem): ResolvedProblem {
-  if (description === null || typeof description !== 'object') throw optionError('problem must be an object with at least the shape q');
+  if (description === null || typeof description !== 'object')
+    throw optionError('problem must be an object with at least the shape q');
   const { q, k = q, v = k, dtype: requested = 'float32', device, backward = false, ...options } = description;
   checkShape(q, 'q');
   checkShape(k, 'k');

@@ -1,8 +1,8 @@
-import { type DType } from './dtype.js';
+import type { DType } from './dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from './errors.js';
 import { type AttentionOptions, type Integers, optionNames } from './options.js';
 import type { RelativeBias } from './relative.js';
-import { Tensor, type Shape } from './tensor.js';
+import { type Shape, Tensor } from './tensor.js';
 
 /** A window side without a limit. */
 export const unbounded = 0x3fffffff;
@@ -68,14 +68,16 @@ function checkFinite(value: unknown, argument: string): number {
 }
 
 function checkBoolean(value: unknown, argument: string): void {
-  if (value !== undefined && typeof value !== 'boolean') throw optionError(`${argument} is ${show(value)}; it must be true or false`);
+  if (value !== undefined && typeof value !== 'boolean')
+    throw optionError(`${argument} is ${show(value)}; it must be true or false`);
 }
 
 function integers(values: Integers, argument: string): Int32Array {
   const valid =
     values instanceof Int32Array ||
     (Array.isArray(values) && values.every((n) => Number.isInteger(n) && n === (n | 0)));
-  if (!valid) throw optionError(`${argument} is ${show(values)}; it must be an Int32Array or an array of 32-bit integers`);
+  if (!valid)
+    throw optionError(`${argument} is ${show(values)}; it must be an Int32Array or an array of 32-bit integers`);
   return values instanceof Int32Array ? values : Int32Array.from(values);
 }
 
@@ -91,11 +93,18 @@ interface Dims {
 
 /** Splits q, k and v's shapes into named dims and checks that they agree. */
 function readDims(q: Shape, k: Shape, v: Shape, layout: AttentionProblem['layout']): Dims {
-  const order = layout === 'varlen' ? '[total, heads, dim]' : layout === 'bshd' ? '[batch, seq, heads, dim]' : '[batch, heads, seq, dim]';
+  const order =
+    layout === 'varlen'
+      ? '[total, heads, dim]'
+      : layout === 'bshd'
+        ? '[batch, seq, heads, dim]'
+        : '[batch, heads, seq, dim]';
   const rank = layout === 'varlen' ? 3 : 4;
   for (const [name, shape] of Object.entries({ q, k, v })) {
     if (shape.length !== rank)
-      throw shapeError(`${name} has shape ${show(shape)}; ${layout === 'varlen' ? 'with cuSeqlensQ it' : 'it'} must have rank ${rank}, ${order}`);
+      throw shapeError(
+        `${name} has shape ${show(shape)}; ${layout === 'varlen' ? 'with cuSeqlensQ it' : 'it'} must have rank ${rank}, ${order}`,
+      );
   }
   const split = (shape: Shape) => {
     const [batch, rows, heads, dim] = (
@@ -116,9 +125,15 @@ function readDims(q: Shape, k: Shape, v: Shape, layout: AttentionProblem['layout
   if (key.heads !== value.heads)
     throw shapeError(`k and v must have the same number of heads, got ${key.heads} and ${value.heads} in ${context}`);
   if (key.heads < 1 || query.heads < 1 || query.heads % key.heads !== 0)
-    throw shapeError(`the ${query.heads} query heads must be a positive multiple of the ${key.heads} key/value heads in ${context}`);
-  for (const [name, dim] of [['head dim of q and k', query.dim], ['head dim of v', value.dim]] as const)
-    if (dim < 1 || dim > maxHeadDim) throw shapeError(`the ${name} is ${dim}; it must be from 1 to ${maxHeadDim} in ${context}`);
+    throw shapeError(
+      `the ${query.heads} query heads must be a positive multiple of the ${key.heads} key/value heads in ${context}`,
+    );
+  for (const [name, dim] of [
+    ['head dim of q and k', query.dim],
+    ['head dim of v', value.dim],
+  ] as const)
+    if (dim < 1 || dim > maxHeadDim)
+      throw shapeError(`the ${name} is ${dim}; it must be from 1 to ${maxHeadDim} in ${context}`);
   return {
     batch: query.batch,
     queryRows: query.rows,
@@ -136,16 +151,20 @@ function readLengths(values: Integers | undefined, argument: string, batch: numb
   if (lengths.length !== batch)
     throw optionError(`${argument} has ${lengths.length} entries; it needs one for each of the ${batch} batch entries`);
   const bad = lengths.findIndex((n) => n < 0 || n > rows);
-  if (bad >= 0) throw optionError(`${argument}[${bad}] is ${lengths[bad]}; it must be from 0 to the sequence length ${rows}`);
+  if (bad >= 0)
+    throw optionError(`${argument}[${bad}] is ${lengths[bad]}; it must be from 0 to the sequence length ${rows}`);
   return lengths;
 }
 
 function readOffsets(values: Integers, argument: string, rows: number): Int32Array {
   const offsets = integers(values, argument);
-  if (offsets.length < 1 || offsets[0] !== 0) throw optionError(`${argument} must start with 0, got ${show([...offsets.slice(0, 4)])}`);
+  if (offsets.length < 1 || offsets[0] !== 0)
+    throw optionError(`${argument} must start with 0, got ${show([...offsets.slice(0, 4)])}`);
   const fall = offsets.findIndex((n, i) => i > 0 && n < offsets[i - 1]);
   if (fall >= 0)
-    throw optionError(`${argument} must never fall, but ${argument}[${fall}] = ${offsets[fall]} comes after ${offsets[fall - 1]}`);
+    throw optionError(
+      `${argument} must never fall, but ${argument}[${fall}] = ${offsets[fall]} comes after ${offsets[fall - 1]}`,
+    );
   const last = offsets[offsets.length - 1];
   if (last > rows) throw optionError(`${argument} ends at ${last}, past the ${rows} rows of the tensor`);
   return offsets;
@@ -172,9 +191,16 @@ function readSequences(options: AttentionOptions, dims: Dims) {
     const queries = readOffsets(options.cuSeqlensQ, 'cuSeqlensQ', dims.queryRows);
     const keys = readOffsets(options.cuSeqlensK, 'cuSeqlensK', dims.keyRows);
     if (queries.length !== keys.length)
-      throw optionError(`cuSeqlensQ has ${queries.length} entries and cuSeqlensK ${keys.length}; both need sequences + 1`);
+      throw optionError(
+        `cuSeqlensQ has ${queries.length} entries and cuSeqlensK ${keys.length}; both need sequences + 1`,
+      );
     const sequences = zipSequences(queries, keys, 'offsets');
-    return { batch: queries.length - 1, sequences, queryLength: longest(sequences, 1), keyLength: longest(sequences, 3) };
+    return {
+      batch: queries.length - 1,
+      sequences,
+      queryLength: longest(sequences, 1),
+      keyLength: longest(sequences, 3),
+    };
   }
   const whole = { batch: dims.batch, queryLength: dims.queryRows, keyLength: dims.keyRows };
   if (options.qLens === undefined && options.kLens === undefined) return { ...whole, sequences: undefined };
@@ -186,8 +212,12 @@ function readSequences(options: AttentionOptions, dims: Dims) {
 function readWindow(options: AttentionOptions): { windowLeft: number; windowRight: number } {
   const { window = [-1, -1], causal = false } = options;
   checkBoolean(causal, 'causal');
-  const valid = Array.isArray(window) && window.length === 2 && window.every((n) => Number.isInteger(n) && n >= -1 && n < unbounded);
-  if (!valid) throw optionError(`window is ${show(window)}; it must be [left, right], integers >= 0, or -1 for infinite`);
+  const valid =
+    Array.isArray(window) &&
+    window.length === 2 &&
+    window.every((n) => Number.isInteger(n) && n >= -1 && n < unbounded);
+  if (!valid)
+    throw optionError(`window is ${show(window)}; it must be [left, right], integers >= 0, or -1 for infinite`);
   const [left, right] = window.map((n) => (n === -1 ? unbounded : n)) as [number, number];
   return { windowLeft: left, windowRight: causal ? Math.min(right, 0) : right };
 }
@@ -195,9 +225,11 @@ function readWindow(options: AttentionOptions): { windowLeft: number; windowRigh
 function readDropout(dropout: AttentionOptions['dropout']): DropoutProblem | undefined {
   if (dropout === undefined) return undefined;
   const { p, seed } = dropout;
-  if (!(typeof p === 'number' && p >= 0 && p < 1)) throw optionError(`dropout.p is ${show(p)}; it must be from 0 to below 1`);
+  if (!(typeof p === 'number' && p >= 0 && p < 1))
+    throw optionError(`dropout.p is ${show(p)}; it must be from 0 to below 1`);
   const whole = typeof seed === 'bigint' ? seed : Number.isSafeInteger(seed) ? BigInt(seed) : -1n;
-  if (whole < 0n || whole >= 2n ** 64n) throw optionError(`dropout.seed is ${show(seed)}; it must be an integer from 0 to 2^64 - 1`);
+  if (whole < 0n || whole >= 2n ** 64n)
+    throw optionError(`dropout.seed is ${show(seed)}; it must be an integer from 0 to 2^64 - 1`);
   const threshold = Math.floor(p * 2 ** 32);
   if (threshold === 0) return undefined;
   return { threshold, keepScale: 1 / (1 - p), seedLow: Number(whole & 0xffffffffn), seedHigh: Number(whole >> 32n) };
@@ -211,7 +243,9 @@ function readBiasShape(bias: Tensor | undefined, dims: Dims, s: ProblemSequences
   const full = [s.batch, dims.heads, s.queryLength, s.keyLength];
   const fits = bias.shape.length === 4 && bias.shape.every((n, axis) => n === 1 || n === full[axis]);
   if (!fits)
-    throw shapeError(`bias has shape ${show(bias.shape)}; it must broadcast to [batch, heads, Nq, Nk] = ${show(full)}: each dim equal or 1`);
+    throw shapeError(
+      `bias has shape ${show(bias.shape)}; it must broadcast to [batch, heads, Nq, Nk] = ${show(full)}: each dim equal or 1`,
+    );
   return bias.shape as unknown as readonly [number, number, number, number];
 }
 
@@ -221,17 +255,24 @@ function readAlibi(alibi: AttentionOptions['alibi'], heads: number, batch: numbe
     const [first, second] = alibi.shape;
     const batched = alibi.shape.length === 2 && first === batch && second === heads;
     if (!batched && !(alibi.shape.length === 1 && first === heads))
-      throw shapeError(`alibi has shape ${show(alibi.shape)}; it must be [heads] = [${heads}] or [batch, heads] = [${batch}, ${heads}]`);
+      throw shapeError(
+        `alibi has shape ${show(alibi.shape)}; it must be [heads] = [${heads}] or [batch, heads] = [${batch}, ${heads}]`,
+      );
     if (alibi.dtype !== 'float32') throw new FlashAttnError('ERR_DTYPE', `alibi is ${alibi.dtype}; slopes are float32`);
     return { batched, slopes: undefined };
   }
   const valid = alibi instanceof Float32Array || (Array.isArray(alibi) && alibi.every((x) => typeof x === 'number'));
   if (!valid) throw optionError(`alibi is ${show(alibi)}; it must be a tensor, a Float32Array or an array of numbers`);
-  if (alibi.length !== heads) throw shapeError(`alibi has ${alibi.length} slopes; it needs one for each of the ${heads} query heads`);
+  if (alibi.length !== heads)
+    throw shapeError(`alibi has ${alibi.length} slopes; it needs one for each of the ${heads} query heads`);
   return { batched: false, slopes: Float32Array.from(alibi) };
 }
 
-function checkPositions(positions: Int32Array | undefined, argument: string, length: number): [least: number, most: number] {
+function checkPositions(
+  positions: Int32Array | undefined,
+  argument: string,
+  length: number,
+): [least: number, most: number] {
   if (positions === undefined) return [0, Math.max(0, length - 1)];
   if (!(positions instanceof Int32Array) || positions.length < length)
     throw optionError(`${argument} must be an Int32Array with at least ${length} entries, one for each position`);
@@ -244,33 +285,47 @@ function checkPositions(positions: Int32Array | undefined, argument: string, len
   return [least, most];
 }
 
-function readRelative(relative: RelativeBias | undefined, heads: number, s: ProblemSequences): RelativeProblem | undefined {
+function readRelative(
+  relative: RelativeBias | undefined,
+  heads: number,
+  s: ProblemSequences,
+): RelativeProblem | undefined {
   if (relative === undefined) return undefined;
   const { table, buckets, origin, queryPosition, keyPosition } = relative;
   if (!isTensor(table)) throw optionError(`relativeBias.table is ${show(table)}; it must be a tensor [buckets, heads]`);
   if (table.shape.length !== 2 || table.shape[1] !== heads)
-    throw shapeError(`relativeBias.table has shape ${show(table.shape)}; it must be [buckets, heads] with ${heads} heads`);
-  if (!(buckets instanceof Int32Array)) throw optionError(`relativeBias.buckets is ${show(buckets)}; it must be an Int32Array`);
+    throw shapeError(
+      `relativeBias.table has shape ${show(table.shape)}; it must be [buckets, heads] with ${heads} heads`,
+    );
+  if (!(buckets instanceof Int32Array))
+    throw optionError(`relativeBias.buckets is ${show(buckets)}; it must be an Int32Array`);
   if (!Number.isInteger(origin)) throw optionError(`relativeBias.origin is ${show(origin)}; it must be an integer`);
   const bucketCount = table.shape[0];
   const bad = buckets.findIndex((bucket) => bucket < 0 || bucket >= bucketCount);
-  if (bad >= 0) throw optionError(`relativeBias.buckets[${bad}] is ${buckets[bad]}; the table has ${bucketCount} buckets`);
+  if (bad >= 0)
+    throw optionError(`relativeBias.buckets[${bad}] is ${buckets[bad]}; the table has ${bucketCount} buckets`);
   const [leastQuery, mostQuery] = checkPositions(queryPosition, 'relativeBias.queryPosition', s.queryLength);
   const [leastKey, mostKey] = checkPositions(keyPosition, 'relativeBias.keyPosition', s.keyLength);
   const [first, last] = [leastKey - mostQuery + origin, mostKey - leastQuery + origin];
   if (s.queryLength && s.keyLength && (first < 0 || last >= buckets.length))
-    throw optionError(`relativeBias.buckets has ${buckets.length} entries; these positions read entries ${first} to ${last}`);
+    throw optionError(
+      `relativeBias.buckets has ${buckets.length} entries; these positions read entries ${first} to ${last}`,
+    );
   return { buckets, origin, queryPosition, keyPosition, bucketCount };
 }
 
 /** @throws ERR_SHAPE, ERR_DTYPE or ERR_OPTION, naming the argument. */
 export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options: AttentionOptions): AttentionProblem {
-  if (options === null || typeof options !== 'object') throw optionError(`options is ${show(options)}; it must be an object`);
+  if (options === null || typeof options !== 'object')
+    throw optionError(`options is ${show(options)}; it must be an object`);
   const unknown = Object.keys(options).find((name) => !optionNames.has(name));
-  if (unknown !== undefined) throw optionError(`there is no option ${show(unknown)}; the options are ${[...optionNames].join(', ')}`);
+  if (unknown !== undefined)
+    throw optionError(`there is no option ${show(unknown)}; the options are ${[...optionNames].join(', ')}`);
   const { align = 'bottomRight', layout = 'bshd', softcap, sink } = options;
-  if (align !== 'bottomRight' && align !== 'topLeft') throw optionError(`align is ${show(align)}; it must be 'bottomRight' or 'topLeft'`);
-  if (layout !== 'bshd' && layout !== 'bhsd') throw optionError(`layout is ${show(layout)}; it must be 'bshd' or 'bhsd'`);
+  if (align !== 'bottomRight' && align !== 'topLeft')
+    throw optionError(`align is ${show(align)}; it must be 'bottomRight' or 'topLeft'`);
+  if (layout !== 'bshd' && layout !== 'bhsd')
+    throw optionError(`layout is ${show(layout)}; it must be 'bshd' or 'bhsd'`);
   checkBoolean(options.deterministic, 'deterministic');
   const varlen = options.cuSeqlensQ !== undefined || options.cuSeqlensK !== undefined;
   if (varlen) {
@@ -281,7 +336,8 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
   }
   const dims = readDims(q, k, v, varlen ? 'varlen' : layout);
   const sequences = readSequences(options, dims);
-  if (softcap !== undefined && !(checkFinite(softcap, 'softcap') > 0)) throw optionError(`softcap is ${softcap}; it must be positive`);
+  if (softcap !== undefined && !(checkFinite(softcap, 'softcap') > 0))
+    throw optionError(`softcap is ${softcap}; it must be positive`);
   if (sink !== undefined) {
     if (!isTensor(sink)) throw optionError(`sink is ${show(sink)}; it must be a tensor [heads]`);
     if (sink.shape.length !== 1 || sink.shape[0] !== dims.heads)

@@ -42,8 +42,11 @@ export function t5RelativeBias(table: Tensor<DType, Shape>, options: T5Options):
   const directed = bidirectional ? Math.floor(bucketCount / 2) : bucketCount;
   const exact = Math.floor(directed / 2);
   if (table.shape.length !== 2 || exact < 1)
-    throw shapeError(`table has shape ${show(table.shape)}; it must be [buckets, heads] with at least ${bidirectional ? 4 : 2} buckets`);
-  if (maxDistance <= exact) throw optionError(`maxDistance is ${maxDistance}; it must be more than the ${exact} exact buckets`);
+    throw shapeError(
+      `table has shape ${show(table.shape)}; it must be [buckets, heads] with at least ${bidirectional ? 4 : 2} buckets`,
+    );
+  if (maxDistance <= exact)
+    throw optionError(`maxDistance is ${maxDistance}; it must be more than the ${exact} exact buckets`);
 
   const bucketOf = (relative: number) => {
     const side = bidirectional && relative > 0 ? directed : 0;
@@ -75,8 +78,13 @@ export function swinRelativeBias(
   const stride = 2 * width - 1;
   const bucketCount = (2 * height - 1) * stride;
   if (table.shape.length !== 2 || table.shape[0] !== bucketCount)
-    throw shapeError(`table has shape ${show(table.shape)}; a ${height} x ${width} window needs [${bucketCount}, heads]`);
-  const position = Int32Array.from({ length: height * width }, (_, at) => Math.floor(at / width) * stride + (at % width));
+    throw shapeError(
+      `table has shape ${show(table.shape)}; a ${height} x ${width} window needs [${bucketCount}, heads]`,
+    );
+  const position = Int32Array.from(
+    { length: height * width },
+    (_, at) => Math.floor(at / width) * stride + (at % width),
+  );
   // The table runs over query minus key, the positions over key minus query: the buckets count down.
   const buckets = Int32Array.from({ length: bucketCount }, (_, at) => bucketCount - 1 - at);
   const origin = (height - 1) * stride + width - 1;
@@ -91,5 +99,7 @@ export function alibiSlopes(heads: number): Float32Array {
   if (!Number.isInteger(heads) || heads < 1) throw optionError(`heads is ${show(heads)}; it must be an integer >= 1`);
   const power = 2 ** Math.floor(Math.log2(heads));
   const slope = (h: number, of: number) => 2 ** ((-8 * (h + 1)) / of);
-  return Float32Array.from({ length: heads }, (_, h) => (h < power ? slope(h, power) : slope(2 * (h - power), 2 * power)));
+  return Float32Array.from({ length: heads }, (_, h) =>
+    h < power ? slope(h, power) : slope(2 * (h - power), 2 * power),
+  );
 }

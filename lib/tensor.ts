@@ -6,12 +6,7 @@ import { FlashAttnError, optionError, shapeError, show } from './errors.js';
 export type Shape = readonly number[];
 
 /** Numbers to fill a tensor with. 16-bit patterns (`Uint16Array`) need an explicit dtype to have a meaning. */
-export type TensorSource =
-  | Float32Array
-  | Float64Array
-  | readonly number[]
-  | Float16ArrayLike
-  | Uint16Array;
+export type TensorSource = Float32Array | Float64Array | readonly number[] | Float16ArrayLike | Uint16Array;
 
 /** `Float16Array`, where the JavaScript engine has it. */
 export interface Float16ArrayLike extends ArrayLike<number> {
@@ -163,7 +158,9 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#checkUsable();
     if (!this.isContiguous) throw shapeError('reshape needs a contiguous tensor, this is a strided view');
     if (elementCount(shape) !== this.size)
-      throw shapeError(`shape ${show(shape)} has ${elementCount(shape)} elements, the tensor ${show(this.shape)} has ${this.size}`);
+      throw shapeError(
+        `shape ${show(shape)} has ${elementCount(shape)} elements, the tensor ${show(this.shape)} has ${this.size}`,
+      );
     return this.#view(shape, contiguousStrides(shape), 0);
   }
 
@@ -181,7 +178,9 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#checkAxis(axis);
     const length = this.shape[axis];
     if (!(Number.isInteger(start) && Number.isInteger(end) && 0 <= start && start <= end && end <= length))
-      throw shapeError(`slice [${start}, ${end}) must lie within [0, ${length}) on axis ${axis} of ${show(this.shape)}`);
+      throw shapeError(
+        `slice [${start}, ${end}) must lie within [0, ${length}) on axis ${axis} of ${show(this.shape)}`,
+      );
     const shape = this.shape.map((n, at) => (at === axis ? end - start : n)) as unknown as S;
     return this.#view(shape, this.strides, start * this.strides[axis]);
   }
@@ -250,7 +249,11 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     const { backend, buffer } = this.#storage;
     const bytes = backend.bytes(buffer);
     const Elements = this.dtype === 'float32' ? Float32Array : Uint16Array;
-    const stored = new Elements(bytes.buffer as ArrayBuffer, bytes.byteOffset, buffer.byteLength / bytesPerElement[this.dtype]);
+    const stored = new Elements(
+      bytes.buffer as ArrayBuffer,
+      bytes.byteOffset,
+      buffer.byteLength / bytesPerElement[this.dtype],
+    );
     const result = new Elements(this.size);
     if (this.isContiguous) {
       result.set(stored.subarray(this.#offset, this.#offset + this.size));
@@ -286,7 +289,10 @@ function encodeSource(source: TensorSource, dtype: DType, shape: Shape, argument
 function encodeElements(source: TensorSource, dtype: DType, argument: string): Float32Array | Uint16Array {
   if (source instanceof Uint16Array) {
     if (dtype !== 'float32') return source;
-    throw new FlashAttnError('ERR_DTYPE', `${argument} is a Uint16Array of bit patterns; its dtype must be 'float16' or 'bfloat16', not 'float32'`);
+    throw new FlashAttnError(
+      'ERR_DTYPE',
+      `${argument} is a Uint16Array of bit patterns; its dtype must be 'float16' or 'bfloat16', not 'float32'`,
+    );
   }
   if (isHalfArray(source) && dtype === 'float16')
     return new Uint16Array(source.buffer as ArrayBuffer, source.byteOffset, source.length);
@@ -324,9 +330,21 @@ type Widen<S extends Shape> = { readonly [axis in keyof S]: number };
  * @param data as many numbers as the shape has elements, in row-major order
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_OUT_OF_MEMORY
  */
-export function tensor<const S extends Shape>(data: Float16ArrayLike, shape: S, options?: TensorOptions<'float16'>): Tensor<'float16', Widen<S>>;
-export function tensor<const S extends Shape, D extends 'float16' | 'bfloat16'>(data: Uint16Array, shape: S, options: TensorOptions<D> & { readonly dtype: D }): Tensor<D, Widen<S>>;
-export function tensor<const S extends Shape, D extends DType = 'float32'>(data: Float32Array | Float64Array | readonly number[], shape: S, options?: TensorOptions<D>): Tensor<D, Widen<S>>;
+export function tensor<const S extends Shape>(
+  data: Float16ArrayLike,
+  shape: S,
+  options?: TensorOptions<'float16'>,
+): Tensor<'float16', Widen<S>>;
+export function tensor<const S extends Shape, D extends 'float16' | 'bfloat16'>(
+  data: Uint16Array,
+  shape: S,
+  options: TensorOptions<D> & { readonly dtype: D },
+): Tensor<D, Widen<S>>;
+export function tensor<const S extends Shape, D extends DType = 'float32'>(
+  data: Float32Array | Float64Array | readonly number[],
+  shape: S,
+  options?: TensorOptions<D>,
+): Tensor<D, Widen<S>>;
 export function tensor(data: TensorSource, shape: Shape, options: TensorOptions = {}): Tensor {
   checkShape(shape);
   const dtype = checkDType(options.dtype ?? (isHalfArray(data) ? 'float16' : 'float32'), 'dtype');
@@ -338,7 +356,10 @@ export function tensor(data: TensorSource, shape: Shape, options: TensorOptions 
 }
 
 /** A tensor of zeros. */
-export function zeros<const S extends Shape, D extends DType = 'float32'>(shape: S, options: TensorOptions<D> = {}): Tensor<D, Widen<S>> {
+export function zeros<const S extends Shape, D extends DType = 'float32'>(
+  shape: S,
+  options: TensorOptions<D> = {},
+): Tensor<D, Widen<S>> {
   checkShape(shape);
   const dtype = checkDType(options.dtype ?? 'float32', 'dtype') as D;
   const backend = backendFor(options.device);

@@ -9,14 +9,37 @@ const sources = join(root, 'native', 'cpu');
 const output = join(root, 'lib', 'backends', 'wasm');
 
 const compile = [
-  '--target=wasm32-unknown-unknown', '-std=c++20', '-O3', '-ffreestanding', '-nostdlib', '-nostdinc++', '-fno-exceptions',
-  '-fno-rtti', '-fno-math-errno', '-I.', '-msimd128', '-mbulk-memory', '-matomics', '-mmutable-globals',
+  '--target=wasm32-unknown-unknown',
+  '-std=c++20',
+  '-O3',
+  '-ffreestanding',
+  '-nostdlib',
+  '-nostdinc++',
+  '-fno-exceptions',
+  '-fno-rtti',
+  '-fno-math-errno',
+  '-I.',
+  '-msimd128',
+  '-mbulk-memory',
+  '-matomics',
+  '-mmutable-globals',
   // Without an explicit choice clang contracts a * b + c into relaxed multiply-adds wherever it likes.
-  '-ffp-contract=off', '-Wall', '-Wextra', '-Werror',
+  '-ffp-contract=off',
+  '-Wall',
+  '-Wextra',
+  '-Werror',
 ];
 const link = [
-  '--no-entry', '--shared-memory', '--import-memory', '--max-memory=4294967296', '--initial-memory=1048576',
-  '--export=__stack_pointer', '--export=__heap_base', '-z', 'stack-size=65536', '--strip-all',
+  '--no-entry',
+  '--shared-memory',
+  '--import-memory',
+  '--max-memory=4294967296',
+  '--initial-memory=1048576',
+  '--export=__stack_pointer',
+  '--export=__heap_base',
+  '-z',
+  'stack-size=65536',
+  '--strip-all',
 ].map((flag) => `-Wl,${flag}`);
 
 export const builds = [
@@ -40,7 +63,11 @@ export async function buildWasm() {
   for (const { file, flags } of builds) {
     const command = ['clang++', ...compile, ...flags, 'wasm/module.cc', ...link, '-o', file];
     try {
-      const files = await runClang(command, readTree(sources), { stdout: print, stderr: print, fetchProgress: () => {} });
+      const files = await runClang(command, readTree(sources), {
+        stdout: print,
+        stderr: print,
+        fetchProgress: () => {},
+      });
       writeFileSync(join(output, file), files[file]);
       console.log(`${relative(root, join(output, file))}: ${files[file].length} bytes`);
     } catch (error) {

@@ -57,7 +57,11 @@ function hashTree(hash, path) {
 function hashPath(hash, path, isDirectory) {
   if (isDirectory) return hashTree(hash, path);
   if (path.endsWith('.safetensors')) return;
-  hash.update(path).update('\0').update(readFileSync(join(root, path))).update('\0');
+  hash
+    .update(path)
+    .update('\0')
+    .update(readFileSync(join(root, path)))
+    .update('\0');
 }
 
 function fingerprint(paths) {
@@ -77,7 +81,9 @@ function run(command, args, options = {}) {
 const node = (args) => run(process.execPath, args);
 // npm is a script next to node on every platform when npm started us; a shell finds it otherwise.
 const npm = (args) =>
-  process.env.npm_execpath ? run(process.execPath, [process.env.npm_execpath, ...args]) : run('npm', args, { shell: true });
+  process.env.npm_execpath
+    ? run(process.execPath, [process.env.npm_execpath, ...args])
+    : run('npm', args, { shell: true });
 
 for (const { title, stamp, from, makes, run: build } of steps) {
   const wanted = fingerprint(from);

@@ -27,7 +27,13 @@ async function diagnose(): Promise<Diagnosis> {
   try {
     const found = status();
     const report = await selfTest();
-    return { healthy: report.passed, ...versions, status: found, memoryLimitBytes: memory().bytesLimit, selfTest: report };
+    return {
+      healthy: report.passed,
+      ...versions,
+      status: found,
+      memoryLimitBytes: memory().bytesLimit,
+      selfTest: report,
+    };
   } catch (error) {
     const code = error instanceof FlashAttnError ? error.code : 'ERR_UNEXPECTED';
     return { healthy: false, ...versions, error: { code, message: (error as Error).message } };
@@ -42,14 +48,18 @@ function print(d: Diagnosis): void {
   ];
   if (d.status) {
     const { device, simd, threads, reasons } = d.status;
-    const why = simd === 'relaxed' ? 'relaxed SIMD with fused multiply-add' : 'plain SIMD; relaxed SIMD would be faster';
+    const why =
+      simd === 'relaxed' ? 'relaxed SIMD with fused multiply-add' : 'plain SIMD; relaxed SIMD would be faster';
     rows.push(['device', `${device}, ${threads} ${threads === 1 ? 'thread' : 'threads'}, ${why}`]);
     for (const reason of reasons) rows.push([`not ${reason.device}`, `${reason.hint} (${reason.code})`]);
   }
   if (d.memoryLimitBytes !== undefined) rows.push(['memory', `up to ${formatBytes(d.memoryLimitBytes)}`]);
   if (d.selfTest) {
     const { cases, worst, seconds, gflops } = d.selfTest;
-    rows.push(['self-test', `${cases} problems forward and backward, largest error ${worst.toExponential(1)}, ${seconds.toFixed(1)} s`]);
+    rows.push([
+      'self-test',
+      `${cases} problems forward and backward, largest error ${worst.toExponential(1)}, ${seconds.toFixed(1)} s`,
+    ]);
     rows.push(['speed', `${gflops.toFixed(0)} GFLOP/s forward on 4 heads x 1024 x 64`]);
     for (const failure of d.selfTest.failures) rows.push(['FAILED', failure]);
   }

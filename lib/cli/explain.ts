@@ -37,7 +37,10 @@ export async function explainCommand(args: string[]): Promise<number> {
   console.log(
     formatTable([
       ['device', cost.device],
-      ['kernel', `${cost.kernel}, ${cost.dtype}, tiles of ${cost.tiles.query} queries x ${cost.tiles.key} keys, ${cost.items} items`],
+      [
+        'kernel',
+        `${cost.kernel}, ${cost.dtype}, tiles of ${cost.tiles.query} queries x ${cost.tiles.key} keys, ${cost.items} items`,
+      ],
       ['arithmetic', `${gflops(cost.flops.forward)} forward, ${gflops(cost.flops.backward)} backward`],
       ['sparsity', `${(100 * cost.sparsity).toFixed(1)} % of the query-key pairs are masked`],
       ['tensors', formatBytes(cost.bytes)],

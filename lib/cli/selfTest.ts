@@ -94,7 +94,12 @@ function reference(c: Case, q: Float32Array, k: Float32Array, v: Float32Array, d
 
 async function largestError(c: Case, seed: number): Promise<number> {
   const random = noise(seed);
-  const data = { q: random(c.queries * c.dim), k: random(c.keys * c.dim), v: random(c.keys * c.dim), dOut: random(c.queries * c.dim) };
+  const data = {
+    q: random(c.queries * c.dim),
+    k: random(c.keys * c.dim),
+    v: random(c.keys * c.dim),
+    dOut: random(c.queries * c.dim),
+  };
   const expected = reference(c, data.q, data.k, data.v, data.dOut);
   const onDevice = (values: Float32Array, rows: number) => tensor(values, [1, rows, 1, c.dim]);
   const q = onDevice(data.q, c.queries);
@@ -107,7 +112,8 @@ async function largestError(c: Case, seed: number): Promise<number> {
   const compare = async (t: Tensor, reference: Float64Array) => {
     const values = await t.toFloat32();
     // NaN must fail: it compares false with everything.
-    for (const [i, x] of values.entries()) worst = Math.abs(x - reference[i]) <= worst ? worst : Math.abs(x - reference[i]);
+    for (const [i, x] of values.entries())
+      worst = Math.abs(x - reference[i]) <= worst ? worst : Math.abs(x - reference[i]);
   };
   await compare(out, expected.out);
   await compare(gradients.dq, expected.dq);
@@ -142,7 +148,8 @@ export async function selfTest(): Promise<SelfTestReport> {
   let worst = 0;
   for (const [i, c] of cases.entries()) {
     const error = await largestError(c, 2024 + i);
-    if (!(error <= tolerance)) failures.push(`${c.name}: error ${error.toExponential(1)}, allowed ${tolerance.toExponential(1)}`);
+    if (!(error <= tolerance))
+      failures.push(`${c.name}: error ${error.toExponential(1)}, allowed ${tolerance.toExponential(1)}`);
     worst = error <= worst ? worst : error;
   }
   const gflops = await measureSpeed(500);

@@ -1,5 +1,5 @@
-import { FlashAttnError } from '../../errors.js';
 import type { DType } from '../../dtype.js';
+import { FlashAttnError } from '../../errors.js';
 import type { AttentionProblem } from '../../problem.js';
 import type {
   AttentionExtras,
@@ -17,7 +17,7 @@ import type {
 } from '../backend.js';
 import { Heap } from './heap.js';
 import { loadModule, type SimdBuild } from './module.js';
-import { addressOf, type AttentionMemory, StructWriter, writeAttentionParams } from "./params.js";
+import { type AttentionMemory, addressOf, StructWriter, writeAttentionParams } from './params.js';
 import { Pool, threadCount, workerError } from './pool.js';
 import { queueBytes } from './queue.js';
 import { type ScratchSizes, scratchBytes, WasmScratch } from './scratch.js';
@@ -109,7 +109,10 @@ export class WasmBackend implements Backend {
 
   allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): WasmBuffer {
     const { queue } = this.#pool;
-    let address = this.#heap.allocate(byteLength, purpose === 'hostWritten' ? queue.completed : Number.POSITIVE_INFINITY);
+    let address = this.#heap.allocate(
+      byteLength,
+      purpose === 'hostWritten' ? queue.completed : Number.POSITIVE_INFINITY,
+    );
     if (address === undefined && purpose === 'hostWritten') {
       // Memory freed behind pending launches is the host's once they are done.
       queue.waitSync(queue.published);
@@ -162,8 +165,12 @@ export class WasmBackend implements Backend {
       const memory = this.#prepare(operands, own);
       const split = this.#split(problem);
       const items = problem.batch * problem.heads * divideUp(problem.queryLength, queryTile * split.tilesPerItem);
-      this.#launch(kernel.forward, items, [operands.out.buffer, operands.lse.buffer], [...buffers, ...own.buffers()], (w) =>
-        writeAttentionParams(w, problem, operands, memory, split),
+      this.#launch(
+        kernel.forward,
+        items,
+        [operands.out.buffer, operands.lse.buffer],
+        [...buffers, ...own.buffers()],
+        (w) => writeAttentionParams(w, problem, operands, memory, split),
       );
     });
   }
@@ -174,7 +181,14 @@ export class WasmBackend implements Backend {
       if (!coversAllRows(problem)) for (const { buffer } of [dQuery, dKey, dValue]) this.#fill(buffer, 0);
       const memory = this.#prepare(operands, own);
       const split = this.#split(problem);
-      const used = [...forwardBuffers(operands), dOut.buffer, dQuery.buffer, dKey.buffer, dValue.buffer, ...own.buffers()];
+      const used = [
+        ...forwardBuffers(operands),
+        dOut.buffer,
+        dQuery.buffer,
+        dKey.buffer,
+        dValue.buffer,
+        ...own.buffers(),
+      ];
       if (operands.dLse) used.push(operands.dLse.buffer);
       const launch = (id: number, items: number, written: readonly DeviceBuffer[]) =>
         this.#launch(id, items, written, used, (w) => writeAttentionParams(w, problem, operands, memory, split));
@@ -183,7 +197,12 @@ export class WasmBackend implements Backend {
       launch(kernel.backwardRows, rowItems, []);
       launch(kernel.backward, problem.batch * problem.kvHeads * split.keySplits, [dKey.buffer, dValue.buffer]);
       launch(kernel.finishQueryGradients, rowItems, [dQuery.buffer]);
-      const finish = (id: number, items: number, target: Flat | undefined, computed: 'dBias' | 'dRelative' | 'dSink') => {
+      const finish = (
+        id: number,
+        items: number,
+        target: Flat | undefined,
+        computed: 'dBias' | 'dRelative' | 'dSink',
+      ) => {
         if (!target) return;
         const narrowed = own.get(computed);
         launch(id, items, [narrowed ?? target.buffer]);
@@ -219,7 +238,8 @@ export class WasmBackend implements Backend {
       keyTile,
       items: problem.batch * problem.heads * divideUp(problem.queryLength, queryTile * split.tilesPerItem),
       workspaceBytes:
-        this.threads * this.#workspaceBytes + (backward ? scratchBytes(problem, { ...split, widen: none, backward }) : 0),
+        this.threads * this.#workspaceBytes +
+        (backward ? scratchBytes(problem, { ...split, widen: none, backward }) : 0),
     };
   }
 
@@ -230,7 +250,14 @@ export class WasmBackend implements Backend {
   memory(): MemoryReport {
     const { inUse, peak, reserved, limit } = this.#heap;
     const { device } = this;
-    return { device, bytesInUse: inUse, bytesPeak: peak, bytesReserved: reserved, bytesLimit: limit, tensors: this.#tensors };
+    return {
+      device,
+      bytesInUse: inUse,
+      bytesPeak: peak,
+      bytesReserved: reserved,
+      bytesLimit: limit,
+      tensors: this.#tensors,
+    };
   }
 
   tensorCreated(): void {
@@ -304,7 +331,12 @@ export class WasmBackend implements Backend {
     for (const buffer of used) (buffer as WasmBuffer).lastUse = number;
   }
 
-  #launchMerge(id: number, shape: MergeShape, operands: MergeOperands | MergeBackwardOperands, written: readonly DeviceBuffer[]): void {
+  #launchMerge(
+    id: number,
+    shape: MergeShape,
+    operands: MergeOperands | MergeBackwardOperands,
+    written: readonly DeviceBuffer[],
+  ): void {
     const { parts, out, lse } = operands;
     const backward = 'dOut' in operands ? operands : undefined;
     const table = this.allocate(parts.length * mergePartBytes, 'hostWritten');
@@ -349,7 +381,11 @@ export class WasmBackend implements Backend {
 
   #scratchSizes(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): ScratchSizes {
     const widened = (flat: Flat | undefined) => flat !== undefined && flat.dtype !== 'float32';
-    const widen = { bias: widened(extras.bias), relativeTable: widened(extras.relativeTable), sink: widened(extras.sink) };
+    const widen = {
+      bias: widened(extras.bias),
+      relativeTable: widened(extras.relativeTable),
+      sink: widened(extras.sink),
+    };
     return { keySplits: this.#split(problem).keySplits, widen, backward };
   }
 
@@ -360,12 +396,11 @@ export class WasmBackend implements Backend {
     scratch: Scratch | undefined,
     run: (scratch: WasmScratch) => void,
   ): void {
-    if (scratch) return run(scratch as WasmScratch);
-    const own = this.createScratch(problem, extras, backward);
+    const own = scratch === undefined ? this.createScratch(problem, extras, backward) : (scratch as WasmScratch);
     try {
       run(own);
     } finally {
-      own.dispose();
+      if (scratch === undefined) own.dispose();
     }
   }
 
@@ -377,7 +412,8 @@ export class WasmBackend implements Backend {
       this.#convert(flat, { buffer, offset: 0, dtype: 'float32' satisfies DType, count: flat.count });
       return buffer.address;
     };
-    const result = (name: 'dBias' | 'dRelative' | 'dSink', flat: Flat | undefined) => scratch.address(name) || addressOf(flat);
+    const result = (name: 'dBias' | 'dRelative' | 'dSink', flat: Flat | undefined) =>
+      scratch.address(name) || addressOf(flat);
     const gradients = 'dOut' in operands ? operands : undefined;
     return {
       sequences: scratch.address('sequences'),
@@ -416,7 +452,10 @@ function checkLayout(exports: Exports): void {
   ];
   for (const [name, built, written] of expected)
     if (built !== written)
-      throw new FlashAttnError('ERR_DEVICE', `the WebAssembly build has ${built} bytes in ${name}, this version writes ${written}: rebuild with npm run build:wasm`);
+      throw new FlashAttnError(
+        'ERR_DEVICE',
+        `the WebAssembly build has ${built} bytes in ${name}, this version writes ${written}: rebuild with npm run build:wasm`,
+      );
 }
 
 /** Whether launches write every row of the results; rows outside of all sequences are filled beforehand otherwise. */
@@ -424,7 +463,9 @@ const coversAllRows = (p: AttentionProblem) => p.sequences === undefined;
 
 function forwardBuffers(operands: ForwardOperands): DeviceBuffer[] {
   const { query, key, value, out, lse, bias, alibi, relativeTable, sink } = operands;
-  return [query, key, value, out, lse, bias, alibi, relativeTable, sink].flatMap((operand) => (operand ? [operand.buffer] : []));
+  return [query, key, value, out, lse, bias, alibi, relativeTable, sink].flatMap((operand) =>
+    operand ? [operand.buffer] : [],
+  );
 }
 
 let backend: WasmBackend | undefined;

@@ -45,7 +45,8 @@ export class StructWriter {
 }
 
 /** 0 when there is no such array. */
-export const addressOf = (flat: Flat | undefined) => (flat ? flat.buffer.address + flat.offset * elementBytes[flat.dtype] : 0);
+export const addressOf = (flat: Flat | undefined) =>
+  flat ? flat.buffer.address + flat.offset * elementBytes[flat.dtype] : 0;
 
 /** Addresses of what a launch needs besides the tensors of the caller; 0 where there is none. */
 export interface AttentionMemory {
@@ -83,7 +84,12 @@ export interface AttentionTensors {
 function biasStrides(shape: AttentionProblem['biasShape']): [number, number, number, number] {
   if (!shape) return [0, 0, 0, 0];
   const [batch, heads, query, key] = shape;
-  return [batch === 1 ? 0 : heads * query * key, heads === 1 ? 0 : query * key, query === 1 ? 0 : key, key === 1 ? 0 : 1];
+  return [
+    batch === 1 ? 0 : heads * query * key,
+    heads === 1 ? 0 : query * key,
+    query === 1 ? 0 : key,
+    key === 1 ? 0 : 1,
+  ];
 }
 
 /** `AttentionParams` of native/cpu/params.h, field by field. */

@@ -14,7 +14,9 @@ export function threadCount(): number {
   if (setting === undefined || setting === '') return availableParallelism();
   const threads = Number(setting);
   if (Number.isInteger(threads) && threads >= 1 && threads <= 256) return threads;
-  throw optionError(`the environment variable FLASHATTN_THREADS is ${show(setting)}; it must be an integer from 1 to 256`);
+  throw optionError(
+    `the environment variable FLASHATTN_THREADS is ${show(setting)}; it must be an integer from 1 to 256`,
+  );
 }
 
 export interface PoolSetup {

@@ -8,7 +8,7 @@ const slotBytes = slotHeaderBytes + slotParamBytes;
 const headerBytes = 64;
 export const queueBytes = headerBytes + slotCount * slotBytes;
 
-const field = { published: 0, completed: 1, event: 2, stop: 3, spins: 4, fault: 5 } as const;
+const field = { published: 0, completed: 1, event: 2, spins: 3, fault: 4 } as const;
 
 /**
  * The host's side of the launch queue. Launches are numbered from 1 without end; memory holds the numbers modulo 2^32.
@@ -46,7 +46,7 @@ export class LaunchQueue {
   /** Enqueues a launch of `items` >= 1 items; blocks only while 512 launches are pending. */
   publish(kernel: number, items: number, writeParams: (params: StructWriter) => void): number {
     if (this.#published - this.completed >= slotCount) this.waitSync(this.#published - slotCount + 1);
-    const slot = this.#published % 2 ** 32 % slotCount;
+    const slot = (this.#published % 2 ** 32) % slotCount;
     const address = this.address + headerBytes + slot * slotBytes;
     new StructWriter(this.#memory.buffer, address + 8).int(items, 0, kernel, 0);
     writeParams(new StructWriter(this.#memory.buffer, address + slotHeaderBytes));
@@ -75,12 +75,6 @@ export class LaunchQueue {
       const wait = Atomics.waitAsync(this.#words, field.completed, this.#rawCompletedBefore(number));
       if (wait.async) await wait.value;
     }
-  }
-
-  /** Makes the workers leave their loop once they are done with the current item. */
-  stop(): void {
-    Atomics.store(this.#words, field.stop, 1);
-    this.#announce();
   }
 
   /** Declares the queue dead and wakes whoever waits for it. */

@@ -1,10 +1,10 @@
-// A thread of the pool: it never returns to JavaScript until the queue is stopped.
+// A thread of the pool: it never returns to JavaScript.
 // Plain JavaScript, so that it runs from the sources and from the package alike.
 import { workerData } from 'node:worker_threads';
 
 const { module, memory, queue, workspace, stackTop } = workerData;
 const completedWord = 1;
-const faultWord = 5;
+const faultWord = 4;
 
 try {
   const { exports } = new WebAssembly.Instance(module, { env: { memory } });

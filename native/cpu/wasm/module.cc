@@ -47,8 +47,8 @@ __attribute__((noinline)) void run(Kernel kernel, const uint32_t* words, int ite
 }  // namespace
 }  // namespace flashattn
 
-/** Blocks until the queue is stopped. Every worker has its own instance, stack and workspace. */
-FLASHATTN_EXPORT(work) void work(flashattn::Queue* queue, flashattn::Workspace* workspace) {
+/** What a worker thread does for ever. Every worker has its own instance, stack and workspace. */
+FLASHATTN_EXPORT(work) [[noreturn]] void work(flashattn::Queue* queue, flashattn::Workspace* workspace) {
   flashattn::worker_loop(*queue, [&](uint32_t kernel, const uint32_t* params, uint32_t item) {
     flashattn::run(static_cast<flashattn::Kernel>(kernel), params, static_cast<int>(item), *workspace);
   });

@@ -22,11 +22,10 @@ struct Slot {
 struct Queue {
   uint32_t published;  // launches written, modulo 2^32
   uint32_t completed;  // launches finished
-  uint32_t event;      // changes whenever one of the fields above or `stop` does: what idle workers sleep on
-  uint32_t stop;
+  uint32_t event;      // changes whenever one of the fields above does: what idle workers sleep on
   uint32_t spins;      // how often an idle worker looks before it sleeps
   uint32_t fault;      // set by JavaScript when a worker died: pending launches are lost
-  uint32_t unused[10];
+  uint32_t unused[11];
   Slot slots[kSlots];
 };
 
@@ -59,11 +58,11 @@ inline bool take_item(Slot& slot, uint32_t number, uint32_t& item) {
 
 }  // namespace detail
 
+/** Never returns: the thread ends with its JavaScript environment. */
 template <class RunItem>
-inline void worker_loop(Queue& queue, RunItem run_item) {
+[[noreturn]] inline void worker_loop(Queue& queue, RunItem run_item) {
   while (true) {
     const uint32_t event = detail::read(queue.event), number = detail::read(queue.completed);
-    if (detail::read(queue.stop)) return;
     if (number != detail::read(queue.published)) {
       Slot& slot = queue.slots[number % kSlots];
       uint32_t item;

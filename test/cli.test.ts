@@ -1,0 +1,90 @@
+import { describe, expect, it } from 'vitest';
+import { explain } from '../lib/index.js';
+import { cliPath, runNode } from './support/child.js';
+
+const flashattn = (args: string, env?: Record<string, string>) =>
+  runNode([cliPath, ...args.split(' ').filter(Boolean)], env);
+
+describe('flashattn doctor', () => {
+  it('says what works and is healthy', async () => {
+    const { code, stdout, stderr } = await flashattn('doctor');
+    expect(stderr).toBe('');
+    expect(code).toBe(0);
+    for (const part of ['flashattn', process.versions.node, 'wasm', 'threads', 'NO_ADDON', 'self-test', '\nhealthy'])
+      expect(stdout).toContain(part);
+  });
+
+  it('--json is complete', async () => {
+    const { code, stdout } = await flashattn('doctor --json');
+    const diagnosis = JSON.parse(stdout);
+    expect(code).toBe(0);
+    expect(diagnosis).toMatchObject({
+      healthy: true,
+      node: process.versions.node,
+      status: { device: 'wasm', simd: 'relaxed', reasons: [{ device: 'cuda', code: 'NO_ADDON' }] },
+      selfTest: { passed: true, failures: [] },
+    });
+    expect(diagnosis.selfTest.worst).toBeLessThan(1e-5);
+  });
+
+  it('fails when the device cannot be set up', async () => {
+    const { code, stdout } = await flashattn('doctor', { FLASHATTN_THREADS: '0' });
+    expect(code).toBe(1);
+    expect(stdout).toContain('FLASHATTN_THREADS is "0"');
+    expect(stdout).toContain('NOT healthy');
+  });
+});
+
+describe('flashattn explain', () => {
+  it('prints the cost of a problem', async () => {
+    const { code, stdout } = await flashattn('explain --shape 1,4096,8,64 --causal');
+    expect(code).toBe(0);
+    expect(stdout).toContain('17.18 GFLOP forward, 42.96 GFLOP backward');
+    expect(stdout).toContain('50.0 %');
+    expect(stdout).toContain('1 GiB of scores');
+  });
+
+  it('takes every flag', async () => {
+    const { stdout } = await flashattn(
+      'explain --shape 2,8,100,32 --kv-shape 2,2,300,32 --layout bhsd --dtype bfloat16 --window 3,-1 --backward --device wasm --json',
+    );
+    const cost = explain({
+      q: [2, 8, 100, 32],
+      k: [2, 2, 300, 32],
+      layout: 'bhsd',
+      dtype: 'bfloat16',
+      window: [3, -1],
+      backward: true,
+    });
+    expect(JSON.parse(stdout)).toEqual(cost);
+    // Queries see keys from i + 200 - 3 on: 103 - i of them.
+    const visible = 2 * Array.from({ length: 100 }, (_, i) => 103 - i).reduce((a, b) => a + b);
+    expect(cost.flops.forward).toBe(4 * visible * 8 * 32);
+    expect(cost.sparsity).toBeCloseTo(1 - visible / (2 * 100 * 300), 12);
+  });
+
+  it('counts sequences of their own lengths', () => {
+    const cost = explain({ q: [10, 1, 4], cuSeqlensQ: [0, 4, 4, 10], cuSeqlensK: [0, 4, 4, 10], causal: true });
+    expect(cost.flops.forward).toBe(4 * (10 + 21) * 4);
+    expect(cost.sparsity).toBeCloseTo(1 - 31 / 52, 12);
+  });
+
+  it.each([
+    ['', 2, 'flashattn doctor'],
+    ['explain', 2, 'explain needs --shape'],
+    ['explain --shape 1,2', 2, '--shape is'],
+    ['explain --shapes 1', 2, '--shapes'],
+    ['explain --shape 1,2,3,999', 1, 'ERR_SHAPE: the head dim'],
+    ['explain --shape 1,2,3,4 --device cuda', 1, 'ERR_DEVICE'],
+    ['train', 2, "there is no command 'train'"],
+  ])('%j is refused', async (args, code, message) => {
+    const result = await flashattn(args);
+    expect(result.code).toBe(code);
+    expect(result.stdout + result.stderr).toContain(message);
+  });
+
+  it('prints version and help', async () => {
+    expect((await flashattn('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
+    expect(await flashattn('--help')).toMatchObject({ code: 0 });
+  });
+});
