@@ -38,12 +38,7 @@ const kernel = {
   peak: 11,
 } as const;
 
-// Of native/cpu/tile.h, forward.h, backward.h and elementwise.h.
-const queryTile = 32;
-const keyTile = 64;
-const maxTilesPerItem = 4;
-const rowsPerItem = 64;
-const chunkElements = 1 << 14;
+// Of native/cpu/params.h and merge.h.
 const attentionParamsBytes = 88 * 4;
 const mergePartBytes = 12 * 4;
 const mergeParamsBytes = 18 * 4;
@@ -54,6 +49,10 @@ const peakFlopsPerIteration = 2 * 8 * 4; // multiply and add, 8 chains, 4 lanes
 const negativeInfinityBits = 0xff800000;
 
 interface Exports {
+  count_items(kernel: number, params: number): number;
+  query_tile(): number;
+  key_tile(): number;
+  max_tiles_per_item(): number;
   workspace_bytes(): number;
   queue_bytes(): number;
   attention_params_bytes(): number;
@@ -90,6 +89,10 @@ export class WasmBackend implements Backend {
   readonly threads = threadCount();
   readonly #module: WebAssembly.Module;
   readonly #heap: Heap;
+  /** The host's own instance: it only asks the module about itself. */
+  readonly #exports: Exports;
+  readonly #queryTile: number;
+  readonly #keyTile: number;
   readonly #workspaceBytes: number;
   #pool: Pool;
   /** Launches (from, to] that were lost with a dead pool. */
@@ -103,6 +106,9 @@ export class WasmBackend implements Backend {
     const { exports, heap } = instantiate(module);
     checkLayout(exports);
     this.#heap = heap;
+    this.#exports = exports;
+    this.#queryTile = exports.query_tile();
+    this.#keyTile = exports.key_tile();
     this.#workspaceBytes = exports.workspace_bytes();
     this.#pool = this.#createPool(0);
   }
@@ -164,13 +170,8 @@ export class WasmBackend implements Backend {
       }
       const memory = this.#prepare(operands, own);
       const split = this.#split(problem);
-      const items = problem.batch * problem.heads * divideUp(problem.queryLength, queryTile * split.tilesPerItem);
-      this.#launch(
-        kernel.forward,
-        items,
-        [operands.out.buffer, operands.lse.buffer],
-        [...buffers, ...own.buffers()],
-        (w) => writeAttentionParams(w, problem, operands, memory, split),
+      this.#launch(kernel.forward, [operands.out.buffer, operands.lse.buffer], [...buffers, ...own.buffers()], (w) =>
+        writeAttentionParams(w, problem, operands, memory, split),
       );
     });
   }
@@ -190,29 +191,21 @@ export class WasmBackend implements Backend {
         ...own.buffers(),
       ];
       if (operands.dLse) used.push(operands.dLse.buffer);
-      const launch = (id: number, items: number, written: readonly DeviceBuffer[]) =>
-        this.#launch(id, items, written, used, (w) => writeAttentionParams(w, problem, operands, memory, split));
+      const launch = (id: number, written: readonly DeviceBuffer[]) =>
+        this.#launch(id, written, used, (w) => writeAttentionParams(w, problem, operands, memory, split));
 
-      const rowItems = problem.batch * problem.heads * divideUp(problem.queryLength, rowsPerItem);
-      launch(kernel.backwardRows, rowItems, []);
-      launch(kernel.backward, problem.batch * problem.kvHeads * split.keySplits, [dKey.buffer, dValue.buffer]);
-      launch(kernel.finishQueryGradients, rowItems, [dQuery.buffer]);
-      const finish = (
-        id: number,
-        items: number,
-        target: Flat | undefined,
-        computed: 'dBias' | 'dRelative' | 'dSink',
-      ) => {
+      launch(kernel.backwardRows, []);
+      launch(kernel.backward, [dKey.buffer, dValue.buffer]);
+      launch(kernel.finishQueryGradients, [dQuery.buffer]);
+      const finish = (id: number, target: Flat | undefined, computed: 'dBias' | 'dRelative' | 'dSink') => {
         if (!target) return;
         const narrowed = own.get(computed);
-        launch(id, items, [narrowed ?? target.buffer]);
+        launch(id, [narrowed ?? target.buffer]);
         if (narrowed) this.#convert({ buffer: narrowed, offset: 0, dtype: 'float32', count: target.count }, target);
       };
-      const [biasBatch, biasHeads, biasQuery, biasKey] = problem.biasShape ?? [0, 0, 0, 0];
-      const biasItems = biasBatch * biasHeads * divideUp(biasQuery, queryTile) * divideUp(biasKey, keyTile);
-      finish(kernel.backwardBias, biasItems, dBias, 'dBias');
-      finish(kernel.backwardRelative, problem.heads, dRelativeTable, 'dRelative');
-      finish(kernel.backwardSink, problem.heads, dSink, 'dSink');
+      finish(kernel.backwardBias, dBias, 'dBias');
+      finish(kernel.backwardRelative, dRelativeTable, 'dRelative');
+      finish(kernel.backwardSink, dSink, 'dSink');
     });
   }
 
@@ -234,9 +227,9 @@ export class WasmBackend implements Backend {
     const none = { bias: false, relativeTable: false, sink: false };
     return {
       kernel: `wasm-${this.simd}-simd`,
-      queryTile,
-      keyTile,
-      items: problem.batch * problem.heads * divideUp(problem.queryLength, queryTile * split.tilesPerItem),
+      queryTile: this.#queryTile,
+      keyTile: this.#keyTile,
+      items: problem.batch * problem.heads * divideUp(problem.queryLength, this.#queryTile * split.tilesPerItem),
       workspaceBytes:
         this.threads * this.#workspaceBytes +
         (backward ? scratchBytes(problem, { ...split, widen: none, backward }) : 0),
@@ -274,7 +267,7 @@ export class WasmBackend implements Backend {
     await this.synchronize();
     const items = 256 * this.threads;
     const start = performance.now();
-    this.#launch(kernel.peak, items, [buffer], [], (w) => w.int(peakIterations, buffer.address));
+    this.#launch(kernel.peak, [buffer], [], (w) => w.int(items, peakIterations, buffer.address));
     await this.ready(buffer);
     const seconds = (performance.now() - start) / 1000;
     this.free(buffer);
@@ -318,15 +311,13 @@ export class WasmBackend implements Backend {
 
   #launch(
     id: number,
-    items: number,
     written: readonly DeviceBuffer[],
     used: readonly DeviceBuffer[],
     writeParams: (w: StructWriter) => void,
   ): void {
-    if (items === 0) return;
     if (this.#pool.queue.faulted) this.#replacePool();
     this.#pool.start();
-    const number = this.#pool.queue.publish(id, items, writeParams);
+    const number = this.#pool.queue.publish(id, writeParams, (params) => this.#exports.count_items(id, params));
     for (const buffer of written) (buffer as WasmBuffer).lastWrite = (buffer as WasmBuffer).lastUse = number;
     for (const buffer of used) (buffer as WasmBuffer).lastUse = number;
   }
@@ -348,7 +339,7 @@ export class WasmBackend implements Backend {
     const { batch, heads, queryLength, valueDim } = shape;
     const used = [table, out.buffer, lse.buffer, ...parts.flatMap((part) => [part.out.buffer, part.lse.buffer])];
     if (backward) used.push(backward.dOut.buffer, ...(backward.dLse ? [backward.dLse.buffer] : []));
-    this.#launch(id, batch * heads * divideUp(queryLength, rowsPerItem), written, used, (params) =>
+    this.#launch(id, written, used, (params) =>
       params
         .int(table.address, parts.length, batch, heads, queryLength, valueDim)
         .tensor(out)
@@ -361,21 +352,24 @@ export class WasmBackend implements Backend {
 
   #fill(buffer: DeviceBuffer, bits: number): void {
     const words = divideUp(buffer.byteLength, 4); // allocations are padded to whole words
-    this.#launch(kernel.fill, divideUp(words, chunkElements), [buffer], [], (w) => w.int(buffer.address, words, bits));
+    this.#launch(kernel.fill, [buffer], [], (w) => w.int(buffer.address, words, bits));
   }
 
   #convert(from: Flat, to: Flat): void {
-    this.#launch(kernel.convert, divideUp(from.count, chunkElements), [to.buffer], [from.buffer], (w) =>
+    this.#launch(kernel.convert, [to.buffer], [from.buffer], (w) =>
       w.int(addressOf(from), addressOf(to)).dtype(from.dtype).dtype(to.dtype).int(from.count),
     );
   }
 
   /** How the work is cut: enough items to keep every thread busy, few enough to reuse each key tile. */
   #split(p: AttentionProblem): { tilesPerItem: number; keySplits: number } {
-    const tiles = p.batch * p.heads * divideUp(p.queryLength, queryTile);
-    const tilesPerItem = Math.min(maxTilesPerItem, Math.max(1, Math.floor(tiles / (4 * this.threads))));
+    const tiles = p.batch * p.heads * divideUp(p.queryLength, this.#queryTile);
+    const tilesPerItem = Math.min(
+      this.#exports.max_tiles_per_item(),
+      Math.max(1, Math.floor(tiles / (4 * this.threads))),
+    );
     const heads = Math.max(1, p.batch * p.kvHeads);
-    const keySplits = Math.max(1, Math.min(divideUp(2 * this.threads, heads), divideUp(p.keyLength, keyTile)));
+    const keySplits = Math.max(1, Math.min(divideUp(2 * this.threads, heads), divideUp(p.keyLength, this.#keyTile)));
     return { tilesPerItem, keySplits: heads >= 2 * this.threads ? 1 : keySplits };
   }
 

@@ -43,13 +43,21 @@ export class LaunchQueue {
     return this.#published - pending;
   }
 
-  /** Enqueues a launch of `items` >= 1 items; blocks only while 512 launches are pending. */
-  publish(kernel: number, items: number, writeParams: (params: StructWriter) => void): number {
+  /**
+   * Enqueues a launch; one without items is none. Blocks only while 512 launches are pending.
+   *
+   * @param countItems given the address of the parameters
+   * @returns the number of the launch that has to be done for this one to be
+   */
+  publish(kernel: number, writeParams: (w: StructWriter) => void, countItems: (params: number) => number): number {
     if (this.#published - this.completed >= slotCount) this.waitSync(this.#published - slotCount + 1);
     const slot = (this.#published % 2 ** 32) % slotCount;
     const address = this.address + headerBytes + slot * slotBytes;
+    const params = address + slotHeaderBytes;
+    writeParams(new StructWriter(this.#memory.buffer, params));
+    const items = countItems(params);
+    if (items === 0) return this.#published;
     new StructWriter(this.#memory.buffer, address + 8).int(items, 0, kernel, 0);
-    writeParams(new StructWriter(this.#memory.buffer, address + slotHeaderBytes));
     const ticket = new BigInt64Array(this.#memory.buffer, address, 1);
     Atomics.store(ticket, 0, BigInt.asIntN(64, BigInt(this.#published % 2 ** 32) << 32n));
     this.#published++;

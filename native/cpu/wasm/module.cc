@@ -26,6 +26,24 @@ const Params& as(const uint32_t* words) {
   return *reinterpret_cast<const Params*>(words);
 }
 
+int count_items(Kernel kernel, const uint32_t* words) {
+  switch (kernel) {
+    case Kernel::Forward: return forward_items(as<AttentionParams>(words));
+    case Kernel::Backward: return backward_items(as<AttentionParams>(words));
+    case Kernel::BackwardRows:
+    case Kernel::FinishQueryGradients: return row_items(as<AttentionParams>(words));
+    case Kernel::BackwardBias: return bias_items(as<AttentionParams>(words));
+    case Kernel::BackwardRelative:
+    case Kernel::BackwardSink: return as<AttentionParams>(words).heads;
+    case Kernel::Merge:
+    case Kernel::MergeBackward: return merge_items(as<MergeParams>(words));
+    case Kernel::Fill: return chunks(as<FillParams>(words).count);
+    case Kernel::Convert: return chunks(as<ConvertParams>(words).count);
+    case Kernel::Peak: return as<PeakParams>(words).items;
+  }
+  __builtin_trap();
+}
+
 __attribute__((noinline)) void run(Kernel kernel, const uint32_t* words, int item, Workspace& ws) {
   switch (kernel) {
     case Kernel::Forward: return forward_item(as<AttentionParams>(words), item, ws.forward);
@@ -53,6 +71,15 @@ FLASHATTN_EXPORT(work) [[noreturn]] void work(flashattn::Queue* queue, flashattn
     flashattn::run(static_cast<flashattn::Kernel>(kernel), params, static_cast<int>(item), *workspace);
   });
 }
+
+/** How many items a launch with these parameters has. */
+FLASHATTN_EXPORT(count_items) int count_items(uint32_t kernel, const uint32_t* params) {
+  return flashattn::count_items(static_cast<flashattn::Kernel>(kernel), params);
+}
+
+FLASHATTN_EXPORT(query_tile) int query_tile() { return flashattn::kQueryTile; }
+FLASHATTN_EXPORT(key_tile) int key_tile() { return flashattn::kKeyTile; }
+FLASHATTN_EXPORT(max_tiles_per_item) int max_tiles_per_item() { return flashattn::kMaxTilesPerItem; }
 
 FLASHATTN_EXPORT(workspace_bytes) uint32_t workspace_bytes() { return sizeof(flashattn::Workspace); }
 FLASHATTN_EXPORT(queue_bytes) uint32_t queue_bytes() { return sizeof(flashattn::Queue); }
