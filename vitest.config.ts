@@ -8,6 +8,7 @@ export default defineConfig({
   },
   test: {
     include: ['test/**/*.test.ts'],
+    reporters: ['default', './test/support/closingLine.ts'],
     testTimeout: 120_000,
     hookTimeout: 120_000,
   },

@@ -62,7 +62,8 @@ describe('shapes', () => {
   });
 
   it('rejects a last dim that is not contiguous', () => {
-    using transposed = zeros([batch, length, dim, heads]).transpose(2, 3);
+    using base = zeros([batch, length, dim, heads]);
+    using transposed = base.transpose(2, 3);
     rejects(() => attention(transposed as typeof q, k, v), 'ERR_SHAPE', 'q must be contiguous along its last dim');
   });
 
