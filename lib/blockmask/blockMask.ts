@@ -1,0 +1,223 @@
+import { optionError, shapeError, show } from '../errors.js';
+import { countBits } from '../masks/mask.js';
+
+/** The dims of a block mask. */
+export interface BlockMaskShape {
+  /** 1 when all batch entries (heads) see the same. */
+  readonly batch: number;
+  readonly heads: number;
+  readonly queries: number;
+  readonly keys: number;
+  /** Tokens of a block in both directions. */
+  readonly blockSize: 64 | 128;
+}
+
+/**
+ * Sorted lists of blocks, one list for each (batch, head, row): list r is indices[offsets[r]] to
+ * indices[offsets[r + 1] - 1].
+ */
+export interface BlockLists {
+  readonly offsets: Int32Array;
+  readonly indices: Int32Array;
+}
+
+/** Which query blocks see a key block: the lists of backward. */
+export interface TransposedLists {
+  readonly full: BlockLists;
+  readonly partial: BlockLists;
+  /** Where in `bits` each entry of `partial` lies, counted in blocks. */
+  readonly partialBlocks: Int32Array;
+}
+
+export interface BlockMaskStatistics {
+  readonly fullBlocks: number;
+  readonly partialBlocks: number;
+  readonly emptyBlocks: number;
+  /** Visible query-key pairs, over all batch entries and heads of the mask. */
+  readonly visiblePairs: number;
+  readonly totalPairs: number;
+  /** visiblePairs / totalPairs. */
+  readonly density: number;
+  /** Blocks that kernels visit / all blocks: what the time follows. */
+  readonly blockDensity: number;
+  readonly byteLength: number;
+}
+
+export interface BlockMaskParts extends BlockMaskShape {
+  readonly full: BlockLists;
+  readonly partial: BlockLists;
+  /** For each partial block blockSize rows of blockSize / 32 words; bit j % 32 of word j / 32 is key j of the row. */
+  readonly bits: Uint32Array;
+}
+
+const isBlockSize = (size: unknown): size is 64 | 128 => size === 64 || size === 128;
+
+/** @internal */
+export function checkBlockMaskShape(shape: BlockMaskShape): void {
+  if (!isBlockSize(shape.blockSize)) throw optionError(`blockSize is ${show(shape.blockSize)}; it must be 64 or 128`);
+  for (const name of ['batch', 'heads', 'queries', 'keys'] as const) {
+    const least = name === 'batch' || name === 'heads' ? 1 : 0;
+    if (!Number.isSafeInteger(shape[name]) || shape[name] < least || shape[name] >= 2 ** 30)
+      throw optionError(`${name} is ${show(shape[name])}; it must be an integer >= ${least}`);
+  }
+}
+
+function checkLists(lists: BlockLists, name: string, count: number, columns: number): void {
+  const { offsets, indices } = lists;
+  if (!(offsets instanceof Int32Array && indices instanceof Int32Array))
+    throw optionError(`${name} must have Int32Arrays offsets and indices`);
+  if (offsets.length !== count + 1 || offsets[0] !== 0 || offsets[count] !== indices.length)
+    throw shapeError(`${name}.offsets must have ${count + 1} entries, from 0 to the ${indices.length} indices`);
+  for (let row = 0; row < count; row++) {
+    if (offsets[row + 1] < offsets[row] || offsets[row + 1] > indices.length)
+      throw optionError(`${name}.offsets[${row + 1}] is ${offsets[row + 1]} after ${offsets[row]} of ${indices.length}`);
+    for (let at = offsets[row]; at < offsets[row + 1]; at++) {
+      if (indices[at] < 0 || indices[at] >= columns)
+        throw optionError(`${name}.indices[${at}] is ${indices[at]}; there are ${columns} block columns`);
+      if (at > offsets[row] && indices[at] <= indices[at - 1])
+        throw optionError(`${name}.indices[${at}] is ${indices[at]} after ${indices[at - 1]}; the blocks of a row must rise`);
+    }
+  }
+}
+
+/** No block may be both full and partial: rows are sorted, so a merge finds it. */
+function checkDisjoint(full: BlockLists, partial: BlockLists): void {
+  for (let row = 0; row + 1 < full.offsets.length; row++) {
+    let at = partial.offsets[row];
+    for (let f = full.offsets[row]; f < full.offsets[row + 1]; f++) {
+      while (at < partial.offsets[row + 1] && partial.indices[at] < full.indices[f]) at++;
+      if (at < partial.offsets[row + 1] && partial.indices[at] === full.indices[f])
+        throw optionError(`block ${full.indices[f]} of row ${row} is listed as full and as partial`);
+    }
+  }
+}
+
+/** Turns lists of columns for each row into lists of rows for each column, head by head. */
+function transpose(lists: BlockLists, grids: number, rows: number, columns: number) {
+  const offsets = new Int32Array(grids * columns + 1);
+  const indices = new Int32Array(lists.indices.length);
+  const blocks = new Int32Array(lists.indices.length);
+  const each = (visit: (list: number, row: number, block: number) => void) => {
+    for (let list = 0; list < grids * rows; list++)
+      for (let block = lists.offsets[list]; block < lists.offsets[list + 1]; block++)
+        visit(Math.floor(list / rows) * columns + lists.indices[block], list % rows, block);
+  };
+  each((list) => offsets[list + 1]++);
+  for (let list = 0; list < grids * columns; list++) offsets[list + 1] += offsets[list];
+  const next = offsets.slice();
+  each((list, row, block) => {
+    const at = next[list]++;
+    indices[at] = row;
+    blocks[at] = block;
+  });
+  return { lists: { offsets, indices }, blocks };
+}
+
+/**
+ * A mask as the kernels read it: for each row of query blocks the full blocks, which pay nothing for the mask, and the
+ * partial ones with a bit for each pair. Made by `blockMask`, or from outside by `BlockMask.from` and `fromBytes`,
+ * which check everything. Immutable.
+ */
+export class BlockMask implements BlockMaskParts {
+  readonly batch: number;
+  readonly heads: number;
+  readonly queries: number;
+  readonly keys: number;
+  readonly blockSize: 64 | 128;
+  readonly full: BlockLists;
+  readonly partial: BlockLists;
+  readonly bits: Uint32Array;
+  readonly transposed: TransposedLists;
+
+  /** @internal The parts are trusted. */
+  constructor(parts: BlockMaskParts) {
+    this.batch = parts.batch;
+    this.heads = parts.heads;
+    this.queries = parts.queries;
+    this.keys = parts.keys;
+    this.blockSize = parts.blockSize;
+    this.full = parts.full;
+    this.partial = parts.partial;
+    this.bits = parts.bits;
+    const grids = this.batch * this.heads;
+    const full = transpose(this.full, grids, this.rows, this.columns);
+    const partial = transpose(this.partial, grids, this.rows, this.columns);
+    this.transposed = { full: full.lists, partial: partial.lists, partialBlocks: partial.blocks };
+  }
+
+  /** A block mask from parts made elsewhere. @throws ERR_OPTION, ERR_SHAPE */
+  static from(parts: BlockMaskParts): BlockMask {
+    checkBlockMaskShape(parts);
+    const { batch, heads, queries, keys, blockSize, full, partial, bits } = parts;
+    const rows = batch * heads * Math.ceil(queries / blockSize);
+    const columns = Math.ceil(keys / blockSize);
+    checkLists(full, 'full', rows, columns);
+    checkLists(partial, 'partial', rows, columns);
+    checkDisjoint(full, partial);
+    const words = (partial.indices.length * blockSize * blockSize) / 32;
+    if (!(bits instanceof Uint32Array) || bits.length !== words)
+      throw shapeError(`bits must be a Uint32Array of ${words} words for ${partial.indices.length} partial blocks`);
+    return new BlockMask(parts);
+  }
+
+  /** Rows of query blocks. */
+  get rows(): number {
+    return Math.ceil(this.queries / this.blockSize);
+  }
+
+  /** Columns of key blocks. */
+  get columns(): number {
+    return Math.ceil(this.keys / this.blockSize);
+  }
+
+  /** Words of one partial block in `bits`. */
+  get wordsPerBlock(): number {
+    return (this.blockSize * this.blockSize) / 32;
+  }
+
+  /** Whether a query sees a key. For tests and drawings, not for speed. */
+  visible(batch: number, head: number, query: number, key: number): boolean {
+    const { blockSize } = this;
+    const list = this.listOf(batch, head, Math.floor(query / blockSize));
+    const column = Math.floor(key / blockSize);
+    const find = ({ offsets, indices }: BlockLists) => {
+      const at = indices.subarray(offsets[list], offsets[list + 1]).indexOf(column);
+      return at < 0 ? -1 : offsets[list] + at;
+    };
+    if (find(this.full) >= 0) return true;
+    const block = find(this.partial);
+    if (block < 0) return false;
+    const bit = (query % blockSize) * blockSize + (key % blockSize);
+    return ((this.bits[block * this.wordsPerBlock + (bit >> 5)] >>> (bit & 31)) & 1) === 1;
+  }
+
+  /** @internal The list of a row of query blocks; batch and head may exceed a mask that all of them share. */
+  listOf(batch: number, head: number, row: number): number {
+    return ((this.batch === 1 ? 0 : batch) * this.heads + (this.heads === 1 ? 0 : head)) * this.rows + row;
+  }
+
+  statistics(): BlockMaskStatistics {
+    const { batch, heads, queries, keys, blockSize, rows, columns } = this;
+    let visiblePairs = countBits(this.bits);
+    for (let list = 0; list + 1 < this.full.offsets.length; list++) {
+      const height = Math.min(blockSize, queries - (list % rows) * blockSize);
+      for (let at = this.full.offsets[list]; at < this.full.offsets[list + 1]; at++)
+        visiblePairs += height * Math.min(blockSize, keys - this.full.indices[at] * blockSize);
+    }
+    const totalPairs = batch * heads * queries * keys;
+    const all = batch * heads * rows * columns;
+    const fullBlocks = this.full.indices.length;
+    const partialBlocks = this.partial.indices.length;
+    const arrays = [this.full.offsets, this.full.indices, this.partial.offsets, this.partial.indices, this.bits];
+    return {
+      fullBlocks,
+      partialBlocks,
+      emptyBlocks: all - fullBlocks - partialBlocks,
+      visiblePairs,
+      totalPairs,
+      density: totalPairs === 0 ? 0 : visiblePairs / totalPairs,
+      blockDensity: all === 0 ? 0 : (fullBlocks + partialBlocks) / all,
+      byteLength: arrays.reduce((sum, { byteLength }) => sum + byteLength, 0),
+    };
+  }
+}

@@ -1,0 +1,115 @@
+import { optionError, show } from '../errors.js';
+import { countBits, type Grid, Mask } from '../masks/mask.js';
+import { type BlockLists, BlockMask, checkBlockMaskShape } from './blockMask.js';
+
+export interface BlockMaskOptions {
+  /** Queries and keys. */
+  readonly nq: number;
+  /** Default: as many as queries. */
+  readonly nk?: number;
+  /** Default: what the mask itself has. A mask that does not depend on the batch entry is stored once. */
+  readonly batch?: number;
+  /** Default: what the mask itself has. A mask that does not depend on the head is stored once. */
+  readonly heads?: number;
+  /** Default 64. */
+  readonly blockSize?: 64 | 128;
+}
+
+/** Collects sorted lists, one after the other. */
+class ListBuilder {
+  readonly #offsets = [0];
+  readonly #indices: number[] = [];
+
+  add(index: number): void {
+    this.#indices.push(index);
+  }
+
+  endList(): void {
+    this.#offsets.push(this.#indices.length);
+  }
+
+  build(): BlockLists {
+    return { offsets: Int32Array.from(this.#offsets), indices: Int32Array.from(this.#indices) };
+  }
+}
+
+/** Words that grow by doubling. */
+class WordBuilder {
+  #words = new Uint32Array(1024);
+  #length = 0;
+
+  /** The next `count` words, zero; they stay only after `keep`. */
+  draft(count: number): Uint32Array {
+    while (this.#length + count > this.#words.length) {
+      const larger = new Uint32Array(this.#words.length * 2);
+      larger.set(this.#words);
+      this.#words = larger;
+    }
+    return this.#words.subarray(this.#length, this.#length + count).fill(0);
+  }
+
+  keep(count: number): void {
+    this.#length += count;
+  }
+
+  build(): Uint32Array {
+    return this.#words.slice(0, this.#length);
+  }
+}
+
+function checkCount(mask: Mask, dim: 'batch' | 'heads', wanted: number | undefined): void {
+  if (wanted !== undefined && mask[dim] !== 1 && mask[dim] !== wanted)
+    throw optionError(`the mask is for ${mask[dim]} ${dim === 'heads' ? 'heads' : 'batch entries'}; ${dim} is ${show(wanted)}`);
+}
+
+/**
+ * Compiles a mask for given dims. Whole blocks are decided by `classify`; only blocks that may be partial are looked at
+ * bit by bit, so time and memory follow the number of blocks.
+ *
+ * @throws ERR_OPTION, ERR_SHAPE
+ */
+export function blockMask(mask: Mask, options: BlockMaskOptions): BlockMask {
+  if (!(mask instanceof Mask)) throw optionError(`mask is ${show(mask)}; it must be a mask`);
+  const { nq: queries, nk: keys = queries, blockSize = 64 } = options;
+  const shape = { batch: mask.batch, heads: mask.heads, queries, keys, blockSize };
+  checkBlockMaskShape(shape);
+  checkCount(mask, 'batch', options.batch);
+  checkCount(mask, 'heads', options.heads);
+  const grid: Grid = { batch: options.batch ?? mask.batch, heads: options.heads ?? mask.heads, queries, keys };
+  mask.check(grid);
+
+  const rowWords = blockSize / 32;
+  const blockWords = blockSize * rowWords;
+  const full = new ListBuilder();
+  const partial = new ListBuilder();
+  const bits = new WordBuilder();
+  for (let batch = 0; batch < mask.batch; batch++)
+    for (let head = 0; head < mask.heads; head++)
+      for (let queryBegin = 0; queryBegin < queries; queryBegin += blockSize) {
+        const queryEnd = Math.min(queryBegin + blockSize, queries);
+        for (let keyBegin = 0; keyBegin < keys; keyBegin += blockSize) {
+          const keyEnd = Math.min(keyBegin + blockSize, keys);
+          const cover = mask.classify({ batch, head, queryBegin, queryEnd, keyBegin, keyEnd }, grid);
+          if (cover === 'empty') continue;
+          const column = keyBegin / blockSize;
+          if (cover === 'full') {
+            full.add(column);
+            continue;
+          }
+          const words = bits.draft(blockWords);
+          for (let query = queryBegin; query < queryEnd; query++) {
+            const row = words.subarray((query - queryBegin) * rowWords, (query - queryBegin + 1) * rowWords);
+            mask.writeRow(row, { batch, head, query, keyBegin, keyEnd }, grid);
+          }
+          const count = countBits(words);
+          if (count === (queryEnd - queryBegin) * (keyEnd - keyBegin)) full.add(column);
+          else if (count > 0) {
+            partial.add(column);
+            bits.keep(blockWords);
+          }
+        }
+        full.endList();
+        partial.endList();
+      }
+  return new BlockMask({ ...shape, full: full.build(), partial: partial.build(), bits: bits.build() });
+}
