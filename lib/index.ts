@@ -15,10 +15,21 @@ export {
   type Shape4,
 } from './attention.js';
 export type { MemoryReport } from './backends/backend.js';
+export {
+  type BlockLists,
+  BlockMask,
+  type BlockMaskParts,
+  type BlockMaskShape,
+  type BlockMaskStatistics,
+} from './blockmask/blockMask.js';
+export { type BlockMaskOptions, blockMask } from './blockmask/build.js';
+export { blockMaskFromBytes, blockMaskToBytes } from './blockmask/bytes.js';
 export { type DeviceName, type DeviceReason, measurePeak, memory, type Status, status, synchronize } from './device.js';
 export type { DataOf, DType } from './dtype.js';
 export { type ErrorCode, FlashAttnError } from './errors.js';
 export { type Explanation, explain } from './explain.js';
+export * as masks from './masks/index.js';
+export { Mask } from './masks/mask.js';
 export {
   type AttentionState,
   type MergeBackwardOptions,

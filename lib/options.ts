@@ -1,4 +1,6 @@
+import type { BlockMask } from './blockmask/blockMask.js';
 import type { DType } from './dtype.js';
+import type { Mask } from './masks/mask.js';
 import type { RelativeBias } from './relative.js';
 import type { Shape, Tensor } from './tensor.js';
 
@@ -19,6 +21,12 @@ export interface CommonOptions {
   align?: 'bottomRight' | 'topLeft';
   /** Query i sees key j only if i + diagonal - left <= j <= i + diagonal + right. Inclusive; -1 is infinite. */
   window?: readonly [left: number, right: number];
+  /**
+   * Any pattern of visible pairs, on top of `causal` and `window`: a mask of `masks`, compiled at the first use for these
+   * lengths, or a block mask for exactly Nq x Nk (the longest sequences when there are several; positions are local).
+   * Time follows the number of blocks that hold a visible pair.
+   */
+  mask?: Mask | BlockMask;
   /** s -> c * tanh(s / c) after the scale and before any bias (Gemma 2). Positive and finite. */
   softcap?: number;
   /**
@@ -72,6 +80,7 @@ const known: Readonly<Record<keyof DenseOptions, true>> = {
   causal: true,
   align: true,
   window: true,
+  mask: true,
   softcap: true,
   bias: true,
   alibi: true,

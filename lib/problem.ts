@@ -1,5 +1,8 @@
+import { BlockMask } from './blockmask/blockMask.js';
+import { blockMask } from './blockmask/build.js';
 import type { DType } from './dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from './errors.js';
+import { Mask } from './masks/mask.js';
 import { type AttentionOptions, type Integers, optionNames } from './options.js';
 import type { RelativeBias } from './relative.js';
 import { type Shape, Tensor } from './tensor.js';
@@ -52,6 +55,7 @@ export interface AttentionProblem {
   readonly biasShape: readonly [number, number, number, number] | undefined;
   readonly alibi: { readonly batched: boolean; readonly slopes: Float32Array | undefined } | undefined;
   readonly relative: RelativeProblem | undefined;
+  readonly blockMask: BlockMask | undefined;
   readonly hasSink: boolean;
 }
 
@@ -314,6 +318,35 @@ function readRelative(
   return { buckets, origin, queryPosition, keyPosition, bucketCount };
 }
 
+const compiled = new WeakMap<Mask, Map<string, BlockMask>>();
+
+/** Compiles a mask once for each pair of lengths. */
+function compileMask(mask: Mask, heads: number, s: ProblemSequences): BlockMask {
+  const known = compiled.get(mask) ?? new Map<string, BlockMask>();
+  compiled.set(mask, known);
+  const key = `${s.batch} ${heads} ${s.queryLength} ${s.keyLength}`;
+  const result = known.get(key) ?? blockMask(mask, { batch: s.batch, heads, nq: s.queryLength, nk: s.keyLength });
+  known.set(key, result);
+  return result;
+}
+
+function readMask(mask: AttentionOptions['mask'], heads: number, s: ProblemSequences): BlockMask | undefined {
+  if (mask === undefined) return undefined;
+  if (mask instanceof Mask) return compileMask(mask, heads, s);
+  if (!(mask instanceof BlockMask)) throw optionError(`mask is ${show(mask)}; it must be a mask or a block mask`);
+  if (mask.queries !== s.queryLength || mask.keys !== s.keyLength)
+    throw shapeError(
+      `mask is for ${mask.queries} queries x ${mask.keys} keys; the problem has ${s.queryLength} x ${s.keyLength}`,
+    );
+  for (const [name, got, wanted] of [
+    ['batch entries', mask.batch, s.batch],
+    ['heads', mask.heads, heads],
+  ] as const)
+    if (got !== 1 && got !== wanted)
+      throw shapeError(`mask is for ${got} ${name}; the problem has ${wanted}, and 1 fits all`);
+  return mask;
+}
+
 /** @throws ERR_SHAPE, ERR_DTYPE or ERR_OPTION, naming the argument. */
 export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options: AttentionOptions): AttentionProblem {
   if (options === null || typeof options !== 'object')
@@ -356,6 +389,7 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
     biasShape: readBiasShape(options.bias, dims, sequences),
     alibi: readAlibi(options.alibi, dims.heads, sequences.batch),
     relative: readRelative(options.relativeBias, dims.heads, sequences),
+    blockMask: readMask(options.mask, dims.heads, sequences),
     hasSink: sink !== undefined,
   };
 }

@@ -70,12 +70,16 @@ function checkLists(lists: BlockLists, name: string, count: number, columns: num
     throw shapeError(`${name}.offsets must have ${count + 1} entries, from 0 to the ${indices.length} indices`);
   for (let row = 0; row < count; row++) {
     if (offsets[row + 1] < offsets[row] || offsets[row + 1] > indices.length)
-      throw optionError(`${name}.offsets[${row + 1}] is ${offsets[row + 1]} after ${offsets[row]} of ${indices.length}`);
+      throw optionError(
+        `${name}.offsets[${row + 1}] is ${offsets[row + 1]} after ${offsets[row]} of ${indices.length}`,
+      );
     for (let at = offsets[row]; at < offsets[row + 1]; at++) {
       if (indices[at] < 0 || indices[at] >= columns)
         throw optionError(`${name}.indices[${at}] is ${indices[at]}; there are ${columns} block columns`);
       if (at > offsets[row] && indices[at] <= indices[at - 1])
-        throw optionError(`${name}.indices[${at}] is ${indices[at]} after ${indices[at - 1]}; the blocks of a row must rise`);
+        throw optionError(
+          `${name}.indices[${at}] is ${indices[at]} after ${indices[at - 1]}; the blocks of a row must rise`,
+        );
     }
   }
 }

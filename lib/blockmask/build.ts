@@ -1,5 +1,5 @@
 import { optionError, show } from '../errors.js';
-import { countBits, type Grid, Mask } from '../masks/mask.js';
+import { type Coverage, countBits, type Grid, Mask, type Region } from '../masks/mask.js';
 import { type BlockLists, BlockMask, checkBlockMaskShape } from './blockMask.js';
 
 export interface BlockMaskOptions {
@@ -59,7 +59,21 @@ class WordBuilder {
 
 function checkCount(mask: Mask, dim: 'batch' | 'heads', wanted: number | undefined): void {
   if (wanted !== undefined && mask[dim] !== 1 && mask[dim] !== wanted)
-    throw optionError(`the mask is for ${mask[dim]} ${dim === 'heads' ? 'heads' : 'batch entries'}; ${dim} is ${show(wanted)}`);
+    throw optionError(
+      `the mask is for ${mask[dim]} ${dim === 'heads' ? 'heads' : 'batch entries'}; ${dim} is ${show(wanted)}`,
+    );
+}
+
+/** Writes the bits of a block and tells from them what it really is. */
+function writeBlock(mask: Mask, r: Region, grid: Grid, words: Uint32Array, rowWords: number): Coverage {
+  const { batch, head, keyBegin, keyEnd } = r;
+  for (let query = r.queryBegin; query < r.queryEnd; query++) {
+    const at = (query - r.queryBegin) * rowWords;
+    mask.writeRow(words.subarray(at, at + rowWords), { batch, head, query, keyBegin, keyEnd }, grid);
+  }
+  const count = countBits(words);
+  if (count === 0) return 'empty';
+  return count === (r.queryEnd - r.queryBegin) * (keyEnd - keyBegin) ? 'full' : 'partial';
 }
 
 /**
@@ -83,27 +97,20 @@ export function blockMask(mask: Mask, options: BlockMaskOptions): BlockMask {
   const full = new ListBuilder();
   const partial = new ListBuilder();
   const bits = new WordBuilder();
-  for (let batch = 0; batch < mask.batch; batch++)
-    for (let head = 0; head < mask.heads; head++)
-      for (let queryBegin = 0; queryBegin < queries; queryBegin += blockSize) {
-        const queryEnd = Math.min(queryBegin + blockSize, queries);
-        for (let keyBegin = 0; keyBegin < keys; keyBegin += blockSize) {
-          const keyEnd = Math.min(keyBegin + blockSize, keys);
-          const cover = mask.classify({ batch, head, queryBegin, queryEnd, keyBegin, keyEnd }, grid);
+  // One object for all questions: a million small ones would cost more than the answers.
+  const region = { batch: 0, head: 0, queryBegin: 0, queryEnd: 0, keyBegin: 0, keyEnd: 0 };
+  for (region.batch = 0; region.batch < mask.batch; region.batch++)
+    for (region.head = 0; region.head < mask.heads; region.head++)
+      for (region.queryBegin = 0; region.queryBegin < queries; region.queryBegin += blockSize) {
+        region.queryEnd = Math.min(region.queryBegin + blockSize, queries);
+        for (region.keyBegin = 0; region.keyBegin < keys; region.keyBegin += blockSize) {
+          region.keyEnd = Math.min(region.keyBegin + blockSize, keys);
+          const cover = mask.classify(region, grid);
           if (cover === 'empty') continue;
-          const column = keyBegin / blockSize;
-          if (cover === 'full') {
-            full.add(column);
-            continue;
-          }
-          const words = bits.draft(blockWords);
-          for (let query = queryBegin; query < queryEnd; query++) {
-            const row = words.subarray((query - queryBegin) * rowWords, (query - queryBegin + 1) * rowWords);
-            mask.writeRow(row, { batch, head, query, keyBegin, keyEnd }, grid);
-          }
-          const count = countBits(words);
-          if (count === (queryEnd - queryBegin) * (keyEnd - keyBegin)) full.add(column);
-          else if (count > 0) {
+          const column = region.keyBegin / blockSize;
+          const refined = cover === 'full' ? cover : writeBlock(mask, region, grid, bits.draft(blockWords), rowWords);
+          if (refined === 'full') full.add(column);
+          if (refined === 'partial') {
             partial.add(column);
             bits.keep(blockWords);
           }

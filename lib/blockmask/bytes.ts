@@ -41,7 +41,9 @@ export function blockMaskFromBytes(bytes: Uint8Array): BlockMask {
   const expected = headerWords + lengths.reduce((a, b) => a + b);
   if (words.length !== expected) throw malformed(`it has ${words.length} words, its header says ${expected}`);
   let at = headerWords;
-  const [fullOffsets, fullIndices, partialOffsets, partialIndices, bits] = lengths.map((length) => words.slice(at, (at += length)));
+  const [fullOffsets, fullIndices, partialOffsets, partialIndices, bits] = lengths.map((length) =>
+    words.slice(at, (at += length)),
+  );
   const signed = (array: Uint32Array) => new Int32Array(array.buffer);
   return BlockMask.from({
     batch,

@@ -54,7 +54,8 @@ class BandMask extends Mask {
 export const causal = (options: AlignOptions = {}): Mask => new BandMask(Number.NEGATIVE_INFINITY, 0, options.align);
 
 function checkSide(value: unknown, argument: string): number {
-  if (Number.isInteger(value) && (value as number) >= -1) return value === -1 ? Number.POSITIVE_INFINITY : (value as number);
+  if (Number.isInteger(value) && (value as number) >= -1)
+    return value === -1 ? Number.POSITIVE_INFINITY : (value as number);
   throw optionError(`${argument} is ${show(value)}; it must be an integer >= 0, or -1 for infinite`);
 }
 

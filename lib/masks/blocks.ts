@@ -76,7 +76,9 @@ export function blocks(layout: ArrayLike<number | boolean>, options: BlockLayout
   checkBlockSize(options.blockSize);
   const [heads, rows, columns] = readShape(options.shape);
   if (layout.length !== heads * rows * columns)
-    throw shapeError(`layout has ${layout.length} entries; shape ${show(options.shape)} needs ${heads * rows * columns}`);
+    throw shapeError(
+      `layout has ${layout.length} entries; shape ${show(options.shape)} needs ${heads * rows * columns}`,
+    );
   return new LayoutMask(layout, heads, rows, columns, options.blockSize);
 }
 
@@ -86,10 +88,13 @@ export function blocksFromBsr(indptr: ArrayLike<number>, indices: ArrayLike<numb
   const [heads, rows, columns] = readShape(options.shape);
   const count = heads * rows;
   if (indptr.length !== count + 1 || indptr[0] !== 0 || indptr[count] !== indices.length)
-    throw shapeError(`indptr must have heads * rows + 1 = ${count + 1} entries, from 0 to the ${indices.length} indices`);
+    throw shapeError(
+      `indptr must have heads * rows + 1 = ${count + 1} entries, from 0 to the ${indices.length} indices`,
+    );
   const layout = new Uint8Array(count * columns);
   for (let row = 0; row < count; row++) {
-    if (indptr[row + 1] < indptr[row]) throw optionError(`indptr falls at row ${row}: ${indptr[row]}, ${indptr[row + 1]}`);
+    if (indptr[row + 1] < indptr[row])
+      throw optionError(`indptr falls at row ${row}: ${indptr[row]}, ${indptr[row + 1]}`);
     for (let at = indptr[row]; at < indptr[row + 1]; at++) {
       const column = indices[at];
       if (!Number.isInteger(column) || column < 0 || column >= columns)

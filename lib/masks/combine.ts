@@ -8,7 +8,10 @@ function checkMask(value: unknown, argument: string): asserts value is Mask {
 /** The common number of batch entries or heads of several masks; 1 fits everything. */
 function common(masks: readonly Mask[], dim: 'batch' | 'heads'): number {
   const counts = [...new Set(masks.map((mask) => mask[dim]))].filter((n) => n !== 1);
-  if (counts.length > 1) throw optionError(`masks for ${counts.join(' and ')} ${dim === 'heads' ? 'heads' : 'batch entries'} cannot be combined`);
+  if (counts.length > 1)
+    throw optionError(
+      `masks for ${counts.join(' and ')} ${dim === 'heads' ? 'heads' : 'batch entries'} cannot be combined`,
+    );
   return counts[0] ?? 1;
 }
 
@@ -55,7 +58,8 @@ class Junction extends Combination {
     for (const part of rest) {
       other.fill(0);
       part.writeRow(other, row, grid);
-      for (const [at, word] of other.entries()) words[at] = this.#settled === 'empty' ? words[at] & word : words[at] | word;
+      for (const [at, word] of other.entries())
+        words[at] = this.#settled === 'empty' ? words[at] & word : words[at] | word;
     }
   }
 }
@@ -147,9 +151,12 @@ class PredicateMask extends Mask {
     try {
       answer = this.#visible(batch, head, query, key);
     } catch (cause) {
-      throw new FlashAttnError('ERR_OPTION', `the predicate threw at ${at}: ${(cause as Error)?.message ?? cause}`, { cause });
+      throw new FlashAttnError('ERR_OPTION', `the predicate threw at ${at}: ${(cause as Error)?.message ?? cause}`, {
+        cause,
+      });
     }
-    if (typeof answer !== 'boolean') throw optionError(`the predicate returned ${show(answer)} at ${at}; it must return true or false`);
+    if (typeof answer !== 'boolean')
+      throw optionError(`the predicate returned ${show(answer)} at ${at}; it must return true or false`);
     return answer;
   }
 }

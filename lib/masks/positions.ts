@@ -5,9 +5,13 @@ import { type Coverage, type Grid, Mask, type Region, type Row, setBits, showKey
 class PositionSet {
   readonly #before: Int32Array;
 
-  constructor(members: readonly number[], length: number) {
+  constructor(
+    members: readonly number[],
+    readonly length: number,
+  ) {
     this.#before = new Int32Array(length + 1);
-    for (const at of members) this.#before[at + 1] = 1;
+    // Lists for queries may name positions that only keys have, and the other way round.
+    for (const at of members) if (at < length) this.#before[at + 1] = 1;
     for (let at = 0; at < length; at++) this.#before[at + 1] += this.#before[at];
   }
 
@@ -33,7 +37,8 @@ export interface GlobalOptions {
 class GlobalMask extends Mask {
   readonly #tokens: readonly number[];
   readonly #options: Required<GlobalOptions>;
-  readonly #sets = new Map<number, PositionSet>();
+  #keys: PositionSet | undefined;
+  #queries: PositionSet | undefined;
 
   constructor(tokens: readonly number[], { asKeys = true, asQueries = true }: GlobalOptions) {
     super();
@@ -52,25 +57,26 @@ class GlobalMask extends Mask {
 
   classify(region: Region, grid: Grid): Coverage {
     const { asKeys, asQueries } = this.#options;
-    const columns = asKeys ? this.#set(grid.keys).cover(region.keyBegin, region.keyEnd) : 'empty';
-    const rows = asQueries ? this.#set(grid.queries).cover(region.queryBegin, region.queryEnd) : 'empty';
+    const columns = asKeys ? this.#keySet(grid).cover(region.keyBegin, region.keyEnd) : 'empty';
+    const rows = asQueries ? this.#querySet(grid).cover(region.queryBegin, region.queryEnd) : 'empty';
     if (columns === 'full' || rows === 'full') return 'full';
     return columns === 'empty' && rows === 'empty' ? 'empty' : 'partial';
   }
 
   writeRow(words: Uint32Array, row: Row, grid: Grid): void {
     const { asKeys, asQueries } = this.#options;
-    if (asQueries && this.#set(grid.queries).has(row.query)) return setBits(words, 0, row.keyEnd - row.keyBegin);
-    if (asKeys) for (const at of this.#tokens) showKeys(words, row, at, at + 1);
+    if (asQueries && this.#querySet(grid).has(row.query)) setBits(words, 0, row.keyEnd - row.keyBegin);
+    else if (asKeys) for (const at of this.#tokens) showKeys(words, row, at, at + 1);
   }
 
-  #set(length: number): PositionSet {
-    let set = this.#sets.get(length);
-    if (!set) {
-      set = new PositionSet(this.#tokens, length);
-      this.#sets.set(length, set);
-    }
-    return set;
+  #keySet(grid: Grid): PositionSet {
+    if (this.#keys?.length !== grid.keys) this.#keys = new PositionSet(this.#tokens, grid.keys);
+    return this.#keys;
+  }
+
+  #querySet(grid: Grid): PositionSet {
+    if (this.#queries?.length !== grid.queries) this.#queries = new PositionSet(this.#tokens, grid.queries);
+    return this.#queries;
   }
 }
 
@@ -85,7 +91,8 @@ class FixedMask extends Mask {
 
   constructor(stride: number, summary: number) {
     super();
-    if (!Number.isInteger(stride) || stride < 1) throw optionError(`stride is ${show(stride)}; it must be an integer >= 1`);
+    if (!Number.isInteger(stride) || stride < 1)
+      throw optionError(`stride is ${show(stride)}; it must be an integer >= 1`);
     if (!Number.isInteger(summary) || summary < 1 || summary > stride)
       throw optionError(`summary is ${show(summary)}; it must be an integer from 1 to the stride ${stride}`);
     this.#stride = stride;
@@ -183,7 +190,8 @@ class PrefixMask extends Mask {
 
   constructor(count: number) {
     super();
-    if (!Number.isInteger(count) || count < 0) throw optionError(`prefix is ${show(count)}; it must be an integer >= 0`);
+    if (!Number.isInteger(count) || count < 0)
+      throw optionError(`prefix is ${show(count)}; it must be an integer >= 0`);
     this.#count = count;
   }
 

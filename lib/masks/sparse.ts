@@ -64,7 +64,8 @@ export function edges(pairs: Iterable<readonly [query: number, key: number]>, op
   const { queries, keys = queries } = options;
   const rows: number[][] = Array.from({ length: queries }, () => []);
   for (const [query, key] of pairs) {
-    const inside = Number.isInteger(query) && Number.isInteger(key) && query >= 0 && query < queries && key >= 0 && key < keys;
+    const inside =
+      Number.isInteger(query) && Number.isInteger(key) && query >= 0 && query < queries && key >= 0 && key < keys;
     if (!inside) throw optionError(`the edge ${show([query, key])} lies outside of ${queries} queries x ${keys} keys`);
     rows[query].push(key);
   }
@@ -76,7 +77,9 @@ export function checkParents(parents: readonly number[]): void {
   const state = new Uint8Array(parents.length); // 1: on the current path, 2: known to reach a root
   for (const [node, parent] of parents.entries())
     if (!Number.isInteger(parent) || parent < -1 || parent >= parents.length)
-      throw optionError(`parents[${node}] is ${show(parent)}; it must be -1 for a root or a node below ${parents.length}`);
+      throw optionError(
+        `parents[${node}] is ${show(parent)}; it must be -1 for a root or a node below ${parents.length}`,
+      );
   for (const start of parents.keys()) {
     const path: number[] = [];
     for (let node = start; node >= 0 && state[node] !== 2; node = parents[node]) {
@@ -100,7 +103,8 @@ export interface TreeOptions {
  */
 export function tree(parents: readonly number[], options: TreeOptions = {}): Mask {
   const { prefix = 0 } = options;
-  if (!Number.isInteger(prefix) || prefix < 0) throw optionError(`prefix is ${show(prefix)}; it must be an integer >= 0`);
+  if (!Number.isInteger(prefix) || prefix < 0)
+    throw optionError(`prefix is ${show(prefix)}; it must be an integer >= 0`);
   checkParents(parents);
   const rows = parents.map((_, start) => {
     const keys = Array.from({ length: prefix }, (_, key) => key);

@@ -180,11 +180,12 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
     clear_rows(ws.d_value, at.key_count(), p.value_dim);
     const Range seeing = at.band.seeing_queries(at.keys, s.query_length);
     for (at.h = first_head; at.h < first_head + p.group(); ++at.h) {
-      for (int i = seeing.begin; i < seeing.end; i += kQueryTile) {
-        at.queries = {i, min(i + kQueryTile, seeing.end)};
+      for_query_tiles(p, b, at.h, at.keys.begin, seeing, [&](Range queries, const BlockBits& bits) {
+        at.queries = queries;
+        at.bits = bits;
         detail::load_queries(at, s, ws);
-        detail::meet_queries(at, ws, d_query_at(at.h, i), d_query_row, d_table_at(at.h));
-      }
+        detail::meet_queries(at, ws, d_query_at(at.h, queries.begin), d_query_row, d_table_at(at.h));
+      });
     }
     const Vec scale = splat(p.scale);
     for (int r = 0; r < at.key_count(); ++r)

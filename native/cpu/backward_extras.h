@@ -41,15 +41,16 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
       for (int j = keys.begin; j < keys.end; j += kKeyTile) {
         at.keys = {j, min(j + kKeyTile, keys.end)};
         detail::load_keys(at, s, ws);
-        for (int i = queries.begin; i < queries.end; i += kQueryTile) {
-          at.queries = {i, min(i + kQueryTile, queries.end)};
-          if (at.cover() == Cover::Empty) continue;
+        for_query_tiles(p, b, h, j, queries, [&](Range tile, const BlockBits& bits) {
+          at.queries = tile;
+          at.bits = bits;
+          if (at.cover() == Cover::Empty) return;
           detail::load_queries(at, s, ws);
           detail::score_gradients(at, at.keys.begin, ws);
           for (int key = 0; key < at.key_count(); ++key)
             for (int query = 0; query < at.query_count(); ++query)
               sums[key * kQueryTile + query] += ws.d_score[key * kQueryTile + query];
-        }
+        });
       }
     }
   }

@@ -156,15 +156,16 @@ FLASHATTN_CALLED void forward_item(const AttentionParams& p, int item, ForwardWo
 
   const Range visible = at.band.visible_keys(queries, s.key_length);
   const int kv_head = h / p.group();
-  for (int j = visible.begin; j < visible.end; j += kKeyTile) {
-    at.keys = {j, min(j + kKeyTile, visible.end)};
-    load_rows(ws.key, p.key, b, s.key_begin + j, at.key_count(), kv_head, p.head_dim);
-    load_rows(ws.value, p.value, b, s.key_begin + j, at.key_count(), kv_head, p.value_dim);
+  for_key_tiles(p, b, h, queries.begin, visible, [&](Range keys, const BlockBits& bits) {
+    at.keys = keys;
+    at.bits = bits;
+    load_rows(ws.key, p.key, b, s.key_begin + keys.begin, at.key_count(), kv_head, p.head_dim);
+    load_rows(ws.value, p.value, b, s.key_begin + keys.begin, at.key_count(), kv_head, p.value_dim);
     for (int t = 0; t < tiles; ++t) {
       at.queries = tile_range(t);
       detail::meet_keys(at, ws.tiles[t], ws);
     }
-  }
+  });
 
   for (int t = 0; t < tiles; ++t) {
     at.queries = tile_range(t);

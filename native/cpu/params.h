@@ -45,6 +45,23 @@ struct DropoutParams {
   uint32_t seed_low, seed_high;
 };
 
+/** List r is indices[offsets[r]] to indices[offsets[r + 1] - 1], rising. */
+struct BlockLists {
+  const int32_t* offsets;
+  const int32_t* indices;
+};
+
+/** A block mask as lib/blockmask/blockMask.ts describes it; block_size 0: none. */
+struct BlockMaskParams {
+  BlockLists full, partial;                  // [batch|1, heads|1, query blocks] lists of key blocks
+  BlockLists full_queries, partial_queries;  // [batch|1, heads|1, key blocks] lists of query blocks
+  const int32_t* partial_blocks;             // which block of `bits` each entry of partial_queries is
+  const uint32_t* bits;                      // [partial blocks, block_size, block_size / 32]
+  int32_t block_size, batch, heads, query_blocks, key_blocks;
+
+  int grid(int b, int h) const { return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : h); }
+};
+
 struct AttentionParams {
   TensorRef query, key, value, out;
   float* lse;                    // [batch, heads, query] or [heads, total]; natural logarithm
@@ -60,6 +77,7 @@ struct AttentionParams {
   RelativeParams relative;
   const float* sink;  // [heads]
   DropoutParams dropout;
+  BlockMaskParams block_mask;
 
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;

@@ -1,10 +1,9 @@
 // From Q K^T to logits: softcap, bias, relative positions, ALiBi and the mask, on one score tile [key][query].
 // Tiles hold logits in units of log 2, so that softmax needs exp2 alone.
 #pragma once
-#include "band.h"
+#include "block_mask.h"
 #include "math.h"
 #include "philox.h"
-#include "tile.h"
 
 namespace flashattn {
 
@@ -15,12 +14,16 @@ struct Place {
   int diagonal;
   Band band;
   Range queries, keys;
+  BlockBits bits;  // of the partial block that the tile lies in
 
   Place(const AttentionParams& params, const Sequence& s, int batch, int head)
       : p(params), b(batch), h(head), diagonal(diagonal_of(params, s)), band(Band::of(params, diagonal)),
-        queries{}, keys{} {}
+        queries{}, keys{}, bits{} {}
 
-  Cover cover() const { return band.cover(queries, keys); }
+  Cover cover() const {
+    const Cover of_band = band.cover(queries, keys);
+    return of_band == Cover::Full && bits.words ? Cover::Partial : of_band;
+  }
 
   /** The same place without the keys at either end that none of its queries sees. */
   Place narrowed() const {
@@ -112,6 +115,16 @@ FLASHATTN_CALLED void hide_scores(const Place& at, float* scores) {
     const IntVec distance = j - i;
     store(s, select((distance >= at.band.low) & (distance <= at.band.high), load(s), hidden));
   });
+  if (!at.bits.words) return;
+  for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes) {
+    UintVec visible{};
+    for (int j = at.keys.begin; j < at.keys.end; ++j) {
+      const int bit = j - at.bits.key;
+      if (bit % 32 == 0 || j == at.keys.begin) visible = at.bits.gather(at.queries.begin + v, at.queries.end, bit / 32);
+      float* s = scores + (j - at.keys.begin) * kQueryTile + v;
+      store(s, select((IntVec)(visible << (31 - bit % 32)) < 0, load(s), hidden));
+    }
+  }
 }
 
 /** Which pairs a guarded product must skip: those hidden by the mask or by a bias of -Infinity. */

@@ -16,6 +16,7 @@ import type {
   Scratch,
 } from '../backend.js';
 import { Heap } from './heap.js';
+import { MaskMemory } from './maskMemory.js';
 import { loadModule, type SimdBuild } from './module.js';
 import { type AttentionMemory, addressOf, StructWriter, writeAttentionParams } from './params.js';
 import { Pool, threadCount, workerError } from './pool.js';
@@ -39,7 +40,7 @@ const kernel = {
 } as const;
 
 // Of native/cpu/params.h and merge.h.
-const attentionParamsBytes = 88 * 4;
+const attentionParamsBytes = 103 * 4;
 const mergePartBytes = 12 * 4;
 const mergeParamsBytes = 18 * 4;
 
@@ -97,6 +98,7 @@ export class WasmBackend implements Backend {
   #pool: Pool;
   /** Launches (from, to] that were lost with a dead pool. */
   readonly #lost: { readonly from: number; readonly to: number }[] = [];
+  readonly #masks = new MaskMemory(this);
   #tensors = 0;
 
   constructor() {
@@ -163,14 +165,14 @@ export class WasmBackend implements Backend {
 
   forward(problem: AttentionProblem, operands: ForwardOperands, scratch?: Scratch): void {
     this.#withScratch(problem, operands, false, scratch, (own) => {
-      const buffers = forwardBuffers(operands);
       if (!coversAllRows(problem)) {
         this.#fill(operands.out.buffer, 0);
         this.#fill(operands.lse.buffer, negativeInfinityBits);
       }
-      const memory = this.#prepare(operands, own);
+      const memory = this.#prepare(problem, operands, own);
       const split = this.#split(problem);
-      this.#launch(kernel.forward, [operands.out.buffer, operands.lse.buffer], [...buffers, ...own.buffers()], (w) =>
+      const used = this.#buffers(problem, operands, own);
+      this.#launch(kernel.forward, [operands.out.buffer, operands.lse.buffer], used, (w) =>
         writeAttentionParams(w, problem, operands, memory, split),
       );
     });
@@ -180,16 +182,10 @@ export class WasmBackend implements Backend {
     this.#withScratch(problem, operands, true, scratch, (own) => {
       const { dOut, dQuery, dKey, dValue, dBias, dRelativeTable, dSink } = operands;
       if (!coversAllRows(problem)) for (const { buffer } of [dQuery, dKey, dValue]) this.#fill(buffer, 0);
-      const memory = this.#prepare(operands, own);
+      const memory = this.#prepare(problem, operands, own);
       const split = this.#split(problem);
-      const used = [
-        ...forwardBuffers(operands),
-        dOut.buffer,
-        dQuery.buffer,
-        dKey.buffer,
-        dValue.buffer,
-        ...own.buffers(),
-      ];
+      const used = this.#buffers(problem, operands, own);
+      used.push(dOut.buffer, dQuery.buffer, dKey.buffer, dValue.buffer);
       if (operands.dLse) used.push(operands.dLse.buffer);
       const launch = (id: number, written: readonly DeviceBuffer[]) =>
         this.#launch(id, written, used, (w) => writeAttentionParams(w, problem, operands, memory, split));
@@ -219,6 +215,7 @@ export class WasmBackend implements Backend {
   }
 
   createScratch(problem: AttentionProblem, operands: AttentionExtras, backward: boolean): WasmScratch {
+    if (problem.blockMask) this.#masks.get(problem.blockMask);
     return new WasmScratch(this, problem, this.#scratchSizes(problem, operands, backward));
   }
 
@@ -364,10 +361,10 @@ export class WasmBackend implements Backend {
   /** How the work is cut: enough items to keep every thread busy, few enough to reuse each key tile. */
   #split(p: AttentionProblem): { tilesPerItem: number; keySplits: number } {
     const tiles = p.batch * p.heads * divideUp(p.queryLength, this.#queryTile);
-    const tilesPerItem = Math.min(
-      this.#exports.max_tiles_per_item(),
-      Math.max(1, Math.floor(tiles / (4 * this.threads))),
-    );
+    // An item under a block mask is one row of its blocks.
+    const tilesPerItem = p.blockMask
+      ? p.blockMask.blockSize / this.#queryTile
+      : Math.min(this.#exports.max_tiles_per_item(), Math.max(1, Math.floor(tiles / (4 * this.threads))));
     const heads = Math.max(1, p.batch * p.kvHeads);
     const keySplits = Math.max(1, Math.min(divideUp(2 * this.threads, heads), divideUp(p.keyLength, this.#keyTile)));
     return { tilesPerItem, keySplits: heads >= 2 * this.threads ? 1 : keySplits };
@@ -381,6 +378,18 @@ export class WasmBackend implements Backend {
       sink: widened(extras.sink),
     };
     return { keySplits: this.#split(problem).keySplits, widen, backward };
+  }
+
+  /** What a launch of the problem reads or writes besides the gradients. */
+  #buffers(problem: AttentionProblem, operands: ForwardOperands, scratch: WasmScratch): DeviceBuffer[] {
+    const { query, key, value, out, lse, bias, alibi, relativeTable, sink } = operands;
+    const given = [query, key, value, out, lse, bias, alibi, relativeTable, sink];
+    const mask = problem.blockMask && this.#masks.get(problem.blockMask).buffer;
+    return [
+      ...given.flatMap((operand) => (operand ? [operand.buffer] : [])),
+      ...(mask ? [mask] : []),
+      ...scratch.buffers(),
+    ];
   }
 
   #withScratch(
@@ -399,7 +408,11 @@ export class WasmBackend implements Backend {
   }
 
   /** Widens what the kernels read as float32; returns where everything is. */
-  #prepare(operands: ForwardOperands | BackwardOperands, scratch: WasmScratch): AttentionMemory {
+  #prepare(
+    problem: AttentionProblem,
+    operands: ForwardOperands | BackwardOperands,
+    scratch: WasmScratch,
+  ): AttentionMemory {
     const widened = (name: 'bias' | 'relativeTable' | 'sink', flat: Flat | undefined) => {
       const buffer = scratch.get(name);
       if (!buffer || !flat) return addressOf(flat);
@@ -418,6 +431,7 @@ export class WasmBackend implements Backend {
       queryPosition: scratch.address('queryPosition'),
       keyPosition: scratch.address('keyPosition'),
       sink: widened('sink', operands.sink),
+      blockMask: problem.blockMask && this.#masks.get(problem.blockMask),
       delta: scratch.address('delta'),
       dQueryPartial: scratch.address('dQueryPartial'),
       dRelativePartial: scratch.address('dRelativePartial'),
@@ -454,13 +468,6 @@ function checkLayout(exports: Exports): void {
 
 /** Whether launches write every row of the results; rows outside of all sequences are filled beforehand otherwise. */
 const coversAllRows = (p: AttentionProblem) => p.sequences === undefined;
-
-function forwardBuffers(operands: ForwardOperands): DeviceBuffer[] {
-  const { query, key, value, out, lse, bias, alibi, relativeTable, sink } = operands;
-  return [query, key, value, out, lse, bias, alibi, relativeTable, sink].flatMap((operand) =>
-    operand ? [operand.buffer] : [],
-  );
-}
 
 let backend: WasmBackend | undefined;
 

@@ -1,3 +1,4 @@
+import type { BlockMask } from '../../blockmask/blockMask.js';
 import type { DType } from '../../dtype.js';
 import { type AttentionProblem, unbounded } from '../../problem.js';
 import type { Flat, View } from '../backend.js';
@@ -48,6 +49,11 @@ export class StructWriter {
 export const addressOf = (flat: Flat | undefined) =>
   flat ? flat.buffer.address + flat.offset * elementBytes[flat.dtype] : 0;
 
+/** Addresses of the arrays of a block mask, in the order of `BlockMaskParams`. */
+export interface BlockMaskMemory {
+  readonly addresses: readonly number[];
+}
+
 /** Addresses of what a launch needs besides the tensors of the caller; 0 where there is none. */
 export interface AttentionMemory {
   readonly sequences: number;
@@ -58,6 +64,7 @@ export interface AttentionMemory {
   readonly queryPosition: number;
   readonly keyPosition: number;
   readonly sink: number;
+  readonly blockMask: BlockMaskMemory | undefined;
   readonly delta: number;
   readonly dQueryPartial: number;
   readonly dRelativePartial: number;
@@ -92,6 +99,18 @@ function biasStrides(shape: AttentionProblem['biasShape']): [number, number, num
   ];
 }
 
+const blockMaskArrays = 10;
+
+/** `BlockMaskParams` of native/cpu/params.h. */
+function writeBlockMask(w: StructWriter, mask: BlockMask | undefined, memory: BlockMaskMemory | undefined): void {
+  if (!mask || !memory) {
+    w.int(...new Array<number>(blockMaskArrays + 5).fill(0));
+    return;
+  }
+  w.int(...memory.addresses);
+  w.int(mask.blockSize, mask.batch, mask.heads, mask.rows, mask.columns);
+}
+
 /** `AttentionParams` of native/cpu/params.h, field by field. */
 export function writeAttentionParams(
   w: StructWriter,
@@ -113,6 +132,7 @@ export function writeAttentionParams(
   w.int(memory.sink);
   w.int(p.dropout?.threshold ?? 0).float(p.dropout?.keepScale ?? 1);
   w.int(p.dropout?.seedLow ?? 0, p.dropout?.seedHigh ?? 0);
+  writeBlockMask(w, p.blockMask, memory.blockMask);
 
   w.tensor(tensors.dOut).tensor(tensors.dQuery).tensor(tensors.dKey).tensor(tensors.dValue);
   w.int(addressOf(tensors.dLse), memory.delta, memory.dQueryPartial);

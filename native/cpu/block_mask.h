@@ -1,0 +1,76 @@
+// Walking a block mask: which key tiles a query block meets, and which query blocks a key tile meets.
+// Without a block mask everything is one range, so that the kernels know no difference.
+#pragma once
+#include "band.h"
+#include "tile.h"
+
+namespace flashattn {
+
+/** The bits of one partial block; words null: every pair is visible as far as the block mask goes. */
+struct BlockBits {
+  const uint32_t* words = nullptr;  // [block_size, row_words]
+  int query = 0, key = 0;           // where the block begins
+  int row_words = 0;
+
+  /** The 32 keys from word `word` on, for kLanes queries from `i` on; queries from `end` on see nothing. */
+  UintVec gather(int i, int end, int word) const {
+    UintVec rows{};
+    for (int lane = 0; lane < min(kLanes, end - i); ++lane) rows[lane] = words[(i - query + lane) * row_words + word];
+    return rows;
+  }
+};
+
+namespace detail {
+
+inline BlockBits block_bits(const BlockMaskParams& m, int block, int query_block, int key_block) {
+  const int row_words = m.block_size / 32;
+  return {m.bits + size_t(block) * m.block_size * row_words, query_block * m.block_size, key_block * m.block_size,
+          row_words};
+}
+
+inline Range intersect(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
+
+inline Range block_range(const BlockMaskParams& m, int block) {
+  return {block * m.block_size, (block + 1) * m.block_size};
+}
+
+/** Cuts a range into tiles: f(tile, bits). */
+template <class F>
+inline void for_tiles(Range range, int tile, const BlockBits& bits, F f) {
+  for (int at = range.begin; at < range.end; at += tile) f(Range{at, min(at + tile, range.end)}, bits);
+}
+
+}  // namespace detail
+
+/** f(keys, bits) for every key tile within `visible` that the queries, all of one query block, may see. */
+template <class F>
+inline void for_key_tiles(const AttentionParams& p, int b, int h, int first_query, Range visible, F f) {
+  const BlockMaskParams& m = p.block_mask;
+  if (!m.block_size) return detail::for_tiles(visible, kKeyTile, {}, f);
+  const int query_block = first_query / m.block_size, list = m.grid(b, h) * m.query_blocks + query_block;
+  const auto visit = [&](int key_block, const BlockBits& bits) {
+    detail::for_tiles(detail::intersect(detail::block_range(m, key_block), visible), kKeyTile, bits, f);
+  };
+  for (int at = m.full.offsets[list]; at < m.full.offsets[list + 1]; ++at) visit(m.full.indices[at], {});
+  for (int at = m.partial.offsets[list]; at < m.partial.offsets[list + 1]; ++at)
+    visit(m.partial.indices[at], detail::block_bits(m, at, query_block, m.partial.indices[at]));
+}
+
+/** f(queries, bits) for every query tile within `seeing` that may see the keys, all of one key block. */
+template <class F>
+inline void for_query_tiles(const AttentionParams& p, int b, int h, int first_key, Range seeing, F f) {
+  const BlockMaskParams& m = p.block_mask;
+  if (!m.block_size) return detail::for_tiles(seeing, kQueryTile, {}, f);
+  const int key_block = first_key / m.block_size, list = m.grid(b, h) * m.key_blocks + key_block;
+  const auto visit = [&](int query_block, const BlockBits& bits) {
+    detail::for_tiles(detail::intersect(detail::block_range(m, query_block), seeing), kQueryTile, bits, f);
+  };
+  for (int at = m.full_queries.offsets[list]; at < m.full_queries.offsets[list + 1]; ++at)
+    visit(m.full_queries.indices[at], {});
+  for (int at = m.partial_queries.offsets[list]; at < m.partial_queries.offsets[list + 1]; ++at) {
+    const int query_block = m.partial_queries.indices[at];
+    visit(query_block, detail::block_bits(m, m.partial_blocks[at], query_block, key_block));
+  }
+}
+
+}  // namespace flashattn
