@@ -28,6 +28,7 @@ export { type DeviceName, type DeviceReason, measurePeak, memory, type Status, s
 export type { DataOf, DType } from './dtype.js';
 export { type ErrorCode, FlashAttnError } from './errors.js';
 export { type Explanation, explain } from './explain.js';
+export { type GatherOptions, gatherRows, RowMap } from './gather.js';
 export * as masks from './masks/index.js';
 export { Mask } from './masks/mask.js';
 export {

@@ -1,4 +1,5 @@
 import type { DType } from '../dtype.js';
+import type { RowMap } from '../gather.js';
 import type { AttentionProblem } from '../problem.js';
 
 /** Memory of a device. `address` is the device's own; host code only offsets it. */
@@ -82,6 +83,23 @@ export interface MergeBackwardOperands extends MergeOperands {
   readonly dParts: readonly MergePart[];
 }
 
+/** Arguments of `gatherRows`. */
+export interface GatherOperands {
+  /** [batch, source rows, row elements], its rows contiguous. */
+  readonly source: {
+    readonly buffer: DeviceBuffer;
+    readonly offset: number;
+    readonly dtype: DType;
+    readonly batchStride: number;
+    readonly rowStride: number;
+  };
+  /** Contiguous [batch, rows, row elements]. */
+  readonly result: Flat;
+  readonly batch: number;
+  readonly rowElements: number;
+  readonly scale: number;
+}
+
 /** What one launch of a problem will use, before anything runs. */
 export interface KernelChoice {
   readonly kernel: string;
@@ -126,6 +144,7 @@ export interface Backend {
   backward(problem: AttentionProblem, operands: BackwardOperands, scratch?: Scratch): void;
   merge(shape: MergeShape, operands: MergeOperands): void;
   mergeBackward(shape: MergeShape, operands: MergeBackwardOperands): void;
+  gatherRows(map: RowMap, operands: GatherOperands): void;
 
   /** Scratch for repeated runs of one problem, to be disposed by the caller. */
   createScratch(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): Scratch;

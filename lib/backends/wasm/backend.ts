@@ -1,5 +1,7 @@
+import type { BlockMask } from '../../blockmask/blockMask.js';
 import type { DType } from '../../dtype.js';
 import { FlashAttnError } from '../../errors.js';
+import type { RowMap } from '../../gather.js';
 import type { AttentionProblem } from '../../problem.js';
 import type {
   AttentionExtras,
@@ -8,6 +10,7 @@ import type {
   DeviceBuffer,
   Flat,
   ForwardOperands,
+  GatherOperands,
   KernelChoice,
   MemoryReport,
   MergeBackwardOperands,
@@ -15,8 +18,8 @@ import type {
   MergeShape,
   Scratch,
 } from '../backend.js';
+import { Constants } from './constants.js';
 import { Heap } from './heap.js';
-import { MaskMemory } from './maskMemory.js';
 import { loadModule, type SimdBuild } from './module.js';
 import { type AttentionMemory, addressOf, StructWriter, writeAttentionParams } from './params.js';
 import { Pool, threadCount, workerError } from './pool.js';
@@ -34,13 +37,15 @@ const kernel = {
   backwardSink: 6,
   merge: 7,
   mergeBackward: 8,
-  fill: 9,
-  convert: 10,
-  peak: 11,
+  gather: 9,
+  fill: 10,
+  convert: 11,
+  peak: 12,
 } as const;
 
 // Of native/cpu/params.h and merge.h.
 const attentionParamsBytes = 103 * 4;
+const gatherParamsBytes = 11 * 4;
 const mergePartBytes = 12 * 4;
 const mergeParamsBytes = 18 * 4;
 
@@ -57,6 +62,7 @@ interface Exports {
   workspace_bytes(): number;
   queue_bytes(): number;
   attention_params_bytes(): number;
+  gather_params_bytes(): number;
   merge_part_bytes(): number;
   merge_params_bytes(): number;
   readonly __heap_base: WebAssembly.Global<'i32'>;
@@ -98,7 +104,8 @@ export class WasmBackend implements Backend {
   #pool: Pool;
   /** Launches (from, to] that were lost with a dead pool. */
   readonly #lost: { readonly from: number; readonly to: number }[] = [];
-  readonly #masks = new MaskMemory(this);
+  readonly #masks = new Constants<BlockMask>(this, blockMaskArrays);
+  readonly #rowMaps = new Constants<RowMap>(this, ({ offsets, indices }) => [offsets, indices]);
   #tensors = 0;
 
   constructor() {
@@ -212,6 +219,17 @@ export class WasmBackend implements Backend {
   mergeBackward(shape: MergeShape, operands: MergeBackwardOperands): void {
     const written = operands.dParts.flatMap(({ out, lse }) => [out.buffer, lse.buffer]);
     this.#launchMerge(kernel.mergeBackward, shape, operands, written);
+  }
+
+  gatherRows(map: RowMap, { source, result, batch, rowElements, scale }: GatherOperands): void {
+    const { buffer, addresses } = this.#rowMaps.get(map);
+    this.#launch(kernel.gather, [result.buffer], [source.buffer, buffer], (w) =>
+      w
+        .int(addressOf({ ...source, count: 0 }))
+        .dtype(source.dtype)
+        .int(source.batchStride, source.rowStride, addressOf(result), ...addresses, batch, map.rows, rowElements)
+        .float(scale),
+    );
   }
 
   createScratch(problem: AttentionProblem, operands: AttentionExtras, backward: boolean): WasmScratch {
@@ -455,6 +473,7 @@ function checkLayout(exports: Exports): void {
   const expected: [string, number, number][] = [
     ['Queue', exports.queue_bytes(), queueBytes],
     ['AttentionParams', exports.attention_params_bytes(), attentionParamsBytes],
+    ['GatherParams', exports.gather_params_bytes(), gatherParamsBytes],
     ['MergePart', exports.merge_part_bytes(), mergePartBytes],
     ['MergeParams', exports.merge_params_bytes(), mergeParamsBytes],
   ];
@@ -468,6 +487,13 @@ function checkLayout(exports: Exports): void {
 
 /** Whether launches write every row of the results; rows outside of all sequences are filled beforehand otherwise. */
 const coversAllRows = (p: AttentionProblem) => p.sequences === undefined;
+
+/** The order of `BlockMaskParams` in native/cpu/params.h. */
+const blockMaskArrays = ({ full, partial, bits, transposed }: BlockMask) => [
+  ...[full, partial, transposed.full, transposed.partial].flatMap(({ offsets, indices }) => [offsets, indices]),
+  transposed.partialBlocks,
+  bits,
+];
 
 let backend: WasmBackend | undefined;
 

@@ -2,6 +2,7 @@ import type { BlockMask } from '../../blockmask/blockMask.js';
 import type { DType } from '../../dtype.js';
 import { type AttentionProblem, unbounded } from '../../problem.js';
 import type { Flat, View } from '../backend.js';
+import type { Uploaded } from './constants.js';
 
 const dtypeCode: Record<DType, number> = { float32: 0, float16: 1, bfloat16: 2 };
 const elementBytes: Record<DType, number> = { float32: 4, float16: 2, bfloat16: 2 };
@@ -49,11 +50,6 @@ export class StructWriter {
 export const addressOf = (flat: Flat | undefined) =>
   flat ? flat.buffer.address + flat.offset * elementBytes[flat.dtype] : 0;
 
-/** Addresses of the arrays of a block mask, in the order of `BlockMaskParams`. */
-export interface BlockMaskMemory {
-  readonly addresses: readonly number[];
-}
-
 /** Addresses of what a launch needs besides the tensors of the caller; 0 where there is none. */
 export interface AttentionMemory {
   readonly sequences: number;
@@ -64,7 +60,7 @@ export interface AttentionMemory {
   readonly queryPosition: number;
   readonly keyPosition: number;
   readonly sink: number;
-  readonly blockMask: BlockMaskMemory | undefined;
+  readonly blockMask: Uploaded | undefined;
   readonly delta: number;
   readonly dQueryPartial: number;
   readonly dRelativePartial: number;
@@ -102,7 +98,7 @@ function biasStrides(shape: AttentionProblem['biasShape']): [number, number, num
 const blockMaskArrays = 10;
 
 /** `BlockMaskParams` of native/cpu/params.h. */
-function writeBlockMask(w: StructWriter, mask: BlockMask | undefined, memory: BlockMaskMemory | undefined): void {
+function writeBlockMask(w: StructWriter, mask: BlockMask | undefined, memory: Uploaded | undefined): void {
   if (!mask || !memory) {
     w.int(...new Array<number>(blockMaskArrays + 5).fill(0));
     return;

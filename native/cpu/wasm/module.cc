@@ -1,6 +1,7 @@
 // The WebAssembly module: a table of kernels and the loop that worker threads run.
 #include "backward_extras.h"
 #include "elementwise.h"
+#include "gather.h"
 #include "merge.h"
 #include "wasm/queue.h"
 
@@ -17,7 +18,7 @@ union Workspace {
 // Order known to lib/backends/wasm/launch.ts.
 enum class Kernel : uint32_t {
   Forward, BackwardRows, Backward, FinishQueryGradients, BackwardBias, BackwardRelative, BackwardSink,
-  Merge, MergeBackward, Fill, Convert, Peak,
+  Merge, MergeBackward, Gather, Fill, Convert, Peak,
 };
 
 template <class Params>
@@ -37,6 +38,7 @@ int count_items(Kernel kernel, const uint32_t* words) {
     case Kernel::BackwardSink: return as<AttentionParams>(words).heads;
     case Kernel::Merge:
     case Kernel::MergeBackward: return merge_items(as<MergeParams>(words));
+    case Kernel::Gather: return gather_items(as<GatherParams>(words));
     case Kernel::Fill: return chunks(as<FillParams>(words).count);
     case Kernel::Convert: return chunks(as<ConvertParams>(words).count);
     case Kernel::Peak: return as<PeakParams>(words).items;
@@ -55,6 +57,7 @@ __attribute__((noinline)) void run(Kernel kernel, const uint32_t* words, int ite
     case Kernel::BackwardSink: return backward_sink_item(as<AttentionParams>(words), item);
     case Kernel::Merge: return merge_item(as<MergeParams>(words), item, ws.backward);
     case Kernel::MergeBackward: return merge_backward_item(as<MergeParams>(words), item, ws.backward);
+    case Kernel::Gather: return gather_item(as<GatherParams>(words), item, ws.backward);
     case Kernel::Fill: return fill_item(as<FillParams>(words), item);
     case Kernel::Convert: return convert_item(as<ConvertParams>(words), item, ws.backward);
     case Kernel::Peak: return peak_item(as<PeakParams>(words));
@@ -84,5 +87,6 @@ FLASHATTN_EXPORT(max_tiles_per_item) int max_tiles_per_item() { return flashattn
 FLASHATTN_EXPORT(workspace_bytes) uint32_t workspace_bytes() { return sizeof(flashattn::Workspace); }
 FLASHATTN_EXPORT(queue_bytes) uint32_t queue_bytes() { return sizeof(flashattn::Queue); }
 FLASHATTN_EXPORT(attention_params_bytes) uint32_t attention_params_bytes() { return sizeof(flashattn::AttentionParams); }
+FLASHATTN_EXPORT(gather_params_bytes) uint32_t gather_params_bytes() { return sizeof(flashattn::GatherParams); }
 FLASHATTN_EXPORT(merge_part_bytes) uint32_t merge_part_bytes() { return sizeof(flashattn::MergePart); }
 FLASHATTN_EXPORT(merge_params_bytes) uint32_t merge_params_bytes() { return sizeof(flashattn::MergeParams); }
