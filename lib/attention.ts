@@ -9,6 +9,9 @@ export type Shape2 = readonly [number, number];
 export type Shape3 = readonly [number, number, number];
 export type Shape4 = readonly [number, number, number, number];
 
+/** Nothing fits it when TypeScript knows the rank: then the overload for that rank is the one to satisfy. */
+type OfUnknownRank<S extends Shape> = number extends S['length'] ? unknown : never;
+
 export interface AttentionResult<D extends DType = DType, S extends Shape = Shape> {
   /** The shape of q with v's head dim; rows that see no key are 0. */
   readonly out: Tensor<D, S>;
@@ -171,20 +174,20 @@ export function allocateResult(problem: AttentionProblem, allocate: Allocate): A
  */
 export function attention<D extends DType>(
   q: Tensor<D, Shape4>,
-  k: Tensor<D, Shape4>,
-  v: Tensor<D, Shape4>,
+  k: Tensor<NoInfer<D>, Shape4>,
+  v: Tensor<NoInfer<D>, Shape4>,
   options?: DenseOptions,
 ): AttentionResult<D, Shape4>;
 export function attention<D extends DType>(
   q: Tensor<D, Shape3>,
-  k: Tensor<D, Shape3>,
-  v: Tensor<D, Shape3>,
+  k: Tensor<NoInfer<D>, Shape3>,
+  v: Tensor<NoInfer<D>, Shape3>,
   options: VarlenOptions,
 ): AttentionResult<D, Shape3>;
-export function attention<D extends DType>(
-  q: Tensor<D, Shape>,
-  k: Tensor<D, Shape>,
-  v: Tensor<D, Shape>,
+export function attention<D extends DType, S extends Shape = Shape>(
+  q: Tensor<D, S> & OfUnknownRank<S>,
+  k: Tensor<NoInfer<D>, Shape>,
+  v: Tensor<NoInfer<D>, Shape>,
   options?: AttentionOptions,
 ): AttentionResult<D, Shape>;
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
@@ -258,7 +261,7 @@ export function runBackward(
  * @throws as `attention`
  */
 export function attentionBackward<D extends DType, S extends Shape>(
-  dOut: Tensor<D, S>,
+  dOut: Tensor<NoInfer<D>, NoInfer<S>>,
   saved: Saved<D, S>,
   options: AttentionOptions & BackwardExtras = {},
 ): Gradients<D, S> {

@@ -1,0 +1,70 @@
+import { optionError, show } from '../errors.js';
+import { blocks, mulberry32, sample } from '../masks/blocks.js';
+import type { Mask } from '../masks/mask.js';
+import { checkInteger, checkIntegers } from './check.js';
+
+/** Block columns for each block row of each head: [head][row] -> columns. */
+export type RandomColumns = readonly (readonly (readonly number[])[])[];
+
+/** Square layouts of blocks, one for each head, all hidden at first. */
+export class BlockGrid {
+  readonly cells: Uint8Array;
+
+  constructor(
+    readonly heads: number,
+    /** Blocks of a row, as many as there are rows. */
+    readonly size: number,
+  ) {
+    this.cells = new Uint8Array(heads * size * size);
+  }
+
+  /** Shows block rows [rowBegin, rowEnd) x columns [columnBegin, columnEnd), cut to the grid. */
+  show(head: number, rowBegin: number, rowEnd: number, columnBegin: number, columnEnd: number): void {
+    const end = Math.min(columnEnd, this.size);
+    for (let row = Math.max(0, rowBegin); row < Math.min(rowEnd, this.size); row++) {
+      const at = (head * this.size + row) * this.size;
+      if (columnBegin < end) this.cells.fill(1, at + Math.max(0, columnBegin), at + end);
+    }
+  }
+
+  /** Hides the blocks above the diagonal. */
+  hideFuture(head: number): void {
+    for (let row = 0; row < this.size; row++) {
+      const at = (head * this.size + row) * this.size;
+      this.cells.fill(0, at + row + 1, at + this.size);
+    }
+  }
+
+  visible(head: number, row: number, column: number): boolean {
+    return this.cells[(head * this.size + row) * this.size + column] === 1;
+  }
+
+  /** The layouts for `heads` heads: those of the grid over and over. */
+  repeat(heads: number): Uint8Array {
+    const layout = new Uint8Array(heads * this.size * this.size);
+    for (let at = 0; at < layout.length; at += this.cells.length)
+      layout.set(this.cells.subarray(0, layout.length - at), at);
+    return layout;
+  }
+
+  toMask(blockSize: number): Mask {
+    return blocks(this.cells, { shape: [this.heads, this.size, this.size], blockSize });
+  }
+}
+
+/** Random columns that are given rather than drawn: the rows of `rows` for each of `heads` heads. */
+export function checkRandomColumns(random: unknown, heads: number, rows: number, columns: number): RandomColumns {
+  const list = (value: unknown, argument: string, count: number): readonly unknown[] => {
+    if (Array.isArray(value) && value.length === count) return value;
+    throw optionError(`${argument} is ${show(value)}; it must be a list of ${count}`);
+  };
+  return list(random, 'random', heads).map((head, h) =>
+    list(head, `random[${h}]`, rows).map((row, r) => checkIntegers(row, `random[${h}][${r}]`, 0, columns - 1)),
+  );
+}
+
+/** A source of `count` different elements of a list; mulberry32 seeded with `seed` feeds a Fisher-Yates shuffle. */
+export function sampler(seed: unknown): (count: number, from: readonly number[]) => readonly number[] {
+  const random = mulberry32(checkInteger(seed, 'seed', Number.NEGATIVE_INFINITY));
+  return (count, from) => sample(random, count, from.length).map((at) => from[at]);
+}

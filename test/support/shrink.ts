@@ -1,0 +1,85 @@
+/** Makes a failing case as simple as it gets: fewer options first, then smaller sizes. */
+import type { Case } from './case.js';
+
+const OPTIONS = [
+  'views',
+  'dLse',
+  'deterministic',
+  'wideExtras',
+  'dropout',
+  'relative',
+  'alibi',
+  'biasHides',
+  'bias',
+  'softcap',
+  'window',
+  'sink',
+  'causal',
+  'align',
+  'scale',
+  'qLens',
+  'kLens',
+] as const satisfies readonly (keyof Case)[];
+
+const SIZES = ['batch', 'kvHeads', 'group', 'queryLength', 'keyLength', 'headDim', 'valueDim'] as const;
+
+function without(c: Case, option: (typeof OPTIONS)[number]): Case {
+  const { [option]: _, ...rest } = c;
+  return rest;
+}
+
+/** 1, a half, and one less. */
+function smaller(n: number): number[] {
+  return [1, Math.floor(n / 2), n - 1].filter((m) => m >= 1 && m < n);
+}
+
+/** Dense problems keep one real length per batch entry, none of them beyond the padded length. */
+function resize(c: Case, size: (typeof SIZES)[number], n: number): Case {
+  const resized = { ...c, [size]: n };
+  const fit = (lengths: readonly number[], limit: number): number[] =>
+    lengths.slice(0, resized.batch ?? 1).map((length) => Math.min(length, limit));
+  return {
+    ...resized,
+    ...(c.qLens && { qLens: fit(c.qLens, resized.queryLength ?? 1) }),
+    ...(c.kLens && { kLens: fit(c.kLens, resized.keyLength ?? 1) }),
+  };
+}
+
+function* simplerSequences(c: Case): Generator<Case> {
+  const [qLens = [], kLens = []] = [c.qLens, c.kLens];
+  const drop = (lengths: readonly number[], s: number): number[] => lengths.toSpliced(s, 1);
+  for (const s of qLens.keys()) {
+    if (qLens.length > 1) yield { ...c, qLens: drop(qLens, s), kLens: drop(kLens, s) };
+    for (const n of smaller(qLens[s] ?? 0)) yield { ...c, qLens: qLens.with(s, n) };
+    for (const n of smaller(kLens[s] ?? 0)) yield { ...c, kLens: kLens.with(s, n) };
+  }
+}
+
+function* simpler(c: Case): Generator<Case> {
+  const packed = c.layout === 'varlen';
+  for (const option of OPTIONS) {
+    if (packed && (option === 'qLens' || option === 'kLens')) continue;
+    if (c[option] !== undefined) yield without(c, option);
+  }
+  if (packed) yield* simplerSequences(c);
+  for (const size of SIZES) {
+    for (const n of smaller(c[size] ?? 1)) yield packed ? { ...c, [size]: n } : resize(c, size, n);
+  }
+}
+
+/** The simplest case found within `attempts` tries that still fails. */
+export function shrink(failing: Case, fails: (c: Case) => boolean, attempts = 500): Case {
+  let best = failing;
+  let left = attempts;
+  for (let improved = true; improved && left > 0; ) {
+    improved = false;
+    for (const candidate of simpler(best)) {
+      if (left-- <= 0) break;
+      if (!fails(candidate)) continue;
+      best = candidate;
+      improved = true;
+      break;
+    }
+  }
+  return best;
+}
