@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { doctor } from './cli/doctor.js';
 import { explainCommand } from './cli/explain.js';
+import { maskCommand } from './cli/mask.js';
 import { UsageError } from './cli/usage.js';
 import { FlashAttnError } from './errors.js';
 import { version } from './version.js';
@@ -14,10 +15,17 @@ const usage = `flashattn ${version}: exact attention for Node.js
                     [--causal] [--window left,right] [--backward] [--device auto|wasm|cuda] [--json]
       Which kernel a problem gets and what it costs, before anything runs.
 
+  flashattn mask <name> [--seq 1024] [--block 64|128] [--head 0] [--svg out.svg]
+      Draws a named attention pattern; without a name lists them.
+
   flashattn --version | --help
 `;
 
-const commands: Record<string, (args: string[]) => Promise<number>> = { doctor, explain: explainCommand };
+const commands: Record<string, (args: string[]) => Promise<number>> = {
+  doctor,
+  explain: explainCommand,
+  mask: maskCommand,
+};
 
 async function main([name, ...args]: string[]): Promise<number> {
   if (name === '--version' || name === '-v') {

@@ -24,6 +24,7 @@ export {
 } from './blockmask/blockMask.js';
 export { type BlockMaskOptions, blockMask } from './blockmask/build.js';
 export { blockMaskFromBytes, blockMaskToBytes } from './blockmask/bytes.js';
+export type { DrawOptions } from './blockmask/draw.js';
 export { type DeviceName, type DeviceReason, measurePeak, memory, type Status, status, synchronize } from './device.js';
 export type { DataOf, DType } from './dtype.js';
 export { type ErrorCode, FlashAttnError } from './errors.js';
@@ -40,7 +41,9 @@ export {
   type StateGradients,
 } from './merge.js';
 export type { AttentionOptions, CommonOptions, DenseOptions, Integers, VarlenOptions } from './options.js';
+export * as patterns from './patterns/index.js';
 export { type Plan, type Problem, plan } from './plan.js';
+export * from './regroup/index.js';
 export { alibiSlopes, type RelativeBias, swinRelativeBias, type T5Options, t5RelativeBias } from './relative.js';
 export {
   type Float16ArrayLike,

@@ -15,12 +15,28 @@ const run = (command, args, options) => spawnSync(command, args, { cwd: root, en
 let failed = false;
 for (const version of versions) {
   const prefix = join(root, 'build', 'nodes', version);
-  const binary = join(prefix, 'node_modules', `node-${platform}`, 'bin', process.platform === 'win32' ? 'node.exe' : 'node');
+  const binary = join(
+    prefix,
+    'node_modules',
+    `node-${platform}`,
+    'bin',
+    process.platform === 'win32' ? 'node.exe' : 'node',
+  );
   if (!existsSync(binary)) {
-    const install = ['install', '--prefix', prefix, '--no-save', '--no-audit', '--no-fund', `node-${platform}@${version}`];
+    const install = [
+      'install',
+      '--prefix',
+      prefix,
+      '--no-save',
+      '--no-audit',
+      '--no-fund',
+      `node-${platform}@${version}`,
+    ];
     const { status, stderr } = run('npm', install, { shell: process.platform === 'win32' });
     if (status !== 0) {
-      console.log(`node ${version}: skipped, its binary for ${platform} cannot be installed: ${stderr.trim().split('\n')[0]}`);
+      console.log(
+        `node ${version}: skipped, its binary for ${platform} cannot be installed: ${stderr.trim().split('\n')[0]}`,
+      );
       continue;
     }
   }

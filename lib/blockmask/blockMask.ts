@@ -1,5 +1,6 @@
 import { optionError, shapeError, show } from '../errors.js';
 import { countBits } from '../masks/mask.js';
+import { type DrawOptions, drawSvg, drawText } from './draw.js';
 
 /** The dims of a block mask. */
 export interface BlockMaskShape {
@@ -198,6 +199,16 @@ export class BlockMask implements BlockMaskParts {
   /** @internal The list of a row of query blocks; batch and head may exceed a mask that all of them share. */
   listOf(batch: number, head: number, row: number): number {
     return ((this.batch === 1 ? 0 : batch) * this.heads + (this.heads === 1 ? 0 : head)) * this.rows + row;
+  }
+
+  /** A picture of one head: full, partial and empty blocks, a legend, the density and what it saves. */
+  toSVG(options: DrawOptions = {}): string {
+    return drawSvg(this, options);
+  }
+
+  /** The same in characters, for a terminal of `columns` columns. */
+  toText(options: DrawOptions & { readonly columns?: number } = {}): string {
+    return drawText(this, options);
   }
 
   statistics(): BlockMaskStatistics {

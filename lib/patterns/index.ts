@@ -17,6 +17,7 @@ export {
   deepspeedLocalSlidingWindow,
   deepspeedVariable,
 } from './deepspeed.js';
+export { type GalleryEntry, gallery } from './gallery.js';
 export { type LongformerOptions, longformer } from './longformer.js';
 export { type RingCacheOptions, ringCache } from './ringCache.js';
 export {

@@ -8,7 +8,13 @@ const slotBytes = slotHeaderBytes + slotParamBytes;
 const headerBytes = 64;
 export const queueBytes = headerBytes + slotCount * slotBytes;
 
-const field = { published: 0, completed: 1, event: 2, spins: 3, fault: 4 } as const;
+// However a wake-up might get lost, it must not become a hang: sleepers look again.
+const lookAgainMilliseconds = 1000;
+const startMilliseconds = 30_000;
+
+const noItems = 0xffffffffn;
+
+const field = { published: 0, completed: 1, event: 2, spins: 3, fault: 4, started: 5 } as const;
 
 /**
  * The host's side of the launch queue. Launches are numbered from 1 without end; memory holds the numbers modulo 2^32.
@@ -54,11 +60,13 @@ export class LaunchQueue {
     const slot = (this.#published % 2 ** 32) % slotCount;
     const address = this.address + headerBytes + slot * slotBytes;
     const params = address + slotHeaderBytes;
+    const ticket = new BigInt64Array(this.#memory.buffer, address, 1);
+    // A worker that fell asleep over the slot's last launch must not take an item from the half-written next one.
+    Atomics.store(ticket, 0, noItems);
     writeParams(new StructWriter(this.#memory.buffer, params));
     const items = countItems(params);
     if (items === 0) return this.#published;
     new StructWriter(this.#memory.buffer, address + 8).int(items, 0, kernel, 0);
-    const ticket = new BigInt64Array(this.#memory.buffer, address, 1);
     Atomics.store(ticket, 0, BigInt.asIntN(64, BigInt(this.#published % 2 ** 32) << 32n));
     this.#published++;
     Atomics.store(this.#words, field.published, this.#published | 0);
@@ -71,16 +79,27 @@ export class LaunchQueue {
     return Atomics.load(this.#words, field.fault) !== 0;
   }
 
-  /** Blocks until launch `number` is done or the queue has faulted. */
+  /**
+   * Blocks until launch `number` is done or the queue has faulted. Nobody can report that a thread could not be started
+   * while this one blocks, so that counts as a fault when none has started for half a minute.
+   */
   waitSync(number: number): void {
-    while (this.completed < number && !this.faulted)
-      Atomics.wait(this.#words, field.completed, this.#rawCompletedBefore(number));
+    const deadline = performance.now() + startMilliseconds;
+    while (this.completed < number && !this.faulted) {
+      Atomics.wait(this.#words, field.completed, this.#rawCompletedBefore(number), lookAgainMilliseconds);
+      if (Atomics.load(this.#words, field.started) === 0 && performance.now() > deadline) this.fault();
+    }
   }
 
   /** Resolves when launch `number` is done or the queue has faulted. It does not keep the process alive. */
   async wait(number: number): Promise<void> {
     while (this.completed < number && !this.faulted) {
-      const wait = Atomics.waitAsync(this.#words, field.completed, this.#rawCompletedBefore(number));
+      const wait = Atomics.waitAsync(
+        this.#words,
+        field.completed,
+        this.#rawCompletedBefore(number),
+        lookAgainMilliseconds,
+      );
       if (wait.async) await wait.value;
     }
   }
