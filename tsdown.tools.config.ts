@@ -5,6 +5,7 @@ export default defineConfig({
   entry: {
     'examples/charlm': 'examples/charlm.ts',
     'bench/attention': 'bench/attention.ts',
+    'bench/sparse': 'bench/sparse.ts',
     'golden/run': 'test/golden/run.ts',
   },
   outDir: 'build',

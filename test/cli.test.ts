@@ -1,3 +1,6 @@
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { explain } from '../lib/index.js';
 import { cliPath, runNode } from './support/child.js';
@@ -86,5 +89,31 @@ describe('flashattn explain', () => {
   it('prints version and help', async () => {
     expect((await flashattn('--version')).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
     expect(await flashattn('--help')).toMatchObject({ code: 0 });
+  });
+});
+
+describe('flashattn mask', () => {
+  it('draws a pattern', async () => {
+    const { code, stdout } = await flashattn('mask bigbird --seq 1024 --block 64');
+    expect(code).toBe(0);
+    const lines = stdout.split('\n');
+    expect(lines[0]).toBe('BigBird');
+    expect(lines[1]).toBe('██'.repeat(16));
+    expect(stdout).toContain('of the FLOPs saved');
+  });
+
+  it('writes a picture', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'flashattn-'));
+    const path = join(folder, 'out.svg');
+    expect(await flashattn(`mask longformer --seq 512 --svg ${path}`)).toMatchObject({ code: 0, stdout: `${path}\n` });
+    expect(readFileSync(path, 'utf8')).toContain('<svg');
+    rmSync(folder, { recursive: true });
+  });
+
+  it('lists the patterns and refuses others', async () => {
+    expect((await flashattn('mask')).stdout).toContain('streamingllm');
+    expect(await flashattn('mask nothing')).toMatchObject({ code: 2 });
+    expect((await flashattn('mask causal --block 32')).stderr).toContain('blockSize is 32');
+    expect((await flashattn('mask causal --head 3')).stderr).toContain('ERR_SHAPE');
   });
 });

@@ -6,6 +6,7 @@ import { perHead, slidingWindow } from '../masks/index.js';
 import { checkInteger } from '../patterns/check.js';
 import type { RelativeBias } from '../relative.js';
 import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor.js';
+import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,
@@ -149,6 +150,17 @@ function positionBias(
   return hostTensor(bias, [batch, heads, queries, keys] as Shape, q, 'float32');
 }
 
+const maps = new Remember<RowMap>();
+
+/** Appends a row of zeros, so that there are `rows`. */
+const withZeroRow = (rows: number): RowMap =>
+  maps.get([rows], () =>
+    RowMap.of(
+      Array.from({ length: rows }, (_, at) => (at < rows - 1 ? at : -1)),
+      rows - 1,
+    ),
+  );
+
 /** The last key lies after every query's span. */
 const beforeLast = <D extends DType>(t: Tensor<D, Shape4>) => t.slice(1, 0, t.shape[1] - 1);
 
@@ -226,10 +238,7 @@ export function adaptiveSpanAttentionBackward<D extends DType>(
   return scoped(({ use, keep }) => {
     const gradients = attentionBackward<D, Shape>(dOut, saved, saved.options);
     for (const t of [gradients.dq, gradients.dk, gradients.dv, gradients.dBias, gradients.dRelativeBias]) if (t) use(t);
-    const withLast = RowMap.of(
-      Array.from({ length: longest + queries }, (_, at) => (at < longest + queries - 1 ? at : -1)),
-      longest + queries - 1,
-    );
+    const withLast = withZeroRow(longest + queries);
     const dSpan = spanGradient(gradients.dRelativeBias as Tensor, masks, ramp, dims);
     const results = {
       dk: keep(gatherRows(gradients.dk, withLast)) as Tensor<D, Shape4>,

@@ -7,6 +7,7 @@ import type { DenseOptions, Integers } from '../options.js';
 import { checkInteger } from '../patterns/check.js';
 import { t5RelativeBias } from '../relative.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor.js';
+import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,
@@ -154,20 +155,22 @@ export function longT5LocalAttentionBackward<D extends DType>(
 /** How many global tokens a batch entry with so many tokens has. */
 const blocksOf = (length: number, blockSize: number) => Math.floor(length / blockSize);
 
+const blockMaps = new Remember<RowMap>();
+
 /** The rows of x, of all batch entries one after the other, that make each global token. */
-function blockMap(shape: Shape, blockSize: number, lens: readonly number[]): RowMap {
-  const [batch, tokens] = shape;
-  const blocks = blocksOf(tokens, blockSize);
-  const lists: number[][] = Array.from({ length: batch * blocks }, () => []);
-  for (let b = 0; b < batch; b++) {
-    const last = blocksOf(lens[b], blockSize) - 1;
-    if (last < 0) continue;
-    // Tokens after the last whole block join it.
-    for (let i = 0; i < lens[b]; i++)
-      lists[b * blocks + Math.min(Math.floor(i / blockSize), last)].push(b * tokens + i);
-  }
-  return RowMap.fromLists(lists, batch * tokens);
-}
+const blockMap = (batch: number, tokens: number, blockSize: number, lens: readonly number[]): RowMap =>
+  blockMaps.get([batch, tokens, blockSize, lens], () => {
+    const blocks = blocksOf(tokens, blockSize);
+    const lists: number[][] = Array.from({ length: batch * blocks }, () => []);
+    for (let b = 0; b < batch; b++) {
+      const last = blocksOf(lens[b], blockSize) - 1;
+      if (last < 0) continue;
+      // Tokens after the last whole block join it.
+      for (let i = 0; i < lens[b]; i++)
+        lists[b * blocks + Math.min(Math.floor(i / blockSize), last)].push(b * tokens + i);
+    }
+    return RowMap.fromLists(lists, batch * tokens);
+  });
 
 export interface GlobalTokenOptions {
   readonly blockSize: number;
@@ -189,9 +192,10 @@ export function longT5GlobalTokens<D extends DType>(
 ): Tensor<D, Shape> {
   checkTensor(x, 'x');
   if (x.shape.length < 3) throw shapeError(`x has shape ${show(x.shape)}; it must be [batch, tokens, ...]`);
+  checkOptions(options, ['blockSize', 'lens']);
   const blockSize = checkInteger(options.blockSize, 'blockSize', 1);
   const [batch, tokens, ...rest] = x.shape;
-  const map = blockMap(x.shape, blockSize, readLens(options.lens, batch, tokens));
+  const map = blockMap(batch, tokens, blockSize, readLens(options.lens, batch, tokens));
   return scoped(({ use }) => {
     const rows = use(x.reshape([1, batch * tokens, ...rest] as Shape));
     return use(gatherRows(rows, map)).reshape([batch, blocksOf(tokens, blockSize), ...rest] as Shape);
@@ -211,13 +215,14 @@ export function longT5GlobalTokensBackward<D extends DType>(
   options: GlobalTokenOptions,
 ): Tensor<D, Shape> {
   checkTensor(dTokens, 'dTokens');
+  checkOptions(options, ['blockSize', 'lens']);
   const blockSize = checkInteger(options.blockSize, 'blockSize', 1);
   const [batch, blocks, ...rest] = dTokens.shape;
   if (dTokens.shape.length < 3 || blocks !== blocksOf(checkInteger(tokens, 'tokens', 0), blockSize))
     throw shapeError(
       `dTokens has shape ${show(dTokens.shape)}; ${tokens} tokens make [batch, ${blocksOf(tokens, blockSize)}, ...]`,
     );
-  const map = blockMap([batch, tokens], blockSize, readLens(options.lens, batch, tokens));
+  const map = blockMap(batch, tokens, blockSize, readLens(options.lens, batch, tokens));
   return scoped(({ use }) => {
     const rows = use(dTokens.reshape([1, batch * blocks, ...rest] as Shape));
     return use(gatherRows(rows, map.transposed())).reshape([batch, tokens, ...rest] as Shape);

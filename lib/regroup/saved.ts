@@ -5,6 +5,7 @@ import { gatherRows, RowMap } from '../gather.js';
 import { mergeStates } from '../merge.js';
 import type { AttentionOptions } from '../options.js';
 import { checkTensor, elementCount, type Shape, type Tensor, zeros } from '../tensor.js';
+import { Remember } from './remember.js';
 
 /** The softmax scale, which every pattern takes. */
 export interface ScaleOption {
@@ -100,8 +101,8 @@ export function scoped<T>(make: (scope: Scope) => T): T {
 export const viewOfAll = <T extends Tensor>(t: T): T => t.slice(0, 0, t.shape[0]) as T;
 
 /**
- * Checks that q, k and v have the rank of `order`, one dtype and the same leading dims: all but heads and head dim.
- * Dims that `order` names differently for k and v are compared by the pattern.
+ * Checks that q, k and v have the rank of `order`, one dtype and the same first `shared` dims (default: all but heads and
+ * head dim), q and k the same head dim, k and v the same tokens and heads.
  */
 export function checkInputs(q: unknown, k: unknown, v: unknown, order: readonly string[], shared = order.length - 2) {
   const named = Object.entries({ q, k, v });
@@ -164,6 +165,8 @@ export function checkOptions(options: unknown, names: readonly string[]): void {
 /** The options of `scale` alone. */
 export const scaleOf = ({ scale }: ScaleOption) => (scale === undefined ? {} : { scale });
 
+const identities = new Remember<RowMap>();
+
 /** A sum of tensors of one shape. Takes them over. */
 export function sumOf<T extends Tensor>(terms: readonly T[]): T {
   const [first] = terms;
@@ -178,9 +181,11 @@ export function sumOf<T extends Tensor>(terms: readonly T[]): T {
     const states = terms.map((term) => ({ out: use(use(term).reshape(flat)), lse }));
     const mean = mergeStates(states);
     use(mean.lse);
-    const everyRow = RowMap.of(
-      Array.from({ length: rows }, (_, row) => row),
-      rows,
+    const everyRow = identities.get([rows], () =>
+      RowMap.of(
+        Int32Array.from({ length: rows }, (_, row) => row),
+        rows,
+      ),
     );
     const total = use(gatherRows(use(mean.out), everyRow, { scale: terms.length }));
     return total.reshape(shape) as Tensor as T;

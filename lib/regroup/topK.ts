@@ -6,6 +6,7 @@ import { and, causal as causalMask } from '../masks/index.js';
 import { type Coverage, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
 import { checkBoolean, checkInteger } from '../patterns/check.js';
 import type { Shape, Tensor } from '../tensor.js';
+import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,
@@ -138,17 +139,15 @@ export interface TopKLayout {
   readonly values: RowMap;
 }
 
+const layouts = new Remember<TopKLayout>();
+
 /** Keys twice, values once: a copy without value stands in the denominator and nowhere else. */
-function doubled(keys: number): TopKLayout {
-  const rows = Array.from({ length: 2 * keys }, (_, at) => at % keys);
-  return {
-    keys: RowMap.of(rows, keys),
-    values: RowMap.of(
-      rows.map((row, at) => (at < keys ? row : -1)),
-      keys,
-    ),
-  };
-}
+const doubled = (keys: number): TopKLayout =>
+  layouts.get([keys], () => {
+    const rows = Array.from({ length: 2 * keys }, (_, at) => at % keys);
+    const once = rows.map((row, at) => (at < keys ? row : -1));
+    return { keys: RowMap.of(rows, keys), values: RowMap.of(once, keys) };
+  });
 
 function readOptions(options: TopKOptions): { renormalize: boolean } {
   checkOptions(options, ['keep', 'causal', 'mask', 'renormalize']);

@@ -6,6 +6,12 @@
 
 namespace flashattn {
 
+/** What a tile of a partial block really holds. */
+struct TileBits {
+  Range keys;       // from the first to the last key that any query of the tile sees
+  bool all_visible;  // every query of the tile sees every one of them
+};
+
 /** The bits of one partial block; words null: every pair is visible as far as the block mask goes. */
 struct BlockBits {
   const uint32_t* words = nullptr;  // [block_size, row_words]
@@ -17,6 +23,40 @@ struct BlockBits {
     UintVec rows{};
     for (int lane = 0; lane < min(kLanes, end - i); ++lane) rows[lane] = words[(i - query + lane) * row_words + word];
     return rows;
+  }
+
+  TileBits inspect(Range queries, Range keys) const {
+    int first = keys.end, last = keys.begin - 1;
+    bool all = true;
+    for (int j = keys.begin; j < keys.end;) {
+      const int word = (j - key) / 32, begin = (j - key) % 32, count = min(32 - begin, keys.end - j);
+      const uint32_t wanted = (count == 32 ? ~0u : (1u << count) - 1) << begin;
+      uint32_t any = 0, every = ~0u;
+      for (int i = queries.begin; i < queries.end; ++i) {
+        const uint32_t row = words[(i - query) * row_words + word];
+        any |= row;
+        every &= row;
+      }
+      any &= wanted;
+      if (any) {
+        const int origin = key + word * 32;
+        first = min(first, origin + __builtin_ctz(any));
+        last = origin + 31 - __builtin_clz(any);
+      }
+      all = all && any == (every & wanted);
+      j += count;
+    }
+    return {{first, last + 1}, all && first <= last && contiguous(queries.begin, first, last + 1)};
+  }
+
+ private:
+  /** Whether a query sees all keys of a range. */
+  bool contiguous(int i, int begin, int end) const {
+    for (int j = begin; j < end; ++j) {
+      const uint32_t row = words[(i - query) * row_words + (j - key) / 32];
+      if (!(row >> ((j - key) % 32) & 1)) return false;
+    }
+    return true;
   }
 };
 

@@ -69,6 +69,10 @@ inline void load_row(float* to, const void* from, DType dtype, int n) {
   if (dtype == DType::Float32) {
     const float* source = static_cast<const float*>(from);
     int i = 0;
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+#pragma clang loop unroll(full)
+      for (int v = 0; v < 4; ++v) store(to + i + v * kLanes, load(source + i + v * kLanes));
+    }
     for (; i + kLanes <= n; i += kLanes) store(to + i, load(source + i));
     if (i < n) {
       Vec tail{};

@@ -30,6 +30,10 @@ struct Place {
     Place narrow = *this;
     const Range visible = band.visible_keys(queries, keys.end);
     narrow.keys = {max(keys.begin, visible.begin), visible.end};
+    if (!bits.words || narrow.keys.begin >= narrow.keys.end) return narrow;
+    const TileBits tile = bits.inspect(queries, narrow.keys);
+    narrow.keys = tile.keys;
+    if (tile.all_visible) narrow.bits = {};
     return narrow;
   }
 
@@ -111,10 +115,12 @@ FLASHATTN_CALLED void finish_scores(const Place& at, float* scores, float* softc
 /** Masked scores become -Infinity, whatever they were. */
 FLASHATTN_CALLED void hide_scores(const Place& at, float* scores) {
   const Vec hidden = splat(-kInfinity);
-  detail::for_each_vector(at, scores, [&](float* s, IntVec i, int j) {
-    const IntVec distance = j - i;
-    store(s, select((distance >= at.band.low) & (distance <= at.band.high), load(s), hidden));
-  });
+  if (at.band.cover(at.queries, at.keys) == Cover::Partial) {
+    detail::for_each_vector(at, scores, [&](float* s, IntVec i, int j) {
+      const IntVec distance = j - i;
+      store(s, select((distance >= at.band.low) & (distance <= at.band.high), load(s), hidden));
+    });
+  }
   if (!at.bits.words) return;
   for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes) {
     UintVec visible{};
