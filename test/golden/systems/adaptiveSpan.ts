@@ -1,6 +1,6 @@
 /** A soft mask over the distance, learned by each head. */
 import { adaptiveSpanAttention, adaptiveSpanAttentionBackward, type Tensor } from 'flashattn';
-import { type Adapter, type ComputedTensor } from '../adapter.js';
+import type { Adapter, ComputedTensor } from '../adapter.js';
 import { GoldenError } from '../file.js';
 
 type Shape4 = readonly [number, number, number, number];

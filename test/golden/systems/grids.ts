@@ -9,8 +9,8 @@ import {
   timesformerAttentionBackward,
 } from 'flashattn';
 import type { Adapter, ComputedTensor, Outcome, Workspace } from '../adapter.js';
-import { type GoldenFile, GoldenError, type Params } from '../file.js';
-import { linear, linearBackward, matrix, type Matrix, sum } from './linear.js';
+import { GoldenError, type GoldenFile, type Params } from '../file.js';
+import { linear, linearBackward, type Matrix, matrix, sum } from './linear.js';
 
 type Shape4 = readonly [number, number, number, number];
 type Shape5 = readonly [number, number, number, number, number];

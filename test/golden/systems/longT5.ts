@@ -9,8 +9,8 @@ import {
   type Tensor,
 } from 'flashattn';
 import type { Adapter, ComputedTensor, Workspace } from '../adapter.js';
-import { type GoldenFile, GoldenError } from '../file.js';
-import { linear, linearBackward, matrix, type Matrix, sum } from './linear.js';
+import { GoldenError, type GoldenFile } from '../file.js';
+import { linear, linearBackward, type Matrix, matrix, sum } from './linear.js';
 
 type Shape4 = readonly [number, number, number, number];
 type Tokens = Tensor<'float32', Shape4>;
@@ -51,7 +51,9 @@ function rmsNorm(x: Matrix, weight: Float64Array): { y: Matrix; inverse: Float64
     const row = x.values.subarray(r * x.columns, (r + 1) * x.columns);
     return 1 / Math.sqrt(row.reduce((total, value) => total + value * value, 0) / x.columns + EPSILON);
   });
-  const y = x.values.map((value, n) => value * (inverse[Math.floor(n / x.columns)] ?? NaN) * (weight[n % x.columns] ?? NaN));
+  const y = x.values.map(
+    (value, n) => value * (inverse[Math.floor(n / x.columns)] ?? NaN) * (weight[n % x.columns] ?? NaN),
+  );
   return { y: matrix(y, x.columns), inverse };
 }
 
@@ -99,7 +101,12 @@ export const longT5Global: Adapter = {
     const blockSums = matrix(sums, model);
     const { y: side, inverse } = rmsNorm(blockSums, norm);
     const project = (input: Matrix, weight: Matrix, tokens: number): Tokens =>
-      workspace.tensor(linear(input, weight).values, [batch, tokens, heads, model / heads]) as Tensor<'float32'> as Tokens;
+      workspace.tensor(linear(input, weight).values, [
+        batch,
+        tokens,
+        heads,
+        model / heads,
+      ]) as Tensor<'float32'> as Tokens;
     const { out, saved } = longT5GlobalAttention(
       project(x, wq, length),
       project(x, wk, length),
