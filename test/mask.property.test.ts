@@ -12,8 +12,8 @@ import { float32Failures } from './support/check.js';
 import { runLibrary } from './support/library.js';
 import { type Dims, type Expression, randomExpression, toElements, toMask } from './support/maskExpression.js';
 
-const RUNS = Number(process.env['FLASHATTN_RUNS'] ?? 1);
-const REPLAY = process.env['FLASHATTN_MASK_CASE'];
+const RUNS = Number(process.env.FLASHATTN_RUNS ?? 1);
+const REPLAY = process.env.FLASHATTN_MASK_CASE;
 const COMPILED = 200 * RUNS;
 const ATTENDED = 300 * RUNS;
 

@@ -67,7 +67,7 @@ export function drawText(mask: BlockMask, options: DrawOptions & { readonly colu
   return [...(options.title ? [options.title] : []), ...lines, legend, describeMask(mask)].join('\n');
 }
 
-const escape = (text: string) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
+const escapeXml = (text: string) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
 
 const colours = { full: '#1b6ca8', partial: '#8cc3e8', empty: '#f3f5f7', ink: '#22303c' } as const;
 
@@ -103,14 +103,15 @@ export function drawSvg(mask: BlockMask, options: DrawOptions = {}): string {
     .join('');
   const [geometry, numbers] = describeMask(mask).split('; ') as [string, string];
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 0 ${width + 16} ${bottom + 66}" width="${width + 16}" height="${bottom + 66}" ${font} font-size="12" fill="${colours.ink}">
-${options.title ? `<text x="0" y="17" font-size="15" font-weight="600">${escape(options.title)}</text>` : ''}
+<title>${escapeXml(options.title ?? 'Block mask')}</title>
+${options.title ? `<text x="0" y="17" font-size="15" font-weight="600">${escapeXml(options.title)}</text>` : ''}
 <rect x="0" y="${top}" width="${columns * side}" height="${height}" fill="${colours.empty}"/>
 <path fill="${colours.partial}" d="${squares(shares, side, top, (share) => share > 0 && share < 1)}"/>
 <path fill="${colours.full}" d="${squares(shares, side, top, (share) => share === 1)}"/>
 <rect x="0" y="${top}" width="${columns * side}" height="${height}" fill="none" stroke="${colours.ink}" stroke-width="0.75"/>
 ${legend}
-<text x="0" y="${bottom + 42}">${escape(geometry)}</text>
-<text x="0" y="${bottom + 58}">${escape(numbers)}</text>
+<text x="0" y="${bottom + 42}">${escapeXml(geometry)}</text>
+<text x="0" y="${bottom + 58}">${escapeXml(numbers)}</text>
 </svg>
 `;
 }
