@@ -1,4 +1,6 @@
+import type { BlockMask } from './blockmask/blockMask.js';
 import { bytesPerElement, type DType } from './dtype.js';
+import { countBits, setBits } from './masks/mask.js';
 import { type Problem, resolveProblem } from './plan.js';
 import type { AttentionProblem } from './problem.js';
 
@@ -23,34 +25,65 @@ export interface Explanation {
   readonly workspaceBytes: number;
 }
 
-/** How many of the keys [0, keys) a band [low, high] around query i holds, summed over the queries. */
-function bandPairs(queries: number, keys: number, low: number, high: number): number {
+/** The keys that a query may see: [begin, end). */
+type KeyRange = (query: number) => readonly [begin: number, end: number];
+
+const overlap = (a: number, b: number, begin: number, end: number) =>
+  Math.max(0, Math.min(b, end) - Math.max(a, begin));
+
+/** How many keys of a range a row of a partial block shows. */
+function countRow(mask: BlockMask, block: number, row: number, begin: number, end: number): number {
+  const words = mask.blockSize / 32;
+  const first = block * mask.wordsPerBlock + row * words;
+  const shown = mask.bits.slice(first, first + words);
+  const wanted = new Uint32Array(words);
+  if (begin < end) setBits(wanted, begin, end);
+  return countBits(shown.map((word, at) => word & wanted[at]));
+}
+
+/** Visible pairs of one head under a block mask, within the keys that each query may see anyway. */
+function countMasked(mask: BlockMask, list: number, row: number, queries: number, range: KeyRange): number {
+  const { blockSize, full, partial } = mask;
   let pairs = 0;
-  for (let i = 0; i < queries; i++) pairs += Math.max(0, Math.min(keys, i + high + 1) - Math.max(0, i + low));
+  for (let i = row * blockSize; i < Math.min(queries, (row + 1) * blockSize); i++) {
+    const [begin, end] = range(i);
+    for (let at = full.offsets[list]; at < full.offsets[list + 1]; at++) {
+      const key = full.indices[at] * blockSize;
+      pairs += overlap(key, key + blockSize, begin, end);
+    }
+    for (let at = partial.offsets[list]; at < partial.offsets[list + 1]; at++) {
+      const key = partial.indices[at] * blockSize;
+      const [from, to] = [Math.max(0, begin - key), Math.min(blockSize, end - key)];
+      pairs += countRow(mask, at, i - row * blockSize, from, to);
+    }
+  }
   return pairs;
 }
 
+/** Visible pairs and all pairs, over all batch entries and heads. */
 function countPairs(p: AttentionProblem): { visible: number; all: number } {
-  const whole = Int32Array.of(0, p.queryLength, 0, p.keyLength);
+  const { blockMask: mask, heads } = p;
+  // What does not depend on the batch entry or the head is counted once.
+  const batches = p.sequences || (mask && mask.batch > 1) ? p.batch : Math.min(1, p.batch);
+  const maskHeads = mask?.heads ?? 1;
   let visible = 0;
   let all = 0;
-  const count = (s: Int32Array) => {
-    const [, queries, , keys] = s as unknown as [number, number, number, number];
+  for (let b = 0; b < batches; b++) {
+    const [, queries, , keys] = p.sequences?.subarray(b * 4, b * 4 + 4) ?? [0, p.queryLength, 0, p.keyLength];
     const diagonal = p.topLeft ? 0 : keys - queries;
-    return {
-      visible: bandPairs(queries, keys, diagonal - p.windowLeft, diagonal + p.windowRight),
-      all: queries * keys,
-    };
-  };
-  const { sequences } = p;
-  const parts = sequences
-    ? Array.from({ length: p.batch }, (_, b) => count(sequences.subarray(b * 4, b * 4 + 4)))
-    : [count(whole)];
-  for (const part of parts) {
-    visible += part.visible;
-    all += part.all;
+    const range: KeyRange = (i) => [
+      Math.max(0, i + diagonal - p.windowLeft),
+      Math.min(keys, i + diagonal + p.windowRight + 1),
+    ];
+    for (let h = 0; h < maskHeads; h++) {
+      if (mask)
+        for (let row = 0; row < mask.rows; row++)
+          visible += countMasked(mask, mask.listOf(b, h, row), row, queries, range);
+      else for (let i = 0; i < queries; i++) visible += Math.max(0, range(i)[1] - range(i)[0]);
+    }
+    all += queries * keys * maskHeads;
   }
-  const repeats = sequences ? 1 : p.batch;
+  const repeats = (batches === 0 ? 0 : p.batch / batches) * (heads / maskHeads);
   return { visible: visible * repeats, all: all * repeats };
 }
 
@@ -75,11 +108,11 @@ export function explain(description: Problem): Explanation {
     tiles: { query: choice.queryTile, key: choice.keyTile },
     items: choice.items,
     flops: {
-      forward: 2 * visible * p.heads * (p.headDim + p.valueDim),
-      backward: 2 * visible * p.heads * (3 * p.headDim + 2 * p.valueDim),
+      forward: 2 * visible * (p.headDim + p.valueDim),
+      backward: 2 * visible * (3 * p.headDim + 2 * p.valueDim),
     },
     bytes: bytesPerElement[p.dtype] * (elements + (backward ? gradients : 0)) + 4 * queries,
-    unfusedBytes: 2 * 4 * all * p.heads,
+    unfusedBytes: 2 * 4 * all,
     sparsity: all === 0 ? 0 : 1 - visible / all,
     workspaceBytes: choice.workspaceBytes,
   };

@@ -2,7 +2,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { explain } from '../lib/index.js';
+import { explain, masks } from '../lib/index.js';
 import { cliPath, runNode } from './support/child.js';
 
 const flashattn = (args: string, env?: Record<string, string>) =>
@@ -64,6 +64,21 @@ describe('flashattn explain', () => {
     const visible = 2 * Array.from({ length: 100 }, (_, i) => 103 - i).reduce((a, b) => a + b);
     expect(cost.flops.forward).toBe(4 * visible * 8 * 32);
     expect(cost.sparsity).toBeCloseTo(1 - visible / (2 * 100 * 300), 12);
+  });
+
+  it('counts the pairs that mask and band leave', () => {
+    const mask = masks.perHead([masks.dilated(3), masks.slidingWindow(40, 100), masks.not(masks.causal())]);
+    const sees = [
+      (i: number, j: number) => (j - i - 50) % 3 === 0,
+      (i: number, j: number) => j >= i + 50 - 40 && j <= i + 50 + 100,
+      (i: number, j: number) => j > i + 50,
+    ];
+    let visible = 0;
+    for (const visibleTo of sees)
+      for (let i = 0; i < 150; i++) for (let j = 0; j < 200; j++) if (j <= i + 50 + 60 && visibleTo(i, j)) visible++;
+    const cost = explain({ q: [2, 150, 3, 8], k: [2, 200, 3, 8], mask, window: [-1, 60] });
+    expect(cost.flops.forward).toBe(4 * 2 * visible * 8);
+    expect(cost.sparsity).toBeCloseTo(1 - visible / (3 * 150 * 200), 12);
   });
 
   it('counts sequences of their own lengths', () => {
