@@ -8,8 +8,7 @@ const slotBytes = slotHeaderBytes + slotParamBytes;
 const headerBytes = 64;
 export const queueBytes = headerBytes + slotCount * slotBytes;
 
-// However a wake-up might get lost, it must not become a hang: sleepers look again.
-const lookAgainMilliseconds = 1000;
+const lookMilliseconds = 1000;
 const startMilliseconds = 30_000;
 
 const noItems = 0xffffffffn;
@@ -45,8 +44,7 @@ export class LaunchQueue {
 
   /** The number of the last launch that is done; all before it are done too. */
   get completed(): number {
-    const pending = (this.#published - Atomics.load(this.#words, field.completed)) >>> 0;
-    return this.#published - pending;
+    return this.#numberOf(Atomics.load(this.#words, field.completed));
   }
 
   /**
@@ -85,21 +83,20 @@ export class LaunchQueue {
    */
   waitSync(number: number): void {
     const deadline = performance.now() + startMilliseconds;
-    while (this.completed < number && !this.faulted) {
-      Atomics.wait(this.#words, field.completed, this.#rawCompletedBefore(number), lookAgainMilliseconds);
+    while (!this.faulted) {
+      const raw = Atomics.load(this.#words, field.completed);
+      if (this.#numberOf(raw) >= number) return;
+      Atomics.wait(this.#words, field.completed, raw, lookMilliseconds);
       if (Atomics.load(this.#words, field.started) === 0 && performance.now() > deadline) this.fault();
     }
   }
 
   /** Resolves when launch `number` is done or the queue has faulted. It does not keep the process alive. */
   async wait(number: number): Promise<void> {
-    while (this.completed < number && !this.faulted) {
-      const wait = Atomics.waitAsync(
-        this.#words,
-        field.completed,
-        this.#rawCompletedBefore(number),
-        lookAgainMilliseconds,
-      );
+    while (!this.faulted) {
+      const raw = Atomics.load(this.#words, field.completed);
+      if (this.#numberOf(raw) >= number) return;
+      const wait = Atomics.waitAsync(this.#words, field.completed, raw);
       if (wait.async) await wait.value;
     }
   }
@@ -115,10 +112,8 @@ export class LaunchQueue {
     Atomics.notify(this.#words, field.event);
   }
 
-  /** The stored value to sleep on; one that no longer matches makes the wait return at once. */
-  #rawCompletedBefore(number: number): number {
-    const raw = Atomics.load(this.#words, field.completed);
-    const pending = (this.#published - raw) >>> 0;
-    return this.#published - pending < number ? raw : (raw + 1) | 0;
+  /** The launch number that a stored value of `completed` stands for. */
+  #numberOf(raw: number): number {
+    return this.#published - ((this.#published - raw) >>> 0);
   }
 }

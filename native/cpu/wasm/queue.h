@@ -36,18 +36,11 @@ namespace detail {
 
 inline uint32_t read(const uint32_t& x) { return __atomic_load_n(&x, __ATOMIC_SEQ_CST); }
 
-// However a wake-up might get lost, it must not become a hang: sleepers look again.
-inline constexpr int64_t kLookAgainNanoseconds = 1'000'000'000;
-
-/**
- * Sleeps until `event` differs from `seen` or a second has passed, after looking for a while: waking through the kernel
- * costs 80 us.
- */
+/** Sleeps until `event` differs from `seen`, after looking for a while: waking through the kernel costs 80 us. */
 inline void await_event(Queue& queue, uint32_t seen) {
   for (uint32_t spin = read(queue.spins); spin > 0; --spin)
     if (read(queue.event) != seen) return;
-  __builtin_wasm_memory_atomic_wait32(reinterpret_cast<int*>(&queue.event), static_cast<int>(seen),
-                                      kLookAgainNanoseconds);
+  __builtin_wasm_memory_atomic_wait32(reinterpret_cast<int*>(&queue.event), static_cast<int>(seen), -1);
 }
 
 inline void announce(uint32_t& word) { __builtin_wasm_memory_atomic_notify(reinterpret_cast<int*>(&word), ~0u); }
