@@ -16,7 +16,8 @@ export interface AttentionResult<D extends DType = DType, S extends Shape = Shap
   /** The shape of q with v's head dim; rows that see no key are 0. */
   readonly out: Tensor<D, S>;
   /**
-   * log sum_j e^logit_ij of every row, natural logarithm, sink included; -Infinity for rows that see nothing.
+   * log sum_j e^logit_ij of every row, natural logarithm, sink included; -Infinity for rows that see nothing
+   * and have no sink (with one, it is the sink itself).
    * [batch, heads, Nq], or [heads, total q] when varlen.
    */
   readonly lse: Tensor<'float32', S extends Shape4 ? Shape3 : S extends Shape3 ? Shape2 : Shape>;

@@ -16,7 +16,8 @@ struct BackwardWorkspace {
   uint32_t hidden[kKeyTile * kQueryTile];
   float lse[kQueryTile];  // in units of log 2; +Infinity for empty rows, so that every probability is 0
   float delta[kQueryTile];
-  bool keys_finite;  // of key and value
+  bool keys_finite;  // key and value
+  bool rows_finite;  // delta, and lse is no NaN
 };
 
 inline constexpr int kRowsPerItem = 64;
@@ -49,10 +50,12 @@ FLASHATTN_CALLED void load_queries(const Place& at, const Sequence& s, BackwardW
   transpose_rows(ws.query_columns, ws.query, rows, p.head_dim, query_factor(p));
   transpose_rows(ws.d_out_columns, ws.d_out, rows, p.value_dim, 1.0f);
   const size_t at_row = p.lse_row(at.b, at.h, row);
+  ws.rows_finite = true;
   for (int r = 0; r < round_up(rows, kLanes); ++r) {
     const float lse = r < rows ? p.lse[at_row + r] : -kInfinity;
     ws.lse[r] = lse == -kInfinity ? kInfinity : lse * kLog2E;
     ws.delta[r] = r < rows ? p.delta[at_row + r] : 0.0f;
+    ws.rows_finite &= lse == lse && ws.delta[r] - ws.delta[r] == 0;
   }
 }
 
@@ -71,8 +74,9 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, BackwardWorks
                                                     ws.probability, kQueryTile);
   finish_scores(at, ws.probability, ws.softcap_slope);
   if (partial) hide_scores(at, ws.probability);
-  const bool guarded = (partial || p.bias.data) && !(ws.keys_finite && all_finite(ws.query, at.query_count(), p.head_dim) &&
-                                                     all_finite(ws.d_out, at.query_count(), p.value_dim));
+  const bool guarded = (partial || p.bias.data) &&
+                       !(ws.keys_finite && ws.rows_finite && all_finite(ws.query, at.query_count(), p.head_dim) &&
+                         all_finite(ws.d_out, at.query_count(), p.value_dim));
   if (guarded) mark_hidden(at, ws.probability, ws.hidden);
 
   product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.value_dim, ws.value + skipped, ws.d_out_columns, ws.d_score,

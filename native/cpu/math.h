@@ -43,7 +43,7 @@ FLASHATTN_INLINE Vec tanh(Vec x) {
   const Vec bounded = select(magnitude > splat(20.0f), splat(20.0f), magnitude);
   const Vec large = splat(1.0f) - splat(2.0f) / (exp2(bounded * splat(2 * kLog2E)) + splat(1.0f));
   const Vec signed_large = (Vec)((UintVec)large | sign);
-  return select(magnitude < splat(0.625f), small, signed_large);
+  return select(x == x, select(magnitude < splat(0.625f), small, signed_large), x);
 }
 
 /** Natural logarithm of a positive normal float, in double: one call a row, so clarity over speed. */

@@ -80,7 +80,8 @@ FLASHATTN_CALLED void add_bias(const Place& at, float* scores) {
   const BiasParams& bias = at.p.bias;
   const float* base = bias.data + at.b * size_t(bias.batch) + at.h * size_t(bias.head);
   for_each_score(at, scores, [&](float& s, int i, int j) {
-    s += base[i * size_t(bias.query) + j * size_t(bias.key)] * kLog2E;
+    const float b = base[i * size_t(bias.query) + j * size_t(bias.key)];
+    s = b == -kInfinity ? b : s + b * kLog2E;  // a bias that hides a key hides its NaN too
   });
 }
 
