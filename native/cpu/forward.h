@@ -20,6 +20,7 @@ struct ForwardTile {
 struct ForwardWorkspace {
   ForwardTile tiles[kMaxTilesPerItem];
   KeyRows key, value;
+  Finite value_finite;
   ScoreTile scores, factors;
   uint32_t hidden[kKeyTile * kQueryTile];
   float rescale[kQueryTile];
@@ -93,7 +94,7 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   finish_scores(at, ws.scores);
   if (partial) hide_scores(at, ws.scores);
 
-  const bool guarded = (partial || p.bias.data) && !all_finite(value, at.key_count(), p.value_dim);
+  const bool guarded = (partial || p.bias.data) && !ws.value_finite.check(ws.value, loaded.key_count(), p.value_dim);
   if (guarded) mark_hidden(at, ws.scores, ws.hidden);
 
   online_softmax(at, tile, ws.scores, ws.rescale);
@@ -161,6 +162,7 @@ FLASHATTN_CALLED void forward_item(const AttentionParams& p, int item, ForwardWo
     at.bits = bits;
     load_rows(ws.key, p.key, b, s.key_begin + keys.begin, at.key_count(), kv_head, p.head_dim);
     load_rows(ws.value, p.value, b, s.key_begin + keys.begin, at.key_count(), kv_head, p.value_dim);
+    ws.value_finite = {};
     for (int t = 0; t < tiles; ++t) {
       at.queries = tile_range(t);
       detail::meet_keys(at, ws.tiles[t], ws);

@@ -76,6 +76,16 @@ inline bool all_finite(const float* rows /* [count][kRowStride] */, int count, i
   return !any(special);
 }
 
+/** Whether loaded rows are finite: looked at when first asked, remembered until the next rows are loaded. */
+struct Finite {
+  bool known = false, finite = false;
+
+  bool check(const float* rows, int count, int dim) {
+    if (!known) *this = {true, all_finite(rows, count, dim)};
+    return finite;
+  }
+};
+
 inline void fill(float* to, float value, int n) {
   for (int i = 0; i < n; i += kLanes) store(to + i, splat(value));
 }
