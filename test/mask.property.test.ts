@@ -99,17 +99,25 @@ function attend(number: number): void {
     kLens: maybe(0.15, lengths(dims.keys)),
   };
   const options = Object.fromEntries(Object.entries(drawn).filter(([, value]) => value !== undefined));
-  const c: Case = {
-    seed: number,
-    layout: random() < 0.5 ? 'bshd' : 'bhsd',
+  // Packed sequences see the mask at their own positions; the longest of them spans it.
+  const packed = {
+    layout: 'varlen' as const,
+    qLens: [dims.queries, ...lengths(dims.queries)],
+    kLens: [...lengths(dims.keys), dims.keys],
+  };
+  const dense = {
+    layout: random() < 0.5 ? ('bshd' as const) : ('bhsd' as const),
     batch,
     queryLength: dims.queries,
     keyLength: dims.keys,
+  };
+  const c: Case = {
+    seed: number,
+    ...(random() < 0.75 ? { ...dense, ...options } : { ...options, ...packed }),
     kvHeads: dims.heads / group,
     group,
     headDim: 1 + Math.floor(random() * 24),
     valueDim: 1 + Math.floor(random() * 24),
-    ...options,
   };
   const drawnCase = instantiate(c);
   const sees = toElements(expression, dims);
