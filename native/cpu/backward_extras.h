@@ -11,6 +11,27 @@ inline Range covered(int size, int count, int tile, int tile_size) {
   return size == 1 ? Range{0, count} : Range{tile * tile_size, min((tile + 1) * tile_size, count)};
 }
 
+/** sums += tile, where the tile has queries and keys. */
+inline void add_tile(const Place& at, float* sums, const float* tile /* both [key][query] */) {
+  const int whole = at.query_count() / kLanes * kLanes;
+  for (int row = 0; row < at.key_count() * kQueryTile; row += kQueryTile) {
+    for (int v = 0; v < whole; v += kLanes) store(sums + row + v, load(sums + row + v) + load(tile + row + v));
+    for (int i = whole; i < at.query_count(); ++i) sums[row + i] += tile[row + i];
+  }
+}
+
+// What a broadcast dim leaves inside the tile, after being summed tile over tile, ends up at its first position.
+
+inline void sum_queries(float* sums /* [key][query] */) {
+  for (int row = 0; row < kKeyTile * kQueryTile; row += kQueryTile)
+    for (int i = 1; i < kQueryTile; ++i) sums[row] += sums[row + i];
+}
+
+inline void sum_keys(float* sums /* [key][query] */) {
+  for (int row = kQueryTile; row < kKeyTile * kQueryTile; row += kQueryTile)
+    for (int v = 0; v < kQueryTile; v += kLanes) store(sums + v, load(sums + v) + load(sums + row + v));
+}
+
 }  // namespace detail
 
 inline int bias_items(const AttentionParams& p) {
@@ -47,27 +68,20 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
           if (at.cover() == Cover::Empty) return;
           detail::load_queries(at, s, ws);
           detail::score_gradients(at, at.keys.begin, ws);
-          for (int key = 0; key < at.key_count(); ++key)
-            for (int query = 0; query < at.query_count(); ++query)
-              sums[key * kQueryTile + query] += ws.d_score[key * kQueryTile + query];
+          detail::add_tile(at, sums, ws.d_score);
         });
       }
     }
   }
 
-  // A broadcast dim was summed tile over tile; what is left of it inside the tile is summed here.
+  if (p.bias_query == 1) detail::sum_queries(sums);
+  if (p.bias_key == 1) detail::sum_keys(sums);
   float* d_bias = p.d_bias + (bias_batch * size_t(p.bias_heads) + bias_head) * p.bias_query * p.bias_key;
-  const int rows = p.bias_query == 1 ? 1 : min(kQueryTile, p.bias_query - query_tile * kQueryTile);
-  const int columns = p.bias_key == 1 ? 1 : min(kKeyTile, p.bias_key - key_tile * kKeyTile);
+  const int rows = min(kQueryTile, p.bias_query - query_tile * kQueryTile);
+  const int columns = min(kKeyTile, p.bias_key - key_tile * kKeyTile);
   for (int row = 0; row < rows; ++row) {
-    for (int column = 0; column < columns; ++column) {
-      const Range in_rows = p.bias_query == 1 ? Range{0, kQueryTile} : Range{row, row + 1};
-      const Range in_columns = p.bias_key == 1 ? Range{0, kKeyTile} : Range{column, column + 1};
-      float sum = 0;
-      for (int key = in_columns.begin; key < in_columns.end; ++key)
-        for (int query = in_rows.begin; query < in_rows.end; ++query) sum += sums[key * kQueryTile + query];
-      d_bias[(query_tile * kQueryTile + row) * size_t(p.bias_key) + key_tile * kKeyTile + column] = sum;
-    }
+    float* to = d_bias + (query_tile * kQueryTile + row) * size_t(p.bias_key) + key_tile * kKeyTile;
+    for (int column = 0; column < columns; ++column) to[column] = sums[column * kQueryTile + row];
   }
 }
 

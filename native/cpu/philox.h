@@ -9,15 +9,24 @@ struct Philox {
 };
 
 namespace detail {
+#if !defined(__wasm__)
 using WideVec = uint64_t __attribute__((vector_size(kLanes * 8)));
+#endif
 
 struct Product {
   UintVec high, low;
 };
 
 FLASHATTN_INLINE Product multiply_wide(UintVec a, uint32_t b) {
+#if defined(__wasm__)
+  const v128_t factor = wasm_u32x4_splat(b);
+  const v128_t first = wasm_u64x2_extmul_low_u32x4((v128_t)a, factor);  // lanes 0 and 1
+  const v128_t last = wasm_u64x2_extmul_high_u32x4((v128_t)a, factor);  // lanes 2 and 3
+  return {(UintVec)wasm_i32x4_shuffle(first, last, 1, 3, 5, 7), (UintVec)wasm_i32x4_shuffle(first, last, 0, 2, 4, 6)};
+#else
   const WideVec product = __builtin_convertvector(a, WideVec) * uint64_t(b);
   return {__builtin_convertvector(product >> 32, UintVec), __builtin_convertvector(product, UintVec)};
+#endif
 }
 }  // namespace detail
 

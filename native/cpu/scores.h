@@ -49,13 +49,15 @@ inline float query_factor(const AttentionParams& p) {
 
 namespace detail {
 
-/** Visits the tile's visible-or-not elements one by one: f(score, query position, key position). */
+/**
+ * Visits the tile's elements, visible or not, one by one: f(score, query position, key position). Leaves out those among
+ * both the first `done_queries` queries and the first `done_keys` keys.
+ */
 template <class F>
-inline void for_each_score(const Place& at, float* scores, F f) {
-  for (int j = at.keys.begin; j < at.keys.end; ++j) {
-    float* row = scores + (j - at.keys.begin) * kQueryTile;
-    for (int i = at.queries.begin; i < at.queries.end; ++i) f(row[i - at.queries.begin], i, j);
-  }
+inline void for_each_score(const Place& at, float* scores, int done_queries, int done_keys, F f) {
+  for (int j = 0; j < at.key_count(); ++j)
+    for (int i = j < done_keys ? done_queries : 0; i < at.query_count(); ++i)
+      f(scores[j * kQueryTile + i], at.queries.begin + i, at.keys.begin + j);
 }
 
 /** Visits whole vectors of queries: f(score vector address, query positions, key position). */
@@ -76,12 +78,35 @@ FLASHATTN_CALLED void apply_softcap(const Place& at, float* scores, float* slope
   });
 }
 
+/** A bias of -Infinity hides a key, and its NaN with it. */
+FLASHATTN_INLINE Vec add_log2(Vec score, Vec bias) {
+  return select(bias == splat(-kInfinity), bias, multiply_add(bias, splat(kLog2E), score));
+}
+
+/** Adds a square of kLanes queries x kLanes keys whose rows are contiguous in the bias. */
+FLASHATTN_INLINE void add_bias_square(float* scores /* [key][query] */, const float* bias, size_t query_stride) {
+  Vec square[kLanes];
+#pragma clang loop unroll(full)
+  for (int i = 0; i < kLanes; ++i) square[i] = load(bias + i * query_stride);
+  transpose_lanes(square);
+#pragma clang loop unroll(full)
+  for (int j = 0; j < kLanes; ++j) store(scores + j * kQueryTile, add_log2(load(scores + j * kQueryTile), square[j]));
+}
+
 FLASHATTN_CALLED void add_bias(const Place& at, float* scores) {
   const BiasParams& bias = at.p.bias;
   const float* base = bias.data + at.b * size_t(bias.batch) + at.h * size_t(bias.head);
-  for_each_score(at, scores, [&](float& s, int i, int j) {
+  // Where keys are contiguous, whole squares are transposed in registers; the rest goes one by one.
+  const bool contiguous = bias.key == 1;
+  const int square_keys = contiguous ? at.key_count() / kLanes * kLanes : 0;
+  const int square_queries = contiguous ? at.query_count() / kLanes * kLanes : 0;
+  for (int j = 0; j < square_keys; j += kLanes)
+    for (int i = 0; i < square_queries; i += kLanes)
+      add_bias_square(scores + j * kQueryTile + i, base + (at.queries.begin + i) * size_t(bias.query) + at.keys.begin + j,
+                      bias.query);
+  for_each_score(at, scores, square_queries, square_keys, [&](float& s, int i, int j) {
     const float b = base[i * size_t(bias.query) + j * size_t(bias.key)];
-    s = b == -kInfinity ? b : s + b * kLog2E;  // a bias that hides a key hides its NaN too
+    s = b == -kInfinity ? b : s + b * kLog2E;
   });
 }
 
@@ -107,7 +132,7 @@ FLASHATTN_CALLED void finish_scores(const Place& at, float* scores, float* softc
   if (p.softcap > 0) detail::apply_softcap(at, scores, softcap_slopes);
   if (p.bias.data) detail::add_bias(at, scores);
   if (p.relative.table)
-    detail::for_each_score(at, scores, [&](float& s, int i, int j) {
+    detail::for_each_score(at, scores, 0, 0, [&](float& s, int i, int j) {
       s += p.relative.table[relative_bucket(p.relative, i, j) * p.heads + at.h] * kLog2E;
     });
   if (p.alibi.slopes) detail::add_alibi(at, scores);
