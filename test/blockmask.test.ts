@@ -43,6 +43,25 @@ describe('compiling', () => {
     expect(blockMask(masks.perHead([masks.causal(), masks.prefix(3)]), { nq: 100, heads: 2 }).heads).toBe(2);
   });
 
+  it('keeps a mask for each batch entry and head apart', () => {
+    const entry = (n: number) => masks.perHead([masks.prefix(n), masks.slidingWindow(n, n)]);
+    const mask = blockMask(masks.perBatch([entry(3), entry(70), entry(90)]), { nq: 100, batch: 3, heads: 2 });
+    for (const [b, n] of [3, 70, 90].entries())
+      for (const [i, j] of [
+        [0, 2],
+        [0, 69],
+        [10, 79],
+        [99, 5],
+        [5, 99],
+      ]) {
+        expect(mask.visible(b, 0, i, j)).toBe(j < n);
+        expect(mask.visible(b, 1, i, j)).toBe(Math.abs(i - j) <= n);
+      }
+    // One mask for all, whatever it is combined with.
+    const shared = masks.and(masks.perHead([masks.causal()]), masks.perHead([masks.prefix(9), masks.prefix(5)]));
+    expect(blockMask(shared, { nq: 10, heads: 2 }).visible(0, 1, 9, 4)).toBe(true);
+  });
+
   it('describes itself', () => {
     const mask = blockMask(masks.causal(), { nq: 130, nk: 130 });
     // Three rows of blocks, the last with two queries and two keys.
@@ -104,6 +123,11 @@ describe('bad input', () => {
       'heads',
       () => blockMask(masks.perHead([masks.causal(), masks.causal()]), { nq: 64, heads: 3 }),
       'ERR_OPTION: the mask is for 2 heads; heads is 3',
+    ],
+    [
+      'heads nested',
+      () => masks.perHead([masks.perHead([masks.causal(), masks.causal()])]),
+      'ERR_OPTION: masks[0] is itself for 2 heads',
     ],
     [
       'heads combined',

@@ -5,13 +5,12 @@ function checkMask(value: unknown, argument: string): asserts value is Mask {
   if (!(value instanceof Mask)) throw optionError(`${argument} is ${show(value)}; it must be a mask`);
 }
 
+const countOf = (n: number | string, dim: 'batch' | 'heads') => `${n} ${dim === 'heads' ? 'heads' : 'batch entries'}`;
+
 /** The common number of batch entries or heads of several masks; 1 fits everything. */
 function common(masks: readonly Mask[], dim: 'batch' | 'heads'): number {
   const counts = [...new Set(masks.map((mask) => mask[dim]))].filter((n) => n !== 1);
-  if (counts.length > 1)
-    throw optionError(
-      `masks for ${counts.join(' and ')} ${dim === 'heads' ? 'heads' : 'batch entries'} cannot be combined`,
-    );
+  if (counts.length > 1) throw optionError(`masks for ${countOf(counts.join(' and '), dim)} cannot be combined`);
   return counts[0] ?? 1;
 }
 
@@ -87,22 +86,26 @@ export const or = (...parts: readonly Mask[]): Mask => new Junction(parts, 'full
 /** What the mask does not see. */
 export const not = (part: Mask): Mask => new Complement([part]);
 
-/** A mask of its own for each head. */
-class PerHeadMask extends Mask {
+/** A mask of its own for each index of one dim. */
+class Selection extends Mask {
   override readonly batch: number;
   override readonly heads: number;
   readonly #masks: readonly Mask[];
+  readonly #dim: 'batch' | 'heads';
 
-  constructor(parts: readonly Mask[]) {
+  constructor(parts: readonly Mask[], dim: 'batch' | 'heads') {
     super();
-    if (parts.length === 0) throw optionError('perHead needs at least one mask');
-    for (const [head, part] of parts.entries()) {
-      checkMask(part, `masks[${head}]`);
-      if (part.heads !== 1) throw optionError(`masks[${head}] is itself for ${part.heads} heads; each must be for one`);
+    if (!Array.isArray(parts) || parts.length === 0)
+      throw optionError(`masks is ${show(parts)}; it must be an array of at least one mask`);
+    for (const [at, part] of parts.entries()) {
+      checkMask(part, `masks[${at}]`);
+      if (part[dim] !== 1)
+        throw optionError(`masks[${at}] is itself for ${countOf(part[dim], dim)}; each must be for one`);
     }
     this.#masks = parts;
-    this.heads = parts.length;
-    this.batch = common(parts, 'batch');
+    this.#dim = dim;
+    this.batch = dim === 'batch' ? parts.length : common(parts, 'batch');
+    this.heads = dim === 'heads' ? parts.length : common(parts, 'heads');
   }
 
   override check(grid: Grid): void {
@@ -110,15 +113,24 @@ class PerHeadMask extends Mask {
   }
 
   classify(region: Region, grid: Grid): Coverage {
-    return this.#masks[region.head].classify(region, grid);
+    return this.#select(region).classify(region, grid);
   }
 
   writeRow(words: Uint32Array, row: Row, grid: Grid): void {
-    this.#masks[row.head].writeRow(words, row, grid);
+    this.#select(row).writeRow(words, row, grid);
+  }
+
+  #select({ batch, head }: Region | Row): Mask {
+    // A single mask fits all, as it does everywhere else.
+    return this.#masks[this.#masks.length === 1 ? 0 : this.#dim === 'batch' ? batch : head];
   }
 }
 
-export const perHead = (parts: readonly Mask[]): Mask => new PerHeadMask(parts);
+/** A mask of its own for each head. */
+export const perHead = (parts: readonly Mask[]): Mask => new Selection(parts, 'heads');
+
+/** A mask of its own for each batch entry. */
+export const perBatch = (parts: readonly Mask[]): Mask => new Selection(parts, 'batch');
 
 /** Whether a query sees a key. */
 export type Predicate = (batch: number, head: number, query: number, key: number) => boolean;

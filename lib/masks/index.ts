@@ -5,7 +5,7 @@ import { prefix } from './positions.js';
 
 export { type AlignOptions, causal, circularWindow, dilated, slidingWindow, strided } from './band.js';
 export { type BlockLayout, blocks, blocksFromBsr, type RandomBlocksOptions, randomBlocks } from './blocks.js';
-export { and, not, or, type Predicate, type PredicateOptions, perHead, predicate } from './combine.js';
+export { and, not, or, type Predicate, type PredicateOptions, perBatch, perHead, predicate } from './combine.js';
 export { documents, fixed, type GlobalOptions, globalTokens, prefix } from './positions.js';
 export { type EdgesOptions, edges, type TreeOptions, tree } from './sparse.js';
 
