@@ -291,6 +291,7 @@ export class WasmBackend implements Backend {
 
   /** @internal For tests. */
   async killOneWorker(): Promise<void> {
+    if (this.#pool.queue.faulted) this.#replacePool();
     await this.#pool.killOneWorker();
   }
 

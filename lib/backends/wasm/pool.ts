@@ -37,7 +37,8 @@ export class Pool {
   readonly queue: LaunchQueue;
   readonly #setup: PoolSetup;
   readonly #regions: { address: number; byteLength: number }[] = [];
-  #workers: Worker[] = [];
+  readonly #workers: Worker[] = [];
+  #failed = false;
   #waiters = 0;
 
   constructor(setup: PoolSetup) {
@@ -95,12 +96,11 @@ export class Pool {
   }
 
   #fail(): void {
-    if (this.queue.faulted && this.#workers.length === 0) return;
+    if (this.#failed) return;
+    this.#failed = true;
     this.queue.fault();
-    const workers = this.#workers;
-    this.#workers = [];
     // Memory of the pool may be reused only when no thread of it runs any more.
-    void Promise.all(workers.map((worker) => worker.terminate())).then(() => {
+    void Promise.all(this.#workers.map((worker) => worker.terminate())).then(() => {
       for (const { address, byteLength } of this.#regions) this.#setup.heap.free(address, byteLength, 0);
     });
   }
