@@ -67,6 +67,23 @@ describe('the queue', () => {
   });
 });
 
+describe('memory of pending launches', () => {
+  it("is not the host's to write, however often it changed hands", async () => {
+    const backend = wasmBackend();
+    using q = zeros(big);
+    const { out, lse } = attention(q, q, q);
+    const { byteLength } = out;
+    out.dispose(); // before it was written
+    const taken = backend.allocate(byteLength, 'deviceWritten');
+    backend.free(taken);
+    const forHost = backend.allocate(byteLength, 'hostWritten');
+    expect(forHost.address).not.toBe(taken.address);
+    await lse.ready();
+    backend.free(forHost);
+    lse.dispose();
+  });
+});
+
 describe('plans', () => {
   it('allocate nothing when they run', async () => {
     using q = zeros([2, 100, 4, 16]);

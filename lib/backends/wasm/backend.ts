@@ -134,7 +134,10 @@ export class WasmBackend implements Backend {
       address = this.#heap.allocate(byteLength, queue.published);
     }
     if (address === undefined) throw this.#heap.outOfMemory(byteLength);
-    return new WasmBuffer(address, byteLength);
+    const buffer = new WasmBuffer(address, byteLength);
+    // Its last owner's launches may still be pending, also when it is freed or written again before any launch of its own.
+    if (purpose === 'deviceWritten') buffer.lastUse = queue.published;
+    return buffer;
   }
 
   free(buffer: DeviceBuffer): void {
