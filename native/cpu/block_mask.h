@@ -82,18 +82,71 @@ inline void for_tiles(Range range, int tile, const BlockBits& bits, F f) {
 
 }  // namespace detail
 
-/** f(keys, bits) for every key tile within `visible` that the queries, all of one query block, may see. */
+/** How a query block meets a key block. */
+struct Meeting {
+  bool visible = false;
+  BlockBits bits;
+};
+
+namespace detail {
+
+/** Walks along the two lists of a query block, full and partial, in the order of their key blocks. */
+class ListCursor {
+ public:
+  static constexpr int kEnd = 0x7fffffff;
+
+  ListCursor() = default;
+  ListCursor(const BlockMaskParams& mask, int list, int query_block)
+      : mask_(&mask), query_block_(query_block), full_(mask.full.offsets[list]), full_end_(mask.full.offsets[list + 1]),
+        partial_(mask.partial.offsets[list]), partial_end_(mask.partial.offsets[list + 1]) {}
+
+  int key_block() const { return min(next_full(), next_partial()); }
+
+  Meeting take(int key_block) {
+    if (next_full() == key_block) {
+      ++full_;
+      return {true, {}};
+    }
+    if (next_partial() != key_block) return {};
+    return {true, block_bits(*mask_, partial_++, query_block_, key_block)};
+  }
+
+ private:
+  int next_full() const { return full_ < full_end_ ? mask_->full.indices[full_] : kEnd; }
+  int next_partial() const { return partial_ < partial_end_ ? mask_->partial.indices[partial_] : kEnd; }
+
+  const BlockMaskParams* mask_ = nullptr;
+  int query_block_ = 0, full_ = 0, full_end_ = 0, partial_ = 0, partial_end_ = 0;
+};
+
+inline constexpr int kMaxQueryBlocks = kMaxTilesPerItem * kQueryTile / 64;
+
+}  // namespace detail
+
+/**
+ * f(keys, meetings) for every key tile within `visible` that some of the queries may see; meetings[i / block_size] tells
+ * how the query block of the i-th query meets it (one meeting for all queries without a block mask).
+ */
 template <class F>
-inline void for_key_tiles(const AttentionParams& p, int b, int h, int first_query, Range visible, F f) {
+inline void for_key_tiles(const AttentionParams& p, int b, int h, Range queries, Range visible, F f) {
   const BlockMaskParams& m = p.block_mask;
-  if (!m.block_size) return detail::for_tiles(visible, kKeyTile, {}, f);
-  const int query_block = first_query / m.block_size, list = m.grid(b, h) * m.query_blocks + query_block;
-  const auto visit = [&](int key_block, const BlockBits& bits) {
-    detail::for_tiles(detail::intersect(detail::block_range(m, key_block), visible), kKeyTile, bits, f);
-  };
-  for (int at = m.full.offsets[list]; at < m.full.offsets[list + 1]; ++at) visit(m.full.indices[at], {});
-  for (int at = m.partial.offsets[list]; at < m.partial.offsets[list + 1]; ++at)
-    visit(m.partial.indices[at], detail::block_bits(m, at, query_block, m.partial.indices[at]));
+  if (!m.block_size) {
+    const Meeting always{true, {}};
+    return detail::for_tiles(visible, kKeyTile, {}, [&](Range keys, const BlockBits&) { f(keys, &always); });
+  }
+  const int first = queries.begin / m.block_size, blocks = divide_up(queries.end, m.block_size) - first;
+  detail::ListCursor cursors[detail::kMaxQueryBlocks];
+  for (int i = 0; i < blocks; ++i)
+    cursors[i] = detail::ListCursor(m, m.grid(b, h) * m.query_blocks + first + i, first + i);
+  while (true) {
+    int key_block = detail::ListCursor::kEnd;
+    for (int i = 0; i < blocks; ++i) key_block = min(key_block, cursors[i].key_block());
+    if (key_block == detail::ListCursor::kEnd) return;
+    Meeting meetings[detail::kMaxQueryBlocks];
+    for (int i = 0; i < blocks; ++i) meetings[i] = cursors[i].take(key_block);
+    detail::for_tiles(detail::intersect(detail::block_range(m, key_block), visible), kKeyTile, {},
+                      [&](Range keys, const BlockBits&) { f(keys, meetings); });
+  }
 }
 
 /** f(queries, bits) for every query tile within `seeing` that may see the keys, all of one key block. */

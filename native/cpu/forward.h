@@ -7,8 +7,6 @@
 
 namespace flashattn {
 
-inline constexpr int kMaxTilesPerItem = 4;
-
 /** The running softmax of one query tile: sum = sum_j 2^(logit_j - maximum), out not yet divided by it. */
 struct ForwardTile {
   QueryColumns query;         // [dim][query], times query_factor
@@ -157,14 +155,16 @@ FLASHATTN_CALLED void forward_item(const AttentionParams& p, int item, ForwardWo
 
   const Range visible = at.band.visible_keys(queries, s.key_length);
   const int kv_head = h / p.group();
-  for_key_tiles(p, b, h, queries.begin, visible, [&](Range keys, const BlockBits& bits) {
+  for_key_tiles(p, b, h, queries, visible, [&](Range keys, const Meeting* meetings) {
     at.keys = keys;
-    at.bits = bits;
     load_rows(ws.key, p.key, b, s.key_begin + keys.begin, at.key_count(), kv_head, p.head_dim);
     load_rows(ws.value, p.value, b, s.key_begin + keys.begin, at.key_count(), kv_head, p.value_dim);
     ws.value_finite = {};
     for (int t = 0; t < tiles; ++t) {
       at.queries = tile_range(t);
+      const int block = p.block_mask.block_size ? t * kQueryTile / p.block_mask.block_size : 0;
+      if (!meetings[block].visible) continue;
+      at.bits = meetings[block].bits;
       detail::meet_keys(at, ws.tiles[t], ws);
     }
   });

@@ -11,6 +11,7 @@ namespace flashattn {
 
 inline constexpr int kQueryTile = 32;
 inline constexpr int kKeyTile = 64;
+inline constexpr int kMaxTilesPerItem = 4;  // query tiles that share each loaded key tile
 inline constexpr int kMaxDim = 256;
 // One constant stride for every head dim lets the product run without a multiplication or a template per head dim.
 // The four extra floats spread the rows over the sets of the cache.

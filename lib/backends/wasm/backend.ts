@@ -383,10 +383,10 @@ export class WasmBackend implements Backend {
   /** How the work is cut: enough items to keep every thread busy, few enough to reuse each key tile. */
   #split(p: AttentionProblem): { tilesPerItem: number; keySplits: number } {
     const tiles = p.batch * p.heads * divideUp(p.queryLength, this.#queryTile);
-    // An item under a block mask is one row of its blocks.
-    const tilesPerItem = p.blockMask
-      ? p.blockMask.blockSize / this.#queryTile
-      : Math.min(this.#exports.max_tiles_per_item(), Math.max(1, Math.floor(tiles / (4 * this.threads))));
+    const most = this.#exports.max_tiles_per_item();
+    const wanted = Math.min(most, Math.max(1, Math.floor(tiles / (4 * this.threads))));
+    // Under a block mask an item is whole rows of its blocks.
+    const tilesPerItem = p.blockMask && wanted < most ? p.blockMask.blockSize / this.#queryTile : wanted;
     const heads = Math.max(1, p.batch * p.kvHeads);
     const keySplits = Math.max(1, Math.min(divideUp(2 * this.threads, heads), divideUp(p.keyLength, this.#keyTile)));
     return { tilesPerItem, keySplits: heads >= 2 * this.threads ? 1 : keySplits };
