@@ -15,8 +15,8 @@ import { backendFor, type DeviceName } from './device.js';
 import { checkDType, type DType } from './dtype.js';
 import { FlashAttnError, optionError } from './errors.js';
 import type { AttentionOptions } from './options.js';
-import { type AttentionProblem, checkShape, readProblem } from './problem.js';
-import type { Shape, Tensor } from './tensor.js';
+import { type AttentionProblem, readProblem } from './problem.js';
+import { checkShape, type Shape, type Tensor } from './tensor.js';
 
 /** A call to attention without its tensors: shapes, dtype, device and the options of `attention`. */
 export type Problem<D extends DType = DType> = AttentionOptions & {

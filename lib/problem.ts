@@ -1,5 +1,6 @@
 import { BlockMask } from './blockmask/blockMask.js';
 import { blockMask } from './blockmask/build.js';
+import { checkBoolean } from './check.js';
 import type { DType } from './dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from './errors.js';
 import { Mask } from './masks/mask.js';
@@ -61,19 +62,9 @@ export interface AttentionProblem {
 
 export const isTensor = (value: unknown): value is Tensor => value instanceof Tensor;
 
-export function checkShape(shape: unknown, argument: string): asserts shape is Shape {
-  const valid = Array.isArray(shape) && shape.every((n) => Number.isSafeInteger(n) && n >= 0);
-  if (!valid) throw shapeError(`${argument} is ${show(shape)}; a shape is an array of integers >= 0`);
-}
-
 function checkFinite(value: unknown, argument: string): number {
   if (typeof value === 'number' && Number.isFinite(value)) return value;
   throw optionError(`${argument} is ${show(value)}; it must be a finite number`);
-}
-
-function checkBoolean(value: unknown, argument: string): void {
-  if (value !== undefined && typeof value !== 'boolean')
-    throw optionError(`${argument} is ${show(value)}; it must be true or false`);
 }
 
 function integers(values: Integers, argument: string): Int32Array {
@@ -359,7 +350,7 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
     throw optionError(`align is ${show(align)}; it must be 'bottomRight' or 'topLeft'`);
   if (layout !== 'bshd' && layout !== 'bhsd')
     throw optionError(`layout is ${show(layout)}; it must be 'bshd' or 'bhsd'`);
-  checkBoolean(options.deterministic, 'deterministic');
+  if (options.deterministic !== undefined) checkBoolean(options.deterministic, 'deterministic');
   const varlen = options.cuSeqlensQ !== undefined || options.cuSeqlensK !== undefined;
   if (varlen) {
     if (options.cuSeqlensQ === undefined || options.cuSeqlensK === undefined)

@@ -305,9 +305,10 @@ function encodeElements(source: TensorSource, dtype: DType, argument: string): F
   );
 }
 
-function checkShape(shape: Shape): void {
+/** @internal */
+export function checkShape(shape: unknown, argument: string): asserts shape is Shape {
   const valid = Array.isArray(shape) && shape.every((n) => Number.isSafeInteger(n) && n >= 0);
-  if (!valid) throw shapeError(`shape is ${show(shape)}; it must be an array of integers >= 0`);
+  if (!valid) throw shapeError(`${argument} is ${show(shape)}; a shape is an array of integers >= 0`);
 }
 
 /** @internal An uninitialised tensor that a launch will write. */
@@ -346,7 +347,7 @@ export function tensor<const S extends Shape, D extends DType = 'float32'>(
   options?: TensorOptions<D>,
 ): Tensor<D, Widen<S>>;
 export function tensor(data: TensorSource, shape: Shape, options: TensorOptions = {}): Tensor {
-  checkShape(shape);
+  checkShape(shape, 'shape');
   const dtype = checkDType(options.dtype ?? (isHalfArray(data) ? 'float16' : 'float32'), 'dtype');
   const bytes = encodeSource(data, dtype, shape, 'data');
   const backend = backendFor(options.device);
@@ -360,7 +361,7 @@ export function zeros<const S extends Shape, D extends DType = 'float32'>(
   shape: S,
   options: TensorOptions<D> = {},
 ): Tensor<D, Widen<S>> {
-  checkShape(shape);
+  checkShape(shape, 'shape');
   const dtype = checkDType(options.dtype ?? 'float32', 'dtype') as D;
   const backend = backendFor(options.device);
   const result = allocateTensor(backend, [...shape], dtype);

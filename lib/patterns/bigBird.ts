@@ -1,7 +1,7 @@
+import { checkInteger } from '../check.js';
 import { optionError } from '../errors.js';
 import type { Mask } from '../masks/mask.js';
 import { BlockGrid, checkRandomColumns, type RandomColumns, sampler } from './blockGrid.js';
-import { checkInteger } from './check.js';
 
 export interface BigBirdOptions {
   /** Tokens of the sequence. */

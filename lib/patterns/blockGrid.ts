@@ -1,7 +1,7 @@
+import { checkInteger, checkIntegers } from '../check.js';
 import { optionError, show } from '../errors.js';
 import { blocks, mulberry32, sample } from '../masks/blocks.js';
 import type { Mask } from '../masks/mask.js';
-import { checkInteger, checkIntegers } from './check.js';
 
 /** Block columns for each block row of each head: [head][row] -> columns. */
 export type RandomColumns = readonly (readonly (readonly number[])[])[];

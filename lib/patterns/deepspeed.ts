@@ -7,10 +7,11 @@
  * `causal: true` of `attention` with it. A length that is no multiple of the block, which DeepSpeed refuses, ends with a
  * short block.
  */
+
+import { checkBoolean, checkInteger, checkIntegers, checkWord } from '../check.js';
 import { optionError, show } from '../errors.js';
 import type { Mask } from '../masks/mask.js';
 import { BlockGrid, checkRandomColumns, type RandomColumns, sampler } from './blockGrid.js';
-import { checkBoolean, checkInteger, checkIntegers, checkWord } from './check.js';
 
 type Direction = 'bidirectional' | 'unidirectional';
 

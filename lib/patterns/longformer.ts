@@ -1,6 +1,6 @@
+import { checkBoolean, checkInteger, checkIntegers, checkWord } from '../check.js';
 import { and, causal, dilated, globalTokens, not, or, perBatch, perHead } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
-import { checkBoolean, checkInteger, checkIntegers, checkWord } from './check.js';
 
 export interface LongformerOptions {
   /** Keys on each side of the query. Hugging Face's `attention_window` counts both sides: twice this. */

@@ -1,6 +1,6 @@
+import { checkInteger } from '../check.js';
 import { and, edges, not, prefix } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
-import { checkInteger } from './check.js';
 
 export interface RingCacheOptions {
   /** Keys that the buffer holds. */

@@ -2,11 +2,12 @@
  * Child et al. 2019, "Generating Long Sequences with Sparse Transformers", as published twice: the code
  * (openai/sparse_attention, attention.py) and the formulas of the paper, which differ. All of them are causal.
  */
+
+import { checkInteger } from '../check.js';
 import { optionError } from '../errors.js';
 import { and, causal, documents, fixed, or, perHead, slidingWindow, strided } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 import { BlockGrid } from './blockGrid.js';
-import { checkInteger } from './check.js';
 
 /** 'local' of the code: query i sees keys i - bandwidth + 1 to i. @throws ERR_OPTION */
 export const sparseTransformerLocal = (bandwidth: number): Mask =>

@@ -1,6 +1,6 @@
+import { checkBoolean, checkInteger } from '../check.js';
 import { and, causal as causalMask, dilated, documents, or } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
-import { checkBoolean, checkInteger } from './check.js';
 
 export interface SqrtNOptions {
   /** Tokens of the sequence. */

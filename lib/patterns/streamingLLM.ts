@@ -1,6 +1,6 @@
+import { checkInteger } from '../check.js';
 import { and, causal, or, slidingWindow } from '../masks/index.js';
 import { type Coverage, Mask, type Region, type Row, showKeys } from '../masks/mask.js';
-import { checkInteger } from './check.js';
 
 /** The first keys, however few there are yet: a decoder starts with an empty cache. */
 class FirstKeysMask extends Mask {

@@ -2,9 +2,10 @@
  * Su Jianlin's sparse self-attentions (bojone/attention, attention_keras.py): AtrousSelfAttention, LocalSelfAttention and
  * SparseSelfAttention, and a dilated window. `causal` hides what comes after the query.
  */
+
+import { checkBoolean, checkInteger } from '../check.js';
 import { type AlignOptions, dilated, or, slidingWindow } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
-import { checkBoolean, checkInteger } from './check.js';
 
 export interface StrideOptions extends AlignOptions {
   /** Default false. */

@@ -1,8 +1,8 @@
+import { checkIntegers, checkWord } from '../check.js';
 import { optionError, show } from '../errors.js';
 import { edges } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 import { checkParents } from '../masks/sparse.js';
-import { checkIntegers, checkWord } from './check.js';
 
 export type TreeEdges = 'childToParent' | 'parentFromChildren' | 'siblings';
 

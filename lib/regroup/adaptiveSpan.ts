@@ -1,9 +1,9 @@
 import { attention, attentionBackward, type Shape4 } from '../attention.js';
+import { checkInteger } from '../check.js';
 import { type DType, encode } from '../dtype.js';
 import { optionError, shapeError, show } from '../errors.js';
 import { gatherRows, RowMap } from '../gather.js';
 import { perHead, slidingWindow } from '../masks/index.js';
-import { checkInteger } from '../patterns/check.js';
 import type { RelativeBias } from '../relative.js';
 import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor.js';
 import { Remember } from './remember.js';

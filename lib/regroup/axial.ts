@@ -1,6 +1,6 @@
+import { checkIntegers } from '../check.js';
 import type { DType } from '../dtype.js';
 import { optionError, show } from '../errors.js';
-import { checkIntegers } from '../patterns/check.js';
 import type { Shape, Tensor } from '../tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence, unpack } from './packing.js';
 import { Remember } from './remember.js';

@@ -1,10 +1,10 @@
 import { attention, attentionBackward, type Shape3, type Shape4 } from '../attention.js';
+import { checkInteger } from '../check.js';
 import type { DType } from '../dtype.js';
 import { optionError, shapeError, show } from '../errors.js';
 import { gatherRows, RowMap } from '../gather.js';
 import { mergeStates } from '../merge.js';
 import type { DenseOptions, Integers } from '../options.js';
-import { checkInteger } from '../patterns/check.js';
 import { t5RelativeBias } from '../relative.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor.js';
 import { Remember } from './remember.js';

@@ -1,9 +1,9 @@
 import type { Shape3, Shape4 } from '../attention.js';
+import { checkIntegers, checkWord } from '../check.js';
 import type { DType } from '../dtype.js';
 import { optionError, shapeError, show } from '../errors.js';
 import { gatherRows, RowMap } from '../gather.js';
 import { mergeStates } from '../merge.js';
-import { checkIntegers, checkWord } from '../patterns/check.js';
 import type { Shape, Tensor } from '../tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence } from './packing.js';
 import { Remember } from './remember.js';

@@ -1,8 +1,8 @@
 import type { Shape4 } from '../attention.js';
+import { checkInteger, checkWord } from '../check.js';
 import type { DType } from '../dtype.js';
 import { shapeError } from '../errors.js';
 import { RowMap } from '../gather.js';
-import { checkInteger, checkWord } from '../patterns/check.js';
 import type { Tensor } from '../tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence, unpack } from './packing.js';
 import { Remember } from './remember.js';

@@ -1,10 +1,10 @@
 import { attention, attentionBackward, type Saved, type Shape4 } from '../attention.js';
+import { checkBoolean, checkInteger } from '../check.js';
 import type { DType } from '../dtype.js';
 import { optionError, shapeError, show } from '../errors.js';
 import { gatherRows, RowMap } from '../gather.js';
 import { and, causal as causalMask } from '../masks/index.js';
 import { type Coverage, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
-import { checkBoolean, checkInteger } from '../patterns/check.js';
 import type { Shape, Tensor } from '../tensor.js';
 import { Remember } from './remember.js';
 import {

@@ -1,4 +1,4 @@
-import { optionError, show } from '../errors.js';
+import { optionError, show } from './errors.js';
 
 /** An integer from `least` to `most`. @throws ERR_OPTION */
 export function checkInteger(value: unknown, argument: string, least: number, most = Number.POSITIVE_INFINITY): number {
