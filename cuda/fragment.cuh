@@ -1,0 +1,237 @@
+// Matrix products of a warp: C [16, 16] += A [16, 16] B [16, 16], with A and B read from tiles or made of accumulators.
+//
+// A lane has group = lane / 4 and quad = lane % 4. Of an accumulator [16, 8] it holds (row group, columns 2 quad and
+// 2 quad + 1) and the same of row group + 8. 16-bit elements use one m16n8k16 per accumulator. Float32 uses m16n8k8 with
+// every factor split into two tf32 numbers, 22 bits in all, and three products (Ootomo and Yokota, "Recovering single
+// precision accuracy from Tensor Cores", 2022): the product of the two small parts is below the rounding of the sum.
+#pragma once
+#include "tile.cuh"
+
+namespace flashattn {
+
+struct Lane {
+  int group, quad, index;
+
+  FLASHATTN_DEVICE explicit Lane(int thread)
+      : group(thread % kWarpSize / 4), quad(thread % 4), index(thread % kWarpSize) {}
+};
+
+template <class Element>
+struct FragmentA {
+  uint32_t r[4];
+};
+template <class Element>
+struct FragmentB {
+  uint32_t r[4];  // two of the left half, two of the right
+};
+
+/**
+ * Of float32: two halves of 8 inner positions. Where an operand is read down its columns or comes from accumulators,
+ * positions (2 quad, 2 quad + 1) stand in the places of (quad, quad + 4), on both sides of the product.
+ */
+template <>
+struct FragmentA<Float32> {
+  uint32_t r[2][4];
+};
+template <>
+struct FragmentB<Float32> {
+  uint32_t r[2][4];
+};
+
+namespace detail {
+
+FLASHATTN_DEVICE void mma(Float16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  ptx::mma_f16(c, a, b0, b1);
+}
+FLASHATTN_DEVICE void mma(BFloat16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  ptx::mma_bf16(c, a, b0, b1);
+}
+
+}  // namespace detail
+
+template <class Element>
+FLASHATTN_DEVICE void multiply(float (&left)[4], float (&right)[4], const FragmentA<Element>& a,
+                               const FragmentB<Element>& b) {
+  detail::mma(Element{}, left, a.r, b.r[0], b.r[1]);
+  detail::mma(Element{}, right, a.r, b.r[2], b.r[3]);
+}
+
+namespace detail {
+
+struct Split {
+  uint32_t big, small;
+
+  FLASHATTN_DEVICE explicit Split(uint32_t bits) : big(ptx::to_tf32(ptx::float_of(bits))) {
+    // An infinity minus itself would make every product a NaN.
+    const float rest = ptx::float_of(bits) - ptx::float_of(big);
+    small = ptx::to_tf32(rest == rest ? rest : 0.0f);
+  }
+};
+
+}  // namespace detail
+
+FLASHATTN_DEVICE void multiply(float (&left)[4], float (&right)[4], const FragmentA<Float32>& a,
+                               const FragmentB<Float32>& b) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32_t big[4], small[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const detail::Split split(a.r[half][i]);
+      big[i] = split.big;
+      small[i] = split.small;
+    }
+    const detail::Split b0(b.r[half][0]), b1(b.r[half][1]), b2(b.r[half][2]), b3(b.r[half][3]);
+    ptx::mma_tf32(left, small, b0.big, b1.big);
+    ptx::mma_tf32(left, big, b0.small, b1.small);
+    ptx::mma_tf32(left, big, b0.big, b1.big);
+    ptx::mma_tf32(right, small, b2.big, b3.big);
+    ptx::mma_tf32(right, big, b2.small, b3.small);
+    ptx::mma_tf32(right, big, b2.big, b3.big);
+  }
+}
+
+/** A from two neighbouring accumulators [16, 8] each. */
+template <class Element>
+FLASHATTN_DEVICE FragmentA<Element> fragment_of(const float (&left)[4], const float (&right)[4]) {
+  return {{Element::pack(left[0], left[1]), Element::pack(left[2], left[3]), Element::pack(right[0], right[1]),
+           Element::pack(right[2], right[3])}};
+}
+template <>
+FLASHATTN_DEVICE FragmentA<Float32> fragment_of<Float32>(const float (&left)[4], const float (&right)[4]) {
+  return {{{ptx::bits_of(left[0]), ptx::bits_of(left[2]), ptx::bits_of(left[1]), ptx::bits_of(left[3])},
+           {ptx::bits_of(right[0]), ptx::bits_of(right[2]), ptx::bits_of(right[1]), ptx::bits_of(right[3])}}};
+}
+
+// Operands in tiles. Each reader fixes a lane's place once; `load` then moves by constants.
+
+/** A [rows, inner] as it lies in the tile; `row` and `inner` are multiples of 16. */
+template <class TileType>
+struct RowsAsA {
+  using Element = typename TileType::Element;
+  Place<TileType> place;
+
+  FLASHATTN_DEVICE RowsAsA(TileType tile, int row, Lane lane)
+      : place(tile, row + lane.index % 16, lane.index / 16) {}
+
+  FLASHATTN_DEVICE FragmentA<Element> load(int row, int inner) const {
+    FragmentA<Element> a;
+    const int c = inner / TileType::kChunk;
+    if constexpr (TileType::kElementBytes == 2) {
+      ptx::ldmatrix_x4(a.r, place.at(row, c));
+    } else {
+      ptx::ldmatrix_x4(a.r[0], place.at(row, c));
+      ptx::ldmatrix_x4(a.r[1], place.at(row, c + 2));
+    }
+    return a;
+  }
+};
+
+/** B [inner, columns] whose transpose lies in the tile: K of Q K^T. */
+template <class TileType>
+struct RowsAsB {
+  using Element = typename TileType::Element;
+  Place<TileType> place;
+
+  FLASHATTN_DEVICE RowsAsB(TileType tile, int row, Lane lane)
+      : place(tile, row + lane.index % 8 + lane.index / 16 * 8, lane.index / 8 % 2) {}
+
+  FLASHATTN_DEVICE FragmentB<Element> load(int row, int inner) const {
+    FragmentB<Element> b;
+    const int c = inner / TileType::kChunk;
+    if constexpr (TileType::kElementBytes == 2) {
+      ptx::ldmatrix_x4(b.r, place.at(row, c));
+    } else {
+      ptx::ldmatrix_x4(b.r[0], place.at(row, c));
+      ptx::ldmatrix_x4(b.r[1], place.at(row, c + 2));
+    }
+    return b;
+  }
+};
+
+/** B [inner, columns] as it lies in the tile: V of P V. */
+template <class TileType>
+struct ColumnsAsB {
+  using Element = typename TileType::Element;
+  Place<TileType> place;
+
+  FLASHATTN_DEVICE ColumnsAsB(TileType tile, int inner, Lane lane)
+      : place(tile, inner + lane.index % 16, lane.index / 16) {}
+
+  FLASHATTN_DEVICE FragmentB<Element> load(int inner, int column) const {
+    FragmentB<Element> b;
+    ptx::ldmatrix_x4_trans(b.r, place.at(inner, column / TileType::kChunk));
+    return b;
+  }
+};
+
+/** A [rows, inner] whose transpose lies in the tile: dS of dS K, kept as dS^T. */
+template <class TileType>
+struct ColumnsAsA {
+  using Element = typename TileType::Element;
+  Place<TileType> place;
+
+  FLASHATTN_DEVICE ColumnsAsA(TileType tile, int inner, Lane lane)
+      : place(tile, inner + lane.index % 8 + lane.index / 16 * 8, lane.index / 8 % 2) {}
+
+  FLASHATTN_DEVICE FragmentA<Element> load(int inner, int row) const {
+    FragmentA<Element> a;
+    ptx::ldmatrix_x4_trans(a.r, place.at(inner, row / TileType::kChunk));
+    return a;
+  }
+};
+
+namespace detail {
+
+/** ldmatrix transposes 16-bit elements only: float32 goes word by word, inner positions 2 quad and 2 quad + 1. */
+template <class TileType>
+struct WordColumns {
+  Place<TileType> even, odd;  // rows inner + 2 quad and the next, at column `group`
+  uint32_t offset;
+
+  FLASHATTN_DEVICE WordColumns(TileType tile, int inner, Lane lane)
+      : even(tile, inner + 2 * lane.quad, lane.group / 4), odd(tile, inner + 2 * lane.quad + 1, lane.group / 4),
+        offset(static_cast<uint32_t>(lane.group % 4 * 4)) {}
+
+  FLASHATTN_DEVICE uint32_t load(const Place<TileType>& place, int inner, int column) const {
+    return ptx::load_shared<uint32_t>(place.at(inner, column / TileType::kChunk) + offset);
+  }
+};
+
+}  // namespace detail
+
+template <int Rows, int Columns>
+struct ColumnsAsB<Tile<Float32, Rows, Columns>> {
+  detail::WordColumns<Tile<Float32, Rows, Columns>> words;
+
+  FLASHATTN_DEVICE ColumnsAsB(Tile<Float32, Rows, Columns> tile, int inner, Lane lane) : words(tile, inner, lane) {}
+
+  FLASHATTN_DEVICE FragmentB<Float32> load(int inner, int column) const {
+    FragmentB<Float32> b;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        b.r[half][i] = words.load(i % 2 ? words.odd : words.even, inner + half * 8, column + i / 2 * 8);
+    return b;
+  }
+};
+
+template <int Rows, int Columns>
+struct ColumnsAsA<Tile<Float32, Rows, Columns>> {
+  detail::WordColumns<Tile<Float32, Rows, Columns>> words;
+
+  FLASHATTN_DEVICE ColumnsAsA(Tile<Float32, Rows, Columns> tile, int inner, Lane lane) : words(tile, inner, lane) {}
+
+  FLASHATTN_DEVICE FragmentA<Float32> load(int inner, int row) const {
+    FragmentA<Float32> a;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        a.r[half][i] = words.load(i / 2 ? words.odd : words.even, inner + half * 8, row + i % 2 * 8);
+    return a;
+  }
+};
+
+}  // namespace flashattn

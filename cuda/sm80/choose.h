@@ -1,0 +1,26 @@
+// Which variant of a kernel a problem gets, on the host.
+#pragma once
+#include "../launch.h"
+#include "tiles.cuh"
+
+namespace flashattn {
+
+/** Whether scores need more than their scale and the mask. The plain kernels also rely on a positive scale. */
+inline bool has_extras(const AttentionParams& p) {
+  return p.softcap > 0 || p.bias.data || p.relative.table || p.alibi.slopes || p.dropout.threshold || !(p.scale > 0);
+}
+
+inline int element_bytes(const AttentionParams& p) { return p.dtype == DType::Float32 ? 4 : 2; }
+
+/** Large tiles where they fit, lie within the blocks of the mask, and leave no multiprocessor without work. */
+inline Variant forward_variant(const AttentionParams& p, const DeviceLimits& limits) {
+  if (has_extras(p)) return Variant::Extras;
+  const int bytes = element_bytes(p), bucket = head_dim_bucket(p);
+  const int tile = forward_shape(bytes, bucket, Variant::Large).query_tile;
+  const bool fits = forward_shared_bytes(bytes, bucket, Variant::Large) <= limits.shared_memory;
+  const bool within = p.block_mask.block_size % tile == 0;
+  const int64_t blocks = static_cast<int64_t>(divide_up(p.query_length, tile)) * p.heads * p.batch;
+  return bytes == 2 && fits && within && blocks >= limits.multiprocessors ? Variant::Large : Variant::Small;
+}
+
+}  // namespace flashattn

@@ -1,0 +1,100 @@
+// dS = P * (dP - delta) of one tile of queries by keys, recomputed from the inputs: what the gradients of bias and
+// relative positions are sums of. They are formed apart from backward.cuh, at the cost of two more products, so that they
+// need no atomics: every sum has a fixed order.
+#pragma once
+#include "../scores.cuh"
+#include "../walk.cuh"
+#include "tiles.cuh"
+
+namespace flashattn {
+
+template <class Element, int HeadDim>
+class GradientBlock {
+ public:
+  using Tiles = GradientTiles<Element, HeadDim>;
+  using ScoreTile = Scores<1, Tiles::kKeyTile / 8>;  // of a warp: 16 queries
+
+  FLASHATTN_DEVICE explicit GradientBlock(const AttentionParams& p)
+      : p_(p), lane_(ptx::thread()), warp_row_(ptx::thread() / kWarpSize * 16), query_{ptx::shared_base()},
+        d_out_{query_.base + Tiles::QueryTile::kBytes}, key_{d_out_.base + Tiles::QueryTile::kBytes},
+        value_{key_.base + Tiles::KeyTile::kBytes} {}
+
+  FLASHATTN_DEVICE Positions<RowsAre::Queries> positions(int first_query, int first_key) const {
+    return {first_query + warp_row_, first_key, lane_};
+  }
+  FLASHATTN_DEVICE int warp_row() const { return warp_row_; }
+  FLASHATTN_DEVICE Lane lane() const { return lane_; }
+
+  /** To be followed by `score_gradients`; nobody still reads the tiles. */
+  FLASHATTN_DEVICE void load_queries(const Head& head, int first) {
+    const Sequence& s = head.sequence;
+    load_rows<Tiles::kThreads>(query_, rows(p_.query, head, s.query_begin, head.h, p_.head_dim), first, s.query_length,
+                               ptx::thread());
+    load_rows<Tiles::kThreads>(d_out_, rows(p_.d_out, head, s.query_begin, head.h, p_.value_dim), first,
+                               s.query_length, ptx::thread());
+#pragma unroll
+    for (int lower = 0; lower < 2; ++lower) {
+      const int i = first + warp_row_ + lower * 8 + lane_.group;
+      const bool exists = i < s.query_length;
+      const float lse = exists ? ptx::load_global(p_.lse + head.lse_row(i)) : -kInfinity;
+      lse_[lower] = lse == -kInfinity ? kInfinity : lse * kLog2E;  // an empty row: every probability is 0
+      delta_[lower] = exists ? ptx::load_global(p_.delta + head.lse_row(i)) : 0.0f;
+    }
+  }
+
+  /** dS of the loaded queries and the keys from `first_key` on; 0 where hidden. The whole block takes part. */
+  FLASHATTN_DEVICE ScoreTile score_gradients(const Head& head, int first_query, int first_key, const uint32_t* bits) {
+    const Sequence& s = head.sequence;
+    load_rows<Tiles::kThreads>(key_, rows(p_.key, head, s.key_begin, head.kv_head(), p_.head_dim), first_key,
+                               s.key_length, ptx::thread());
+    load_rows<Tiles::kThreads>(value_, rows(p_.value, head, s.key_begin, head.kv_head(), p_.value_dim), first_key,
+                               s.key_length, ptx::thread());
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    ptx::sync_threads();
+    ScoreTile score = product(query_, key_), d_score = product(d_out_, value_);
+    ptx::sync_threads();  // the tiles may be loaded again
+    const auto at = positions(first_query, first_key);
+    finish_scores(head, at, score);
+    hide_scores(head, bits, at, score);
+    if (p_.dropout.threshold) drop_out(head, at, d_score);
+#pragma unroll
+    for (int n = 0; n < Tiles::kKeyTile / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float probability = ptx::exp2(score.s[0][n][e] - lse_[e / 2]);
+        const float gradient = probability * (d_score.s[0][n][e] - delta_[e / 2]);
+        d_score.s[0][n][e] = score.s[0][n][e] == -kInfinity ? 0.0f : gradient;
+      }
+    return d_score;
+  }
+
+ private:
+  FLASHATTN_DEVICE static Rows rows(const TensorRef& t, const Head& head, int first, int h, int dim) {
+    return Rows::of<Element>(t, head.b, first, h, dim);
+  }
+
+  FLASHATTN_DEVICE ScoreTile product(typename Tiles::QueryTile a_tile, typename Tiles::KeyTile b_tile) const {
+    ScoreTile result;
+    result.clear();
+    const RowsAsA<typename Tiles::QueryTile> a(a_tile, warp_row_, lane_);
+    const RowsAsB<typename Tiles::KeyTile> b(b_tile, 0, lane_);
+#pragma unroll
+    for (int d = 0; d < HeadDim; d += 16) {
+      const FragmentA<Element> fragment = a.load(0, d);
+#pragma unroll
+      for (int n = 0; n < Tiles::kKeyTile / 16; ++n)
+        multiply(result.s[0][2 * n], result.s[0][2 * n + 1], fragment, b.load(n * 16, d));
+    }
+    return result;
+  }
+
+  const AttentionParams& p_;
+  Lane lane_;
+  int warp_row_;
+  typename Tiles::QueryTile query_, d_out_;
+  typename Tiles::KeyTile key_, value_;
+  float lse_[2], delta_[2];  // of this lane's two rows, lse in units of log 2
+};
+
+}  // namespace flashattn

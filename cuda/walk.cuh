@@ -1,0 +1,135 @@
+// Which key tiles a query tile meets, and which query tiles a key tile meets: by the band, and by the lists of a block
+// mask, its full blocks first. A tile lies within one row and one column of blocks, so its size divides theirs.
+#pragma once
+#include "band.cuh"
+
+namespace flashattn {
+
+/** One step of a walk. */
+struct Met {
+  int begin;             // first position of the tile; negative: the walk is over
+  const uint32_t* bits;  // [block_size, block_size / 32] of the partial block it lies in, or null
+};
+
+namespace detail {
+
+FLASHATTN_DEVICE int grid_of(const BlockMaskParams& m, int b, int h) {
+  return (m.batch == 1 ? 0 : b) * m.heads + (m.heads == 1 ? 0 : h);
+}
+
+/** Tiles of `Size` along the blocks of two lists, or along a range where there is no block mask. */
+template <int Size>
+struct TileList {
+  const int32_t *full, *partial, *bits_of_partial;
+  int full_count, partial_begin, count;  // count: tiles in all
+  int first, per_block;                  // first: of a range
+
+  FLASHATTN_DEVICE static TileList of_range(Range range) {
+    const int first = range.begin / Size * Size;
+    return {nullptr, nullptr, nullptr, 0, 0, range.end > first ? divide_up(range.end - first, Size) : 0, first, 1};
+  }
+
+  FLASHATTN_DEVICE static TileList of_lists(const BlockLists& full, const BlockLists& partial, const int32_t* blocks,
+                                            int list, int block_size) {
+    const int full_begin = ptx::load_global(full.offsets + list);
+    const int partial_begin = ptx::load_global(partial.offsets + list);
+    const int full_count = ptx::load_global(full.offsets + list + 1) - full_begin;
+    const int partial_count = ptx::load_global(partial.offsets + list + 1) - partial_begin;
+    const int per_block = block_size / Size;
+    return {full.indices + full_begin, partial.indices + partial_begin, blocks,
+            full_count, partial_begin, (full_count + partial_count) * per_block, 0, per_block};
+  }
+
+  FLASHATTN_DEVICE Met at(int index, const BlockMaskParams& m) const {
+    if (!full) return {first + index * Size, nullptr};
+    const int entry = index / per_block, within = index % per_block * Size;
+    if (entry < full_count) return {ptx::load_global(full + entry) * m.block_size + within, nullptr};
+    const int at = entry - full_count, number = partial_begin + at;
+    const int block = bits_of_partial ? ptx::load_global(bits_of_partial + number) : number;
+    return {ptx::load_global(partial + at) * m.block_size + within,
+            m.bits + static_cast<int64_t>(block) * m.block_size * (m.block_size / 32)};
+  }
+};
+
+}  // namespace detail
+
+/** How a query block meets a key block: whether at all, and by which bits (null: all of it). */
+struct Meeting {
+  bool visible;
+  const uint32_t* bits;
+};
+
+FLASHATTN_DEVICE Meeting meeting_of(const BlockMaskParams& m, int b, int h, int query, int key) {
+  if (!m.block_size) return {true, nullptr};
+  const int list = detail::grid_of(m, b, h) * m.query_blocks + query / m.block_size, key_block = key / m.block_size;
+  const auto find = [&](const BlockLists& lists) {
+    const int end = ptx::load_global(lists.offsets + list + 1);
+    for (int at = ptx::load_global(lists.offsets + list); at < end; ++at)
+      if (ptx::load_global(lists.indices + at) == key_block) return at;
+    return -1;
+  };
+  if (find(m.full) >= 0) return {true, nullptr};
+  const int block = find(m.partial);
+  return {block >= 0, block >= 0 ? m.bits + static_cast<int64_t>(block) * m.block_size * (m.block_size / 32) : nullptr};
+}
+
+/** The key tiles that some query of a tile may see. */
+template <int KeyTile>
+class KeyWalk {
+ public:
+  FLASHATTN_DEVICE KeyWalk(const AttentionParams& p, const Band& band, int b, int h, Range queries, int key_length)
+      : mask_(p.block_mask), visible_(band.visible_keys(queries, key_length)),
+        list_(mask_.block_size
+                  ? detail::TileList<KeyTile>::of_lists(mask_.full, mask_.partial, nullptr,
+                                                        detail::grid_of(mask_, b, h) * mask_.query_blocks +
+                                                            queries.begin / mask_.block_size,
+                                                        mask_.block_size)
+                  : detail::TileList<KeyTile>::of_range(visible_)),
+        next_(0) {}
+
+  FLASHATTN_DEVICE Met take() {
+    while (next_ < list_.count) {
+      const Met met = list_.at(next_++, mask_);
+      if (met.begin < visible_.end && met.begin + KeyTile > visible_.begin) return met;
+    }
+    return {-1, nullptr};
+  }
+
+ private:
+  const BlockMaskParams& mask_;
+  Range visible_;
+  detail::TileList<KeyTile> list_;
+  int next_;
+};
+
+/** The query tiles with a query that may see some key of a tile. */
+template <int QueryTile>
+class QueryWalk {
+ public:
+  FLASHATTN_DEVICE QueryWalk(const AttentionParams& p, const Band& band, int b, int h, Range keys, int query_length)
+      : mask_(p.block_mask), seeing_(band.seeing_queries(keys, query_length)),
+        list_(mask_.block_size
+                  ? detail::TileList<QueryTile>::of_lists(mask_.full_queries, mask_.partial_queries,
+                                                          mask_.partial_blocks,
+                                                          detail::grid_of(mask_, b, h) * mask_.key_blocks +
+                                                              keys.begin / mask_.block_size,
+                                                          mask_.block_size)
+                  : detail::TileList<QueryTile>::of_range(seeing_)),
+        next_(0) {}
+
+  FLASHATTN_DEVICE Met take() {
+    while (next_ < list_.count) {
+      const Met met = list_.at(next_++, mask_);
+      if (met.begin < seeing_.end && met.begin + QueryTile > seeing_.begin) return met;
+    }
+    return {-1, nullptr};
+  }
+
+ private:
+  const BlockMaskParams& mask_;
+  Range seeing_;
+  detail::TileList<QueryTile> list_;
+  int next_;
+};
+
+}  // namespace flashattn
