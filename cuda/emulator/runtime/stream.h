@@ -1,0 +1,18 @@
+// Errors as CUDA hands them out: at once to the caller, or later, on the stream where the work went wrong.
+#pragma once
+#include "cuda_runtime_api.h"
+
+namespace emulator {
+
+/** Remembers an error for cudaGetLastError of this host thread, and returns it. */
+cudaError_t fail(cudaError_t);
+
+/** The next call on the stream, or cudaGetLastError, returns this error; only once, unlike CUDA. */
+void fail_later(cudaStream_t, cudaError_t);
+
+/** The error that waits on a stream, which it then no longer does. */
+cudaError_t take_failure(cudaStream_t);
+/** The error that waits on any stream. */
+cudaError_t take_any_failure();
+
+}  // namespace emulator

@@ -1,0 +1,181 @@
+// What kernels compute: positions, exchanges between lanes, late and eager copies, poisoned memory, schedules.
+#include <cmath>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "expect.h"
+#include "ptx.cuh"
+
+namespace {
+
+constexpr int kThreads = 64;
+
+struct Memory {
+  int* out;   // as a kernel says
+  float* in;  // [kThreads * 4]
+};
+
+struct Buffers {
+  explicit Buffers(size_t count) : out(count, "out"), in(kThreads * 4, "in") {
+    for (int& x : out) x = 0;
+    for (size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i);
+  }
+  Memory memory() const { return {out.data(), in.data()}; }
+  emulator::Buffer<int> out;
+  emulator::Buffer<float> in;
+};
+
+FLASHATTN_DEVICE uint32_t slot(int thread) { return ptx::shared_base() + static_cast<uint32_t>(thread) * 16; }
+
+/** out [blocks, kThreads] */
+FLASHATTN_KERNEL(kThreads) positions(const Memory m) {
+  const dim3 b = ptx::block(), g = ptx::grid();
+  const int block = static_cast<int>((b.z * g.y + b.y) * g.x + b.x);
+  ptx::store_global(m.out + block * kThreads + ptx::thread(), block * 1000 + ptx::thread());
+}
+
+void check_positions() {
+  const Buffers buffers(12 * kThreads);
+  ptx::launch(positions, "positions", dim3(2, 3, 2), kThreads, 0, nullptr, buffers.memory());
+  for (int i = 0; i < 12 * kThreads; ++i)
+    EXPECT(buffers.out[static_cast<size_t>(i)] == i / kThreads * 1000 + i % kThreads);
+}
+
+/** out [4, kThreads] */
+FLASHATTN_KERNEL(kThreads) exchanges(const Memory m) {
+  const int t = ptx::thread();
+  ptx::store_global(m.out + t, static_cast<int>(ptx::shuffle_xor(static_cast<float>(t), 5)));
+  ptx::store_global(m.out + kThreads + t, ptx::shuffle(t, 3));
+  ptx::store_global(m.out + 2 * kThreads + t, static_cast<int>(ptx::shuffle(static_cast<float>(t), t / 2 % 32)));
+  ptx::store_global(m.out + 3 * kThreads + t, static_cast<int>(ptx::ballot(t % 3 == 0)));
+}
+
+void check_exchanges() {
+  const Buffers buffers(4 * kThreads);
+  ptx::launch(exchanges, "exchanges", dim3(1), kThreads, 0, nullptr, buffers.memory());
+  for (int t = 0; t < kThreads; ++t) {
+    const int warp = t / 32 * 32;
+    const auto row = [&](int r) { return buffers.out[static_cast<size_t>(r * kThreads + t)]; };
+    uint32_t votes = 0;
+    for (int lane = 0; lane < 32; ++lane) votes |= static_cast<uint32_t>((warp + lane) % 3 == 0) << lane;
+    EXPECT(row(0) == (t ^ 5) && row(1) == warp + 3 && row(2) == warp + t / 2 % 32);
+    EXPECT(row(3) == static_cast<int>(votes));
+  }
+}
+
+/** A copy reads its source until it has been waited for. out [kThreads * 4] */
+FLASHATTN_KERNEL(kThreads) source_overwritten(const Memory m) {
+  const int t = ptx::thread();
+  ptx::cp_async16(slot(t), m.in + 4 * t, 12);
+  ptx::cp_async_commit();
+  ptx::store_global(m.in + 4 * t, -1.0f);
+  ptx::cp_async_wait<0>();
+  for (uint32_t i = 0; i < 4; ++i)
+    ptx::store_global(m.out + 4 * t + i, static_cast<int>(ptx::load_shared<float>(slot(t) + 4 * i)));
+}
+
+void check_copies(bool eager) {
+  emulator::config().eager_copies = eager;
+  const Buffers buffers(kThreads * 4);
+  ptx::launch(source_overwritten, "source_overwritten", dim3(1), kThreads, kThreads * 16, nullptr, buffers.memory());
+  for (int t = 0; t < kThreads; ++t) {
+    const auto out = [&](int i) { return buffers.out[static_cast<size_t>(4 * t + i)]; };
+    EXPECT(out(0) == (eager ? 4 * t : -1) && out(1) == 4 * t + 1 && out(2) == 4 * t + 2 && out(3) == 0);
+  }
+  emulator::config().eager_copies = false;
+}
+
+/** What cannot be read is NaN. out [3] */
+FLASHATTN_KERNEL(kThreads) poison(const Memory m) {
+  if (ptx::thread() != 0) return;
+  ptx::store_global(m.out, std::isnan(ptx::load_shared<float>(slot(0))) ? 1 : 0);
+  ptx::store_global(m.out + 1, std::isnan(ptx::load_shared<float>(slot(kThreads))) ? 1 : 0);
+  ptx::store_global(m.out + 2, std::isnan(ptx::load_global(m.in - 1)) ? 1 : 0);
+}
+
+void check_poison() {
+  const Buffers buffers(3);
+  ptx::launch(poison, "poison", dim3(1), kThreads, kThreads * 16, nullptr, buffers.memory());
+  EXPECT(buffers.out[0] == 1 && buffers.out[1] == 1 && buffers.out[2] == 1);
+  EXPECT(emulator::reports().size() == 3 && cudaGetLastError() == cudaErrorLaunchFailure);
+  emulator::clear_reports();
+  EXPECT(std::isnan(emulator::Buffer<float>(1)[0]));
+}
+
+/** The order in which threads come to a counter. out [1 + kThreads] */
+FLASHATTN_KERNEL(kThreads) arrivals(const Memory m) {
+  ptx::store_global(m.out + 1 + ptx::fetch_add(m.out, 1), ptx::thread());
+}
+
+std::vector<int> arrival_order(int schedule) {
+  emulator::config().schedule = schedule;
+  const Buffers buffers(1 + kThreads);
+  ptx::launch(arrivals, "arrivals", dim3(1), kThreads, 0, nullptr, buffers.memory());
+  emulator::config().schedule = 0;
+  return {buffers.out.begin() + 1, buffers.out.end()};
+}
+
+void check_schedules() {
+  const std::vector<int> first = arrival_order(0), last = arrival_order(1);
+  EXPECT(first.front() == 0 && first.back() == kThreads - 1);
+  EXPECT(last.front() == kThreads - 1 && last.back() == 0);
+  EXPECT(arrival_order(2) == arrival_order(2));
+  EXPECT(arrival_order(2) != arrival_order(3) && arrival_order(3) != arrival_order(4));
+}
+
+/** Launches from several host threads run one after the other. */
+void check_host_threads() {
+  const auto work = [] {
+    for (int i = 0; i < 50; ++i) {
+      cudaStream_t stream;
+      cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+      const Buffers buffers(2 * kThreads);
+      ptx::launch(positions, "positions", dim3(2), kThreads, 0, stream, buffers.memory());
+      EXPECT(cudaStreamSynchronize(stream) == cudaSuccess && buffers.out[kThreads + 1] == 1001);
+      cudaStreamDestroy(stream);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) threads.emplace_back(work);
+  for (std::thread& thread : threads) thread.join();
+}
+
+FLASHATTN_KERNEL(kThreads) counted(const Memory m) {
+  const uint32_t a[4] = {};
+  uint32_t r[4];
+  float c[4] = {};
+  ptx::cp_async16(slot(ptx::thread()), m.in + 4 * ptx::thread(), 16);
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
+  ptx::sync_threads();
+  ptx::ldmatrix_x4(r, slot(ptx::thread()));
+  ptx::mma_f16(c, a, r[0], r[1]);
+  ptx::mma_bf16(c, a, r[0], r[1]);
+}
+
+void check_statistics() {
+  const Buffers buffers(1);
+  emulator::clear_statistics();
+  ptx::launch(counted, "counted", dim3(3), kThreads, kThreads * 16, nullptr, buffers.memory());
+  const emulator::Statistics& s = emulator::statistics();
+  EXPECT(s.launches == 1 && s.blocks == 3 && s.copies == 3 * kThreads && s.barriers == 3);
+  EXPECT(s.ldmatrix == 6 && s.mma == 12 && s.collectives == 18 && s.switches > 0 && s.bank_conflicts == 0);
+}
+
+}  // namespace
+
+int main() {
+  for (int schedule = 0; schedule < 4; ++schedule) {
+    emulator::config().schedule = schedule;
+    check_positions();
+    check_exchanges();
+    check_copies(false);
+    check_copies(true);
+  }
+  check_poison();
+  check_schedules();
+  check_host_threads();
+  check_statistics();
+  return finish();
+}
