@@ -155,8 +155,8 @@ struct ColumnsAsB {
   using Element = typename TileType::Element;
   Place<TileType> place;
 
-  FLASHATTN_DEVICE ColumnsAsB(TileType tile, int inner, Lane lane)
-      : place(tile, inner + lane.index % 16, lane.index / 16) {}
+  FLASHATTN_DEVICE ColumnsAsB(TileType tile, int inner, Lane lane, int column = 0)
+      : place(tile, inner + lane.index % 16, lane.index / 16 + column / TileType::kChunk) {}
 
   FLASHATTN_DEVICE FragmentB<Element> load(int inner, int column) const {
     FragmentB<Element> b;
@@ -171,8 +171,8 @@ struct ColumnsAsA {
   using Element = typename TileType::Element;
   Place<TileType> place;
 
-  FLASHATTN_DEVICE ColumnsAsA(TileType tile, int inner, Lane lane)
-      : place(tile, inner + lane.index % 8 + lane.index / 16 * 8, lane.index / 8 % 2) {}
+  FLASHATTN_DEVICE ColumnsAsA(TileType tile, int inner, Lane lane, int row = 0)
+      : place(tile, inner + lane.index % 8 + lane.index / 16 * 8, lane.index / 8 % 2 + row / TileType::kChunk) {}
 
   FLASHATTN_DEVICE FragmentA<Element> load(int inner, int row) const {
     FragmentA<Element> a;
@@ -189,8 +189,9 @@ struct WordColumns {
   Place<TileType> even, odd;  // rows inner + 2 quad and the next, at column `group`
   uint32_t offset;
 
-  FLASHATTN_DEVICE WordColumns(TileType tile, int inner, Lane lane)
-      : even(tile, inner + 2 * lane.quad, lane.group / 4), odd(tile, inner + 2 * lane.quad + 1, lane.group / 4),
+  FLASHATTN_DEVICE WordColumns(TileType tile, int inner, Lane lane, int column)
+      : even(tile, inner + 2 * lane.quad, lane.group / 4 + column / TileType::kChunk),
+        odd(tile, inner + 2 * lane.quad + 1, lane.group / 4 + column / TileType::kChunk),
         offset(static_cast<uint32_t>(lane.group % 4 * 4)) {}
 
   FLASHATTN_DEVICE uint32_t load(const Place<TileType>& place, int inner, int column) const {
@@ -204,7 +205,8 @@ template <int Rows, int Columns>
 struct ColumnsAsB<Tile<Float32, Rows, Columns>> {
   detail::WordColumns<Tile<Float32, Rows, Columns>> words;
 
-  FLASHATTN_DEVICE ColumnsAsB(Tile<Float32, Rows, Columns> tile, int inner, Lane lane) : words(tile, inner, lane) {}
+  FLASHATTN_DEVICE ColumnsAsB(Tile<Float32, Rows, Columns> tile, int inner, Lane lane, int column = 0)
+      : words(tile, inner, lane, column) {}
 
   FLASHATTN_DEVICE FragmentB<Float32> load(int inner, int column) const {
     FragmentB<Float32> b;
@@ -221,7 +223,8 @@ template <int Rows, int Columns>
 struct ColumnsAsA<Tile<Float32, Rows, Columns>> {
   detail::WordColumns<Tile<Float32, Rows, Columns>> words;
 
-  FLASHATTN_DEVICE ColumnsAsA(Tile<Float32, Rows, Columns> tile, int inner, Lane lane) : words(tile, inner, lane) {}
+  FLASHATTN_DEVICE ColumnsAsA(Tile<Float32, Rows, Columns> tile, int inner, Lane lane, int row = 0)
+      : words(tile, inner, lane, row) {}
 
   FLASHATTN_DEVICE FragmentA<Float32> load(int inner, int row) const {
     FragmentA<Float32> a;

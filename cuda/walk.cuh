@@ -102,11 +102,12 @@ class KeyWalk {
   int next_;
 };
 
-/** The query tiles with a query that may see some key of a tile. */
+/** The query tiles with a query that may see some key of a tile, the last one first. */
 template <int QueryTile>
 class QueryWalk {
  public:
-  FLASHATTN_DEVICE QueryWalk(const AttentionParams& p, const Band& band, int b, int h, Range keys, int query_length)
+  FLASHATTN_DEVICE QueryWalk(const AttentionParams& p, const Band& band, int b, int h, Range keys, int query_length,
+                             int taken = 0)
       : mask_(p.block_mask), seeing_(band.seeing_queries(keys, query_length)),
         list_(mask_.block_size
                   ? detail::TileList<QueryTile>::of_lists(mask_.full_queries, mask_.partial_queries,
@@ -115,21 +116,24 @@ class QueryWalk {
                                                               keys.begin / mask_.block_size,
                                                           mask_.block_size)
                   : detail::TileList<QueryTile>::of_range(seeing_)),
-        next_(0) {}
+        taken_(taken) {}
 
   FLASHATTN_DEVICE Met take() {
-    while (next_ < list_.count) {
-      const Met met = list_.at(next_++, mask_);
+    while (taken_ < list_.count) {
+      const Met met = list_.at(list_.count - ++taken_, mask_);
       if (met.begin < seeing_.end && met.begin + QueryTile > seeing_.begin) return met;
     }
     return {-1, nullptr};
   }
 
+  /** Where another walk over the same tiles goes on. */
+  FLASHATTN_DEVICE int taken() const { return taken_; }
+
  private:
   const BlockMaskParams& mask_;
   Range seeing_;
   detail::TileList<QueryTile> list_;
-  int next_;
+  int taken_;
 };
 
 }  // namespace flashattn

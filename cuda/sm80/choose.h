@@ -23,4 +23,15 @@ inline Variant forward_variant(const AttentionParams& p, const DeviceLimits& lim
   return bytes == 2 && fits && within && blocks >= limits.multiprocessors ? Variant::Large : Variant::Small;
 }
 
+/** The same for backward, whose blocks are tiles of keys of a key/value head. */
+inline Variant backward_variant(const AttentionParams& p, const DeviceLimits& limits) {
+  if (has_extras(p)) return Variant::Extras;
+  const int bytes = element_bytes(p), bucket = head_dim_bucket(p);
+  const BackwardShape shape = backward_shape(bytes, bucket, Variant::Large);
+  const bool fits = backward_shared_bytes(bytes, bucket, Variant::Large) <= limits.shared_memory;
+  const bool within = p.block_mask.block_size % shape.key_tile == 0;
+  const int64_t blocks = static_cast<int64_t>(divide_up(p.key_length, shape.key_tile)) * p.kv_heads * p.batch;
+  return bytes == 2 && fits && within && blocks >= limits.multiprocessors ? Variant::Large : Variant::Small;
+}
+
 }  // namespace flashattn

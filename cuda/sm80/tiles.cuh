@@ -49,6 +49,89 @@ struct ForwardTiles {
   static_assert(kSlots % 2 == 0, "keys and values take turns");
 };
 
+/**
+ * A block of backward is key_tile / warp_rows rows of warps, and the warps of one row share its keys: each has
+ * 1 / column_warps of the dims of dK and dV. Registers a thread, of 255: warp_rows / 16 * (head_dim / column_warps for dK
+ * and dV + the queries scored at once for P and dP), then dQ in the place of the scores, and about 50 for fragments and
+ * addresses. Bytes of fragments read from shared memory bound its speed: per 16 x 16 x 16 of all five products, forward's
+ * way of counting gives 4 fragments for 32 rows by one warp, 4.5 for 32 rows by two, 6 for 16 rows by one.
+ */
+struct BackwardShape {
+  int key_tile, query_tile, warps, warp_rows;
+  int slots;  // of queries and of d_out: with two, copies overlap a whole tile's work, with one only its dQ
+
+  constexpr int column_warps() const { return warps * warp_rows / key_tile; }
+};
+
+constexpr BackwardShape backward_shape(int bytes, int head_dim, Variant variant) {
+  if (bytes == 4) {
+    if (head_dim <= 64) return {64, 32, 4, 16, 2};    // 73 KB at 64
+    if (head_dim <= 96) return {64, 32, 4, 16, 1};    // 81 KB
+    if (head_dim <= 128) return {64, 16, 4, 16, 1};   // 84 KB
+    return {32, 16, 4, 16, 1};                        // 99 KB at 256
+  }
+  if (variant == Variant::Large) {
+    if (head_dim <= 64) return {128, 64, 4, 32, 2};   // 81 KB at 64, so two blocks an SM; 192 registers
+    if (head_dim <= 128) return {128, 64, 8, 32, 2};  // 161 KB at 128; 192 registers
+    if (head_dim <= 192) return {64, 64, 8, 32, 2};   // 161 KB; 128 registers
+    return {64, 64, 8, 32, 1};                        // 145 KB; 160 registers
+  }
+  if (head_dim > 192) return {32, 32, 4, 16, 1};  // 69 KB; 144 registers
+  if (head_dim > 128) return {64, 32, 8, 16, 1};  // 81 KB; 112 registers
+  const int slots = head_dim <= 64 ? 2 : 1;       // 65 KB at 64, 81 KB at 128
+  return variant == Variant::Small ? BackwardShape{64, 64, 4, 32, slots} : BackwardShape{64, 64, 8, 16, slots};
+}
+
+/** Whether the warps of a row score different queries each and exchange P and dS, instead of all scoring all. */
+constexpr bool backward_exchanges(int bytes, int head_dim, Variant variant) {
+  return bytes == 2 && backward_shape(bytes, head_dim, variant).column_warps() > 1;
+}
+
+constexpr int backward_shared_bytes(int bytes, int head_dim, Variant variant) {
+  const BackwardShape shape = backward_shape(bytes, head_dim, variant);
+  const int rows = 2 * (shape.key_tile + shape.slots * shape.query_tile);  // keys, values, queries and d_out
+  const int score_tiles = backward_exchanges(bytes, head_dim, variant) ? 2 : 1;
+  const int row_stats = shape.query_tile * 2 * 4, ticket = 16;
+  return (rows * head_dim + score_tiles * shape.key_tile * shape.query_tile) * bytes + row_stats + ticket;
+}
+
+template <class ElementType, int HeadDim, Variant Kind>
+struct BackwardTiles {
+  using Element = ElementType;
+  static constexpr int kElementBytes = sizeof(typename Element::Storage);
+  static constexpr BackwardShape kShape = backward_shape(kElementBytes, HeadDim, Kind);
+  static constexpr int kKeyTile = kShape.key_tile, kQueryTile = kShape.query_tile, kSlots = kShape.slots;
+  static constexpr int kWarps = kShape.warps, kThreads = kWarps * kWarpSize;
+  static constexpr int kWarpRows = kShape.warp_rows, kRowTiles = kWarpRows / 16;
+  static constexpr int kColumnWarps = kShape.column_warps(), kDims = HeadDim / kColumnWarps;  // of a warp's dK and dV
+  static constexpr bool kExchange = backward_exchanges(kElementBytes, HeadDim, Kind);
+  /** Queries that a warp scores at once. */
+  static constexpr int kChunk = kExchange ? kQueryTile / kColumnWarps : kQueryTile < 32 ? kQueryTile : 32;
+
+  /** Of the warps, those side by side along the queries of dQ: the two sides of a warp's part as equal as can be. */
+  static constexpr int query_warps() {
+    int best = 0, least = 0;
+    for (int n = 1; n <= kWarps; n *= 2) {
+      if (kQueryTile / 16 % n || HeadDim / 16 % (kWarps / n)) continue;
+      const int sides = kQueryTile / 16 / n + HeadDim / 16 / (kWarps / n);
+      if (!best || sides < least) {
+        best = n;
+        least = sides;
+      }
+    }
+    return best;
+  }
+  static constexpr int kQueryWarps = query_warps(), kDimWarps = kWarps / kQueryWarps;
+  static constexpr int kQueryBlocks = kQueryTile / 16 / kQueryWarps, kDimBlocks = HeadDim / 16 / kDimWarps;
+
+  using KeyTile = Tile<Element, kKeyTile, HeadDim>;
+  using QueryTile = Tile<Element, kQueryTile, HeadDim>;
+  using ScoreTile = Tile<Element, kKeyTile, kQueryTile>;
+  static constexpr int kSharedBytes = backward_shared_bytes(kElementBytes, HeadDim, Kind);
+  static_assert(Kind == Variant::Large || kSharedBytes <= kSharedMemoryFloor);
+  static_assert(kDims % 16 == 0 && kChunk % 16 == 0);
+};
+
 /** Tiles of the kernels that form dS for the gradients of bias and relative positions: queries by keys. */
 struct GradientShape {
   int query_tile, key_tile;

@@ -1,0 +1,53 @@
+// d_sink[h] = -sum over rows of e^(sink - lse) * delta: the sink's value is zero, so its dP is too.
+#include "rows.cuh"
+#include "sm80/backward_parts.h"
+
+namespace flashattn {
+
+namespace {
+
+constexpr int kThreads = 512;
+constexpr float kLog2E = 1.4426950408889634f;
+
+/** The sum over a block, in its first thread: always the same pairs in the same order. */
+FLASHATTN_DEVICE double sum_block(double x) {
+  const auto at = [](int thread) { return ptx::shared_base() + static_cast<uint32_t>(thread * sizeof(double)); };
+  const int thread = ptx::thread();
+  ptx::store_shared(at(thread), x);
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    ptx::sync_threads();
+    if (thread >= half) continue;
+    x += ptx::load_shared<double>(at(thread + half));
+    ptx::store_shared(at(thread), x);
+  }
+  return x;
+}
+
+/** A block is one head. */
+FLASHATTN_KERNEL(kThreads) sink_kernel(AttentionParams p) {
+  const int h = static_cast<int>(ptx::block().x);
+  const float sink = ptx::load_global(p.sink + h);
+  const int64_t rows = static_cast<int64_t>(p.batch) * p.query_length;
+  double sum = 0;
+  for (int64_t index = ptx::thread(); index < rows; index += kThreads) {
+    const int b = static_cast<int>(index / p.query_length), i = static_cast<int>(index % p.query_length);
+    const Sequence s = sequence_of(p, b);
+    if (i >= s.query_length) continue;
+    const int64_t row = b * p.lse_batch + h * p.lse_head + s.query_begin + i;
+    const float lse = ptx::load_global(p.lse + row);
+    if (lse == -INFINITY) continue;
+    sum -= static_cast<double>(ptx::exp2((sink - lse) * kLog2E)) * ptx::load_global(p.delta + row);
+  }
+  sum = sum_block(sum);
+  if (ptx::thread() == 0) ptx::store_global(p.d_sink + h, static_cast<float>(sum));
+}
+
+}  // namespace
+
+cudaError_t launch_backward_sink(const AttentionParams& p, cudaStream_t stream) {
+  if (!p.d_sink) return cudaSuccess;
+  return launched("backward_sink", ptx::launch(sink_kernel, "backward_sink", dim3(p.heads), kThreads,
+                                               kThreads * static_cast<int>(sizeof(double)), stream, p));
+}
+
+}  // namespace flashattn

@@ -1,0 +1,54 @@
+// The element types of tensors: how each is stored, and its value in float32. Rounding is to nearest, ties to even;
+// NaN stays NaN.
+#pragma once
+#include "params.h"
+#include "ptx.cuh"
+
+namespace flashattn {
+
+struct Float32 {
+  using Storage = float;
+  static constexpr DType kDType = DType::Float32;
+  static FLASHATTN_DEVICE float load(Storage x) { return x; }
+  static FLASHATTN_DEVICE Storage store(float x) { return x; }
+};
+
+struct Float16 {
+  using Storage = uint16_t;
+  static constexpr DType kDType = DType::Float16;
+  static FLASHATTN_DEVICE float load(Storage bits) { return ptx::from_f16(bits); }
+  static FLASHATTN_DEVICE Storage store(float x) { return static_cast<Storage>(pack(x, 0.0f)); }
+  /** `low` in the low half. */
+  static FLASHATTN_DEVICE uint32_t pack(float low, float high) { return ptx::pack_f16(low, high); }
+};
+
+struct BFloat16 {
+  using Storage = uint16_t;
+  static constexpr DType kDType = DType::BFloat16;
+  static FLASHATTN_DEVICE float load(Storage bits) { return ptx::from_bf16(bits); }
+  static FLASHATTN_DEVICE Storage store(float x) { return static_cast<Storage>(pack(x, 0.0f)); }
+  /** `low` in the low half. */
+  static FLASHATTN_DEVICE uint32_t pack(float low, float high) { return ptx::pack_bf16(low, high); }
+};
+
+inline int element_size(DType dtype) { return dtype == DType::Float32 ? 4 : 2; }
+
+/** f(Float16{}), f(BFloat16{}) or f(Float32{}), on the host. */
+template <class F>
+auto dispatch(DType dtype, F f) {
+  switch (dtype) {
+    case DType::Float16: return f(Float16{});
+    case DType::BFloat16: return f(BFloat16{});
+    default: return f(Float32{});
+  }
+}
+
+/** The same on the device: a branch that a whole grid takes together. */
+template <class F>
+FLASHATTN_DEVICE void with_element(DType dtype, F f) {
+  if (dtype == DType::Float16) f(Float16{});
+  else if (dtype == DType::BFloat16) f(BFloat16{});
+  else f(Float32{});
+}
+
+}  // namespace flashattn

@@ -1,0 +1,440 @@
+// FlashAttention backward: Dao, "FlashAttention-2" (2023), algorithm 2.
+//
+// A block owns one tile of keys of one key/value head and walks the query tiles that may see it, of all query heads of
+// the group: it alone writes the dK and dV of its keys, which stay in registers until the end. Per query tile:
+//   S^T = K Q^T, dP^T = V dO^T, P^T = exp(S^T - lse), dS^T = P^T * (dP^T - delta)
+//   dV += P^T dO, dK += dS^T Q, dQ += dS K
+// A warp owns whole key rows, or shares them with the warps of its row, each of which then has its part of the dims
+// (see BackwardTiles). dQ is the sum over key tiles, so blocks add theirs to d_query_sum in float32, by atomics: in
+// whatever order, or in a fixed one (turns.cuh).
+//
+// A hidden pair has P = dS = 0, but 0 * NaN is NaN: rows that turn out NaN where something was hidden are computed again,
+// pair by pair (repair_backward.cuh).
+#pragma once
+#include "../launch_error.h"
+#include "../scores.cuh"
+#include "../walk.cuh"
+#include "choose.h"
+#include "repair_backward.cuh"
+#include "turns.cuh"
+
+namespace flashattn {
+
+template <class Element, int HeadDim, Variant Kind>
+class BackwardBlock {
+ public:
+  using Tiles = BackwardTiles<Element, HeadDim, Kind>;
+  using KeyTile = typename Tiles::KeyTile;
+  using QueryTile = typename Tiles::QueryTile;
+  using ScoreTile = typename Tiles::ScoreTile;
+  using ChunkScores = Scores<Tiles::kRowTiles, Tiles::kChunk / 8>;  // [warp's keys, queries scored at once]
+  static constexpr bool kExtras = Kind == Variant::Extras;
+  static constexpr int kRowTiles = Tiles::kRowTiles, kColumnWarps = Tiles::kColumnWarps;
+
+  FLASHATTN_DEVICE BackwardBlock(const AttentionParams& p, int first_key, int kv_head, int b)
+      : p_(p), head_(p, b, kv_head * (p.heads / p.kv_heads)), lane_(ptx::thread()), first_key_(first_key),
+        warp_(ptx::thread() / kWarpSize), warp_row_(warp_ / kColumnWarps * Tiles::kWarpRows),
+        warp_column_(warp_ % kColumnWarps) {}
+
+  FLASHATTN_DEVICE void run() {
+    if (first_key_ >= head_.sequence.key_length) return;
+    walk_queries();
+    const bool repair = ptx::ballot(hid_ && has_nan());
+    store();
+    ptx::sync_threads();
+    if (repair)
+      repair_d_keys<Element>(p_, head_.b, head_.kv_head(), first_key_ + warp_row_, Tiles::kWarpRows, warp_column_,
+                             kColumnWarps);
+  }
+
+  /** A number of the order in which blocks start, the same for all threads of this one. */
+  FLASHATTN_DEVICE static int draw_ticket(const AttentionParams& p) {
+    const uint32_t ticket = row_stats() + Tiles::kQueryTile * sizeof(float2);
+    if (ptx::thread() == 0) ptx::store_shared(ticket, ptx::fetch_add(p.turns, 1));
+    ptx::sync_threads();
+    return ptx::load_shared<int32_t>(ticket);
+  }
+
+ private:
+  /** A query tile of a query head. */
+  struct Visit {
+    int h, taken;  // query tiles of this head so far
+    Met met;
+  };
+
+  // Shared memory -----------------------------------------------------------------------------------------------------
+
+  FLASHATTN_DEVICE static KeyTile keys() { return {ptx::shared_base()}; }
+  FLASHATTN_DEVICE static KeyTile values() { return {keys().base + KeyTile::kBytes}; }
+  FLASHATTN_DEVICE static QueryTile queries(int slot) {
+    return {values().base + static_cast<uint32_t>(KeyTile::kBytes + slot * 2 * QueryTile::kBytes)};
+  }
+  FLASHATTN_DEVICE static QueryTile d_outs(int slot) { return {queries(slot).base + QueryTile::kBytes}; }
+  FLASHATTN_DEVICE static ScoreTile d_scores() { return {queries(Tiles::kSlots).base}; }
+  FLASHATTN_DEVICE static ScoreTile probabilities() { return {d_scores().base + ScoreTile::kBytes}; }
+  /** [query tile] pairs of lse, in units of log 2, and delta; after them a word for the block's ticket. */
+  FLASHATTN_DEVICE static uint32_t row_stats() {
+    return d_scores().base + (Tiles::kExchange ? 2 : 1) * ScoreTile::kBytes;
+  }
+
+  FLASHATTN_DEVICE void load(const Visit& visit, int slot) const {
+    if (visit.met.begin >= 0) {
+      const Sequence& s = head_.sequence;
+      const Rows query = Rows::of<Element>(p_.query, head_.b, s.query_begin, visit.h, p_.head_dim);
+      const Rows d_out = Rows::of<Element>(p_.d_out, head_.b, s.query_begin, visit.h, p_.value_dim);
+      load_rows<Tiles::kThreads>(queries(slot), query, visit.met.begin, s.query_length, ptx::thread());
+      load_rows<Tiles::kThreads>(d_outs(slot), d_out, visit.met.begin, s.query_length, ptx::thread());
+    }
+    ptx::cp_async_commit();
+  }
+
+  /** Of this thread's query, if it has one. An empty row, or none: +Infinity, so that every probability is 0. */
+  FLASHATTN_DEVICE float2 row_stats_of(const Visit& visit) const {
+    const int query = visit.met.begin + ptx::thread();
+    if (visit.met.begin < 0 || ptx::thread() >= Tiles::kQueryTile || query >= head_.sequence.query_length)
+      return make_float2(kInfinity, 0.0f);
+    const int64_t row = head_.lse_row(query) + (visit.h - head_.h) * p_.lse_head;
+    const float lse = ptx::load_global(p_.lse + row);
+    return make_float2(lse == -kInfinity ? kInfinity : lse * kLog2E, ptx::load_global(p_.delta + row));
+  }
+
+  FLASHATTN_DEVICE static void put_row_stats(float2 stats) {
+    if (ptx::thread() < Tiles::kQueryTile)
+      ptx::store_shared(row_stats() + static_cast<uint32_t>(ptx::thread() * sizeof(float2)), stats);
+  }
+
+  // The walk ----------------------------------------------------------------------------------------------------------
+
+  /** Of all query heads of the group; the walk is made anew each time, which costs less than the registers it holds. */
+  FLASHATTN_DEVICE Visit after(Visit visit) const {
+    const Range keys = head_.keys_at(first_key_, Tiles::kKeyTile);
+    const int group = p_.heads / p_.kv_heads, end = (visit.h / group + 1) * group;
+    for (;;) {
+      QueryWalk<Tiles::kQueryTile> walk(p_, head_.band, head_.b, visit.h, keys, head_.sequence.query_length,
+                                        visit.taken);
+      visit.met = walk.take();
+      visit.taken = walk.taken();
+      if (visit.met.begin >= 0 || visit.h + 1 == end) return visit;
+      visit = {visit.h + 1, 0, {}};
+    }
+  }
+
+  FLASHATTN_DEVICE void walk_queries() {
+    d_key_.clear();
+    d_value_.clear();
+    const Sequence& s = head_.sequence;
+    const Rows key = Rows::of<Element>(p_.key, head_.b, s.key_begin, head_.kv_head(), p_.head_dim);
+    const Rows value = Rows::of<Element>(p_.value, head_.b, s.key_begin, head_.kv_head(), p_.value_dim);
+    load_rows<Tiles::kThreads>(keys(), key, first_key_, s.key_length, ptx::thread());
+    load_rows<Tiles::kThreads>(values(), value, first_key_, s.key_length, ptx::thread());
+
+    Visit visit = after({head_.h, 0, {}});
+    load(visit, 0);
+    put_row_stats(row_stats_of(visit));
+    int slot = 0;
+    while (visit.met.begin >= 0) {
+      head_.h = visit.h;
+      const Visit next = after(visit);
+      ptx::cp_async_wait<0>();
+      ptx::sync_threads();  // the tile has landed, and everybody is done with the one before
+      const int next_slot = (slot + 1) % Tiles::kSlots;
+      if constexpr (Tiles::kSlots > 1) load(next, next_slot);
+      meet(slot, visit.met);
+      if constexpr (Tiles::kSlots == 1) {
+        if constexpr (Tiles::kExchange) ptx::sync_threads();  // everybody is done with the tile
+        load(next, 0);
+      }
+      const float2 stats = row_stats_of(next);
+      add_d_query(visit.met.begin);
+      put_row_stats(stats);
+      visit = next;
+      slot = next_slot;
+    }
+    ptx::cp_async_wait<0>();
+    ptx::sync_threads();
+  }
+
+  /** Adds to dK and dV, and leaves dS in shared memory for all. */
+  FLASHATTN_DEVICE void meet(int slot, const Met& met) {
+    const Cover tile_cover = cover_of(met, met.begin, Tiles::kQueryTile);
+    hid_ = hid_ || tile_cover != Cover::Full;
+    if constexpr (Tiles::kExchange) {
+      ChunkScores p, d;
+      score(slot, met, warp_column_ * Tiles::kChunk, p, d);
+      store_scores(probabilities(), warp_column_ * Tiles::kChunk, p);
+      store_scores(d_scores(), warp_column_ * Tiles::kChunk, d);
+      ptx::sync_threads();
+      if (tile_cover == Cover::Empty) return;
+      const RowsAsA<ScoreTile> p_rows(probabilities(), warp_row_, lane_), d_rows(d_scores(), warp_row_, lane_);
+      add_products<Tiles::kQueryTile>(slot, 0, [&](int m, int k) { return p_rows.load(m * 16, k * 16); },
+                                      [&](int m, int k) { return d_rows.load(m * 16, k * 16); });
+    } else {
+#pragma unroll 1
+      for (int chunk = 0; chunk < Tiles::kQueryTile; chunk += Tiles::kChunk) {
+        ChunkScores p, d;
+        const Cover cover = score(slot, met, chunk, p, d);
+        if (warp_column_ == 0) store_scores(d_scores(), chunk, d);
+        if (cover == Cover::Empty) continue;
+        const auto fragment = [](const ChunkScores& s, int m, int k) {
+          return fragment_of<Element>(s.s[m][2 * k], s.s[m][2 * k + 1]);
+        };
+        add_products<Tiles::kChunk>(slot, chunk, [&](int m, int k) { return fragment(p, m, k); },
+                                    [&](int m, int k) { return fragment(d, m, k); });
+      }
+      ptx::sync_threads();
+    }
+  }
+
+  // P and dS ----------------------------------------------------------------------------------------------------------
+
+  /** How this warp's keys meet some queries of a tile. */
+  FLASHATTN_DEVICE Cover cover_of(const Met& met, int first, int count) const {
+    const Range rows = head_.keys_at(first_key_ + warp_row_, Tiles::kWarpRows), columns = head_.queries_at(first, count);
+    if (rows.end <= rows.begin || columns.end <= columns.begin) return Cover::Empty;
+    const Cover cover = head_.band.cover(columns, rows);
+    const bool whole = !met.bits && rows.end - rows.begin == Tiles::kWarpRows && columns.end - columns.begin == count;
+    return cover == Cover::Full && !whole ? Cover::Partial : cover;
+  }
+
+  /** P^T and dS^T of this warp's keys and kChunk queries of a tile, from its row `chunk` on. */
+  FLASHATTN_DEVICE Cover score(int slot, const Met& met, int chunk, ChunkScores& p, ChunkScores& d) {
+    const Cover cover = cover_of(met, met.begin + chunk, Tiles::kChunk);
+    p.clear();
+    d.clear();
+    if (cover == Cover::Empty) return cover;
+    add_scores(keys(), queries(slot), chunk, p);
+    const Positions<RowsAre::Keys> at(first_key_ + warp_row_, met.begin + chunk, lane_);
+    ChunkScores slopes;
+    if constexpr (kExtras) {
+      finish_scores(head_, at, p, &slopes);
+      hid_ = hid_ || p_.bias.data;
+    }
+    if (cover == Cover::Partial) hide_scores(head_, met.bits, at, p);
+    add_scores(values(), d_outs(slot), chunk, d);
+    ChunkScores factors;
+    if constexpr (kExtras)
+      if (p_.dropout.threshold) {
+        for_each_score(factors, at, [](float& factor, int, int) { factor = 1.0f; });
+        drop_out(head_, at, factors);
+        multiply_scores(d, factors);
+      }
+    differentiate(chunk, p, d);
+    if constexpr (kExtras) {
+      if (p_.softcap > 0) multiply_scores(d, slopes);
+      if (p_.dropout.threshold) multiply_scores(p, factors);
+    }
+    return cover;
+  }
+
+  FLASHATTN_DEVICE void add_scores(KeyTile rows, QueryTile columns, int chunk, ChunkScores& sums) const {
+    const RowsAsA<KeyTile> row(rows, warp_row_, lane_);
+    const RowsAsB<QueryTile> column(columns, chunk, lane_);
+#pragma unroll
+    for (int d = 0; d < HeadDim; d += 16) {
+      FragmentA<Element> a[kRowTiles];
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) a[m] = row.load(m * 16, d);
+#pragma unroll
+      for (int n = 0; n < Tiles::kChunk / 16; ++n) {
+        const FragmentB<Element> b = column.load(n * 16, d);
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m) multiply(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
+      }
+    }
+  }
+
+  /** In: logits and dP. Out: P and dS. */
+  FLASHATTN_DEVICE void differentiate(int chunk, ChunkScores& p, ChunkScores& d) const {
+    // What scores are multiplied by to be in units of log 2.
+    const float unit = kExtras ? 1.0f : p_.scale * kLog2E;
+#pragma unroll
+    for (int n = 0; n < Tiles::kChunk / 8; ++n) {
+      const uint32_t at = row_stats() + static_cast<uint32_t>((chunk + n * 8 + lane_.quad * 2) * sizeof(float2));
+      const float4 stats = ptx::load_shared<float4>(at);
+      const float lse[2] = {stats.x, stats.z}, delta[2] = {stats.y, stats.w};
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          p.s[m][n][e] = ptx::exp2(p.s[m][n][e] * unit - lse[e % 2]);
+          d.s[m][n][e] = p.s[m][n][e] * (d.s[m][n][e] - delta[e % 2]);
+        }
+    }
+  }
+
+  FLASHATTN_DEVICE static void multiply_scores(ChunkScores& scores, const ChunkScores& by) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < Tiles::kChunk / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) scores.s[m][n][e] *= by.s[m][n][e];
+  }
+
+  FLASHATTN_DEVICE void store_scores(ScoreTile tile, int chunk, const ChunkScores& scores) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < Tiles::kChunk / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; e += 2)
+          store_pair(tile, warp_row_ + m * 16 + e / 2 * 8 + lane_.group, chunk + n * 8 + lane_.quad * 2,
+                     scores.s[m][n][e], scores.s[m][n][e + 1]);
+  }
+
+  // Products with them ------------------------------------------------------------------------------------------------
+
+  /** dV += P^T dO and dK += dS^T Q of `Count` queries from row `first` of the tile on; p(m, k) and d(m, k): fragments. */
+  template <int Count, class P, class D>
+  FLASHATTN_DEVICE void add_products(int slot, int first, P p, D d) {
+    // The warps of a row take blocks of 16 dims in turn.
+    const ColumnsAsB<QueryTile> d_out(d_outs(slot), first, lane_, warp_column_ * 16);
+    const ColumnsAsB<QueryTile> query(queries(slot), first, lane_, warp_column_ * 16);
+#pragma unroll
+    for (int k = 0; k < Count / 16; ++k) {
+      add_product(k, p, d_out, d_value_);
+      add_product(k, d, query, d_key_);
+    }
+  }
+
+  template <class A, class Sums>
+  FLASHATTN_DEVICE static void add_product(int k, A fragment, const ColumnsAsB<QueryTile>& column, Sums& sums) {
+    FragmentA<Element> a[kRowTiles];
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m) a[m] = fragment(m, k);
+#pragma unroll
+    for (int n = 0; n < Tiles::kDims / 16; ++n) {
+      const FragmentB<Element> b = column.load(k * 16, n * kColumnWarps * 16);
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m) multiply(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
+    }
+  }
+
+  /** dQ = dS K, of which warps take blocks of 16 queries by 16 dims in turn. */
+  FLASHATTN_DEVICE void add_d_query(int first_query) {
+    constexpr int kRowStep = Tiles::kQueryWarps * 16, kColumnStep = Tiles::kDimWarps * 16;
+    const int row = warp_ / Tiles::kDimWarps * 16, column = warp_ % Tiles::kDimWarps * 16;
+    Scores<Tiles::kQueryBlocks, Tiles::kDimBlocks * 2> sums;
+    sums.clear();
+    const ColumnsAsA<ScoreTile> d_score(d_scores(), 0, lane_, row);
+    const ColumnsAsB<KeyTile> key(keys(), 0, lane_, column);
+#pragma unroll
+    for (int k = 0; k < Tiles::kKeyTile; k += 16) {
+      FragmentA<Element> a[Tiles::kQueryBlocks];
+#pragma unroll
+      for (int m = 0; m < Tiles::kQueryBlocks; ++m) a[m] = d_score.load(k, m * kRowStep);
+#pragma unroll
+      for (int n = 0; n < Tiles::kDimBlocks; ++n) {
+        const FragmentB<Element> b = key.load(k, n * kColumnStep);
+#pragma unroll
+        for (int m = 0; m < Tiles::kQueryBlocks; ++m) multiply(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
+      }
+    }
+
+    Turn turn{};
+    if (p_.deterministic) {
+      if (warp_ == 0) turn = turn_of<Tiles::kKeyTile, Tiles::kQueryTile>(head_, first_query, first_key_);
+      if (ptx::thread() == 0) ptx::wait_for(turn.count, turn.before);
+      ptx::sync_threads();
+    }
+    const int first = first_query + row + lane_.group;
+    float* to = p_.d_query_sum + head_.lse_row(first) * HeadDim + column + lane_.quad * 2;
+#pragma unroll
+    for (int m = 0; m < Tiles::kQueryBlocks; ++m)
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const int below = m * kRowStep + lower * 8;
+        if (first + below >= head_.sequence.query_length) continue;
+#pragma unroll
+        for (int n = 0; n < Tiles::kDimBlocks * 2; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            ptx::add_global(to + below * HeadDim + n / 2 * kColumnStep + n % 2 * 8 + e, sums.s[m][n][lower * 2 + e]);
+      }
+    if (p_.deterministic) {
+      ptx::sync_threads();
+      if (ptx::thread() == 0) ptx::signal(turn.count, turn.before + 1);
+    }
+  }
+
+  // The end -----------------------------------------------------------------------------------------------------------
+
+  FLASHATTN_DEVICE bool has_nan() const {
+    bool found = false;
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < Tiles::kDims / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          found = found || d_key_.s[m][n][e] != d_key_.s[m][n][e] || d_value_.s[m][n][e] != d_value_.s[m][n][e];
+    return found;
+  }
+
+  /** Through the tiles of keys and values, so that whole rows are written. */
+  FLASHATTN_DEVICE void store() {
+    store_sums(keys(), d_key_, p_.scale);
+    store_sums(values(), d_value_, 1.0f);
+    ptx::sync_threads();
+    constexpr int kRows = Tiles::kKeyTile / Tiles::kWarps;
+    const Sequence& s = head_.sequence;
+    const Rows d_key = Rows::of<Element>(p_.d_key, head_.b, s.key_begin, head_.kv_head(), p_.head_dim);
+    const Rows d_value = Rows::of<Element>(p_.d_value, head_.b, s.key_begin, head_.kv_head(), p_.value_dim);
+    store_rows<kRows>(keys(), d_key, warp_ * kRows, first_key_, s.key_length, lane_.index);
+    store_rows<kRows>(values(), d_value, warp_ * kRows, first_key_, s.key_length, lane_.index);
+  }
+
+  template <class Sums>
+  FLASHATTN_DEVICE void store_sums(KeyTile tile, const Sums& sums, float factor) const {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int n = 0; n < Tiles::kDims / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; e += 2)
+          store_pair(tile, warp_row_ + m * 16 + e / 2 * 8 + lane_.group,
+                     (n / 2 * kColumnWarps + warp_column_) * 16 + n % 2 * 8 + lane_.quad * 2, sums.s[m][n][e] * factor,
+                     sums.s[m][n][e + 1] * factor);
+  }
+
+  const AttentionParams& p_;
+  Head head_;
+  Lane lane_;
+  int first_key_, warp_, warp_row_, warp_column_;
+  Scores<kRowTiles, Tiles::kDims / 8> d_key_, d_value_;
+  bool hid_ = false;
+};
+
+template <class Element, int HeadDim, Variant Kind>
+FLASHATTN_KERNEL((BackwardTiles<Element, HeadDim, Kind>::kThreads))
+backward_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
+  using Block = BackwardBlock<Element, HeadDim, Kind>;
+  constexpr int kKeyTile = Block::Tiles::kKeyTile;
+  // Under a causal mask the first keys have the most work: they go first.
+  const int index = p.deterministic ? Block::draw_ticket(p) : static_cast<int>(ptx::block().x);
+  const int tiles = divide_up(p.key_length, kKeyTile), tile = index % tiles, head = index / tiles;
+  Block block(p, tile * kKeyTile, head % p.kv_heads, head / p.kv_heads);
+  block.run();
+}
+
+template <class Element, int HeadDim, Variant Kind>
+cudaError_t launch_backward_kernel(const AttentionParams& p, cudaStream_t stream) {
+  using Tiles = BackwardTiles<Element, HeadDim, Kind>;
+  const int64_t blocks = static_cast<int64_t>(divide_up(p.key_length, Tiles::kKeyTile)) * p.kv_heads * p.batch;
+  if (blocks == 0) return cudaSuccess;
+  return launched("backward", ptx::launch(backward_kernel<Element, HeadDim, Kind>, "backward",
+                                          dim3(static_cast<unsigned>(blocks)), Tiles::kThreads, Tiles::kSharedBytes,
+                                          stream, p));
+}
+
+/** d_key and d_value of every row of every sequence, and d_query / scale added to d_query_sum. */
+template <class Element, int HeadDim>
+cudaError_t launch_backward_bucket(const AttentionParams& p, const DeviceLimits& limits, cudaStream_t stream) {
+  const Variant variant = backward_variant(p, limits);
+  if constexpr (sizeof(typename Element::Storage) == 2)
+    if (variant == Variant::Large) return launch_backward_kernel<Element, HeadDim, Variant::Large>(p, stream);
+  if (variant == Variant::Extras) return launch_backward_kernel<Element, HeadDim, Variant::Extras>(p, stream);
+  return launch_backward_kernel<Element, HeadDim, Variant::Small>(p, stream);
+}
+
+}  // namespace flashattn
