@@ -162,7 +162,7 @@ async function main(): Promise<void> {
     .split(';')
     .map((text) => text.split(',').map(Number));
   const threadCounts = (flags.threads ?? (availableParallelism() > 1 ? '1,2' : '1')).split(',').map(Number);
-  const { simd } = status();
+  const { simd } = status('wasm');
   const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores; node ${process.versions.node}; ${simd} SIMD`;
   console.log(`${machine}; medians of ${rounds} interleaved rounds\n`);
   console.log(

@@ -95,7 +95,7 @@ async function benchmark(length: number, heads: number, densities: number[], rou
 
 const { values: flags } = parseArgs({ options: { rounds: { type: 'string' }, json: { type: 'string' } } });
 const rounds = Number(flags.rounds ?? 5);
-const { simd, threads } = status();
+const { simd, threads } = status('wasm');
 const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores, ${threads} threads; node ${process.versions.node}; ${simd} SIMD`;
 console.log(`${machine}; D = ${dim}, blocks of ${blockSize}; medians of ${rounds} interleaved rounds`);
 console.log('ratio = time / (density x dense time)\n');

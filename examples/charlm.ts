@@ -200,9 +200,9 @@ function contextFor(corpus: Corpus): number {
 }
 
 function describeDevice(requested: DeviceName): string {
-  const { device, threads, simd, reasons } = status(requested);
-  const details = device === 'wasm' ? ` (${threads} threads, ${simd} SIMD)` : '';
-  return [`${device}${details}`, ...reasons.map((reason) => `not ${reason.device}: ${reason.hint}`)].join('; ');
+  const found = status(requested);
+  const details = found.device === 'wasm' ? `${found.threads} threads, ${found.simd} SIMD` : found.name;
+  return [`${found.device} (${details})`, ...found.reasons.map((reason) => `not ${reason.device}: ${reason.hint}`)].join('; ');
 }
 
 function describeComparison(comparison: Comparison, layers: number): string {

@@ -8,8 +8,8 @@ import { version } from './version.js';
 
 const usage = `flashattn ${version}: exact attention for Node.js
 
-  flashattn doctor [--json]
-      What this machine can do, with a numeric self-test. Exit code 0 only when healthy.
+  flashattn doctor [--device auto|wasm|cuda|cuda:<index>] [--json]
+      What this machine can do and why not more, with a numeric self-test. Exit code 0 only when healthy.
 
   flashattn explain --shape 1,4096,8,64 [--kv-shape 1,4096,2,64] [--layout bshd|bhsd] [--dtype float32|float16|bfloat16]
                     [--causal] [--window left,right] [--backward] [--device auto|wasm|cuda] [--json]

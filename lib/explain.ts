@@ -11,8 +11,10 @@ export interface Explanation {
   readonly dtype: DType;
   /** Queries and keys that meet at a time. */
   readonly tiles: { readonly query: number; readonly key: number };
-  /** Independent pieces of work for the threads, forward. */
+  /** Independent pieces of work, forward: for the threads of WebAssembly, or thread blocks of CUDA. */
   readonly items: number;
+  /** On CUDA, what each thread block takes, forward. */
+  readonly block?: { readonly threads: number; readonly sharedMemoryBytes: number };
   /** Of the visible pairs: 2 (dim + value dim) forward, 2 (3 dim + 2 value dim) backward. */
   readonly flops: { readonly forward: number; readonly backward: number };
   /** Of q, k, v, out and lse; with `backward`, also of dOut and the gradients. */
@@ -21,7 +23,7 @@ export interface Explanation {
   readonly unfusedBytes: number;
   /** The share of query-key pairs that the mask hides, 0 to 1. */
   readonly sparsity: number;
-  /** Memory besides the tensors: the threads' tiles and, with `backward`, the scratch of one run. */
+  /** Memory besides the tensors: the threads' tiles on WebAssembly and, with `backward`, the scratch of one run. */
   readonly workspaceBytes: number;
 }
 
@@ -107,6 +109,7 @@ export function explain(description: Problem): Explanation {
     dtype: p.dtype,
     tiles: { query: choice.queryTile, key: choice.keyTile },
     items: choice.items,
+    ...(choice.block && { block: choice.block }),
     flops: {
       forward: 2 * visible * (p.headDim + p.valueDim),
       backward: 2 * visible * (3 * p.headDim + 2 * p.valueDim),

@@ -1,5 +1,6 @@
 /**
- * Exact attention for Node.js: FlashAttention forward and backward on WebAssembly, with one typed API for every device.
+ * Exact attention for Node.js: FlashAttention forward and backward on CUDA and on WebAssembly, with one typed API for
+ * every device.
  *
  * @packageDocumentation
  */
@@ -25,11 +26,24 @@ export {
 export { type BlockMaskOptions, blockMask } from './blockmask/build.js';
 export { blockMaskFromBytes, blockMaskToBytes } from './blockmask/bytes.js';
 export type { DrawOptions } from './blockmask/draw.js';
-export { type DeviceName, type DeviceReason, measurePeak, memory, type Status, status, synchronize } from './device.js';
+export {
+  type CudaDeviceStatus,
+  type CudaReasonCode,
+  type DeviceName,
+  type DeviceReason,
+  measurePeak,
+  measureTime,
+  memory,
+  type Status,
+  status,
+  synchronize,
+  type WasmDeviceStatus,
+} from './device.js';
 export type { DataOf, DType } from './dtype.js';
 export { type ErrorCode, FlashAttnError } from './errors.js';
 export { type Explanation, explain } from './explain.js';
 export { type GatherOptions, gatherRows, RowMap } from './gather.js';
+export { type DevicePointerOptions, fromDevicePointer, setStream } from './interop.js';
 export * as masks from './masks/index.js';
 export { Mask } from './masks/mask.js';
 export {

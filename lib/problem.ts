@@ -58,6 +58,8 @@ export interface AttentionProblem {
   readonly relative: RelativeProblem | undefined;
   readonly blockMask: BlockMask | undefined;
   readonly hasSink: boolean;
+  /** Whether backward has to give the same bits on repeats. */
+  readonly deterministic: boolean;
 }
 
 export const isTensor = (value: unknown): value is Tensor => value instanceof Tensor;
@@ -382,5 +384,6 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
     relative: readRelative(options.relativeBias, dims.heads, sequences),
     blockMask: readMask(options.mask, dims.heads, sequences),
     hasSink: sink !== undefined,
+    deterministic: options.deterministic ?? false,
   };
 }

@@ -25,11 +25,16 @@ export interface TensorOptions<D extends DType = DType> {
 /** Device memory shared by a tensor and its views; freed with the last of them. */
 class Storage {
   #references = 0;
+  readonly #free: () => void;
 
+  /** @param free how the memory is given back, when that is not to the backend */
   constructor(
     readonly backend: Backend,
     readonly buffer: DeviceBuffer,
-  ) {}
+    free = () => backend.free(buffer),
+  ) {
+    this.#free = free;
+  }
 
   retain(): this {
     if (this.#references++ === 0) this.backend.tensorCreated();
@@ -38,7 +43,7 @@ class Storage {
 
   release(): void {
     if (--this.#references > 0) return;
-    this.backend.free(this.buffer);
+    this.#free();
     this.backend.tensorDisposed();
   }
 }
@@ -57,6 +62,10 @@ const contiguousStrides = (shape: Shape): number[] => {
 };
 
 export const elementCount = (shape: Shape): number => shape.reduce((product, n) => product * n, 1);
+
+/** From the first to the last element that a strided view covers. */
+export const elementSpan = (shape: Shape, strides: readonly number[]): number =>
+  elementCount(shape) === 0 ? 0 : shape.reduce((span, n, axis) => span + (n - 1) * strides[axis], 1);
 
 /**
  * An n-dimensional array in a device's memory. Operations on it return at once; only reading its data waits for them.
@@ -110,8 +119,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#checkUsable();
     const { backend, buffer } = this.#storage.retain();
     try {
-      await backend.ready(buffer);
-      return this.#gather();
+      return this.#gather(await backend.read(buffer, ...this.#bytes()));
     } finally {
       this.#storage.release();
     }
@@ -120,8 +128,8 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   /** Like `data`, but blocks the thread. */
   dataSync(): DataOf[D] {
     this.#checkUsable();
-    this.#storage.backend.readySync(this.#storage.buffer);
-    return this.#gather();
+    const { backend, buffer } = this.#storage;
+    return this.#gather(backend.readSync(buffer, ...this.#bytes()));
   }
 
   /** The elements widened to float32, whatever the dtype. */
@@ -139,7 +147,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#checkUsable();
     const { backend, buffer } = this.#storage.retain();
     try {
-      await backend.ready(buffer);
+      await backend.wait(buffer);
     } finally {
       this.#storage.release();
     }
@@ -195,6 +203,19 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     return this.#view(without(this.shape), without(this.strides), index * this.strides[axis]);
   }
 
+  /**
+   * Where the first element lies in the device's memory, for other CUDA libraries of this process. Valid until the
+   * tensor and its views are disposed; what has been launched on the tensor may still be under way (see `synchronize` and
+   * `setStream`).
+   *
+   * @throws ERR_DEVICE on wasm
+   */
+  get devicePointer(): bigint {
+    this.#checkUsable();
+    const { backend, buffer } = this.#storage;
+    return backend.devicePointer(buffer) + BigInt(this.#bytes()[0]);
+  }
+
   /** Frees the memory once pending operations no longer need it. Disposing twice is harmless. */
   dispose(): void {
     if (this.#disposed) return;
@@ -244,21 +265,19 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     return new Tensor(this.#storage, this.dtype, shape, strides, this.#offset + offset);
   }
 
-  /** Copies the elements out of device memory in row-major order. */
-  #gather(): DataOf[D] {
-    const { backend, buffer } = this.#storage;
-    const bytes = backend.bytes(buffer);
+  /** The bytes of the storage that the elements lie in. */
+  #bytes(): [byteOffset: number, byteLength: number] {
+    const bytes = bytesPerElement[this.dtype];
+    return [this.#offset * bytes, elementSpan(this.shape, this.strides) * bytes];
+  }
+
+  /** The elements in row-major order, out of the bytes that a read gave. */
+  #gather(bytes: Uint8Array): DataOf[D] {
     const Elements = this.dtype === 'float32' ? Float32Array : Uint16Array;
-    const stored = new Elements(
-      bytes.buffer as ArrayBuffer,
-      bytes.byteOffset,
-      buffer.byteLength / bytesPerElement[this.dtype],
-    );
+    const length = bytes.byteLength / bytesPerElement[this.dtype];
+    const stored = new Elements(bytes.buffer as ArrayBuffer, bytes.byteOffset, length);
+    if (this.isContiguous) return (this.#storage.backend.readsLive ? new Elements(stored) : stored) as DataOf[D];
     const result = new Elements(this.size);
-    if (this.isContiguous) {
-      result.set(stored.subarray(this.#offset, this.#offset + this.size));
-      return result as DataOf[D];
-    }
     let at = 0;
     const copy = (axis: number, from: number): void => {
       if (axis === this.shape.length) {
@@ -267,7 +286,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
       }
       for (let i = 0; i < this.shape[axis]; i++) copy(axis + 1, from + i * this.strides[axis]);
     };
-    copy(0, this.#offset);
+    copy(0, 0);
     return result as DataOf[D];
   }
 }
@@ -322,8 +341,18 @@ export function allocateTensor<D extends DType, const S extends Shape>(
   return new Tensor(new Storage(backend, buffer), dtype, shape, contiguousStrides(shape), 0);
 }
 
+/** @internal A tensor over memory that `free` gives back to its owner. */
+export function wrapBuffer<D extends DType, const S extends Shape>(
+  backend: Backend,
+  buffer: DeviceBuffer,
+  { dtype, shape, strides }: { dtype: D; shape: S; strides?: readonly number[] | undefined },
+  free: () => void,
+): Tensor<D, S> {
+  return new Tensor(new Storage(backend, buffer, free), dtype, shape, strides ?? contiguousStrides(shape), 0);
+}
+
 /** Tuples of numbers keep their length, so that TypeScript knows the rank. */
-type Widen<S extends Shape> = { readonly [axis in keyof S]: number };
+export type Widen<S extends Shape> = { readonly [axis in keyof S]: number };
 
 /**
  * Copies data to a device.

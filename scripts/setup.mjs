@@ -1,10 +1,12 @@
-// Brings a clone to the state that `npm start` and `npm test` need: dependencies, WebAssembly, dist/ and build/.
+// Brings a clone to the state that `npm start` and `npm test` need: dependencies, WebAssembly, dist/, build/ and, where
+// there is a C++ compiler, the emulator that tests run the CUDA kernels on.
 // Each step remembers a hash of what it was made from and runs again only when that changes (or with --force).
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { missingTools } from './build-addon.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const force = process.argv.includes('--force');
@@ -43,6 +45,15 @@ const steps = [
     from: ['examples', 'bench', 'test/golden', 'test/oracle', 'tsdown.tools.config.ts', 'package-lock.json'],
     makes: ['build/examples/charlm.js', 'build/bench/attention.js', 'build/golden/run.js'],
     run: () => node([tsdown, '--config', 'tsdown.tools.config.ts']),
+  },
+  {
+    name: 'emulator',
+    title: 'Building the CUDA kernels for the emulator',
+    stamp: 'build/setup/emulator',
+    from: ['cuda', 'native/addon', 'CMakeLists.txt', 'scripts/build-addon.mjs', 'package-lock.json'],
+    makes: ['build/emulator/Release/flashattn_emulator.node'],
+    missing: () => missingTools({ emulator: true }),
+    run: () => node(['scripts/build-addon.mjs', '--emulator']),
   },
 ];
 
@@ -85,7 +96,7 @@ const npm = (args) =>
     ? run(process.execPath, [process.env.npm_execpath, ...args])
     : run('npm', args, { shell: true });
 
-for (const { title, stamp, from, makes, run: build } of steps) {
+for (const { title, stamp, from, makes, missing = () => [], run: build } of steps) {
   const wanted = fingerprint(from);
   const stampPath = join(root, stamp);
   const current =
@@ -93,6 +104,11 @@ for (const { title, stamp, from, makes, run: build } of steps) {
     existsSync(stampPath) &&
     readFileSync(stampPath, 'utf8') === wanted;
   if (current && !(force && title !== 'Installing dependencies')) continue;
+  const needed = missing();
+  if (needed.length > 0) {
+    console.log(`${title} ... skipped, its tests too: install ${needed.join(' and ')}`);
+    continue;
+  }
   const start = performance.now();
   process.stdout.write(`${title} ... `);
   build();

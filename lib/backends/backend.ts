@@ -8,6 +8,15 @@ export interface DeviceBuffer {
   readonly byteLength: number;
 }
 
+/** The part of a backend that hands out memory. */
+export interface Allocator {
+  /** @throws ERR_OUT_OF_MEMORY. `hostWritten` memory is not in use by any pending launch. */
+  allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): DeviceBuffer;
+  free(buffer: DeviceBuffer): void;
+  /** Overwrites once pending launches that use the buffer are done; `bytes` is the caller's again on return. */
+  write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void;
+}
+
 /** A tensor as kernels see it: [batch, seq, heads, dim] with element strides and a contiguous last dim. */
 export interface View {
   readonly buffer: DeviceBuffer;
@@ -106,6 +115,8 @@ export interface KernelChoice {
   readonly queryTile: number;
   readonly keyTile: number;
   readonly items: number;
+  /** Of a CUDA launch, forward. */
+  readonly block?: { readonly threads: number; readonly sharedMemoryBytes: number };
   readonly workspaceBytes: number;
 }
 
@@ -123,20 +134,18 @@ export interface MemoryReport {
  * A device with one in-order stream. Launches return at once; arguments have been validated by the caller.
  * Scratch memory that a launch needs can be brought along (`scratch`), so that a plan allocates nothing when it runs.
  */
-export interface Backend {
+export interface Backend extends Allocator {
   readonly device: string;
+  /** Whether `read` and `readSync` give windows on live memory, only valid until the next turn, not copies. */
+  readonly readsLive: boolean;
 
-  /** @throws ERR_OUT_OF_MEMORY. `hostWritten` memory is not in use by any pending launch. */
-  allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): DeviceBuffer;
-  free(buffer: DeviceBuffer): void;
-
-  /** Waits for pending launches that use the buffer, then copies. */
-  write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void;
   fillZero(buffer: DeviceBuffer): void;
-  /** A live window on the memory; only to be read right after `ready` or `readySync`. */
-  bytes(buffer: DeviceBuffer): Uint8Array;
-  ready(buffer: DeviceBuffer): Promise<void>;
-  readySync(buffer: DeviceBuffer): void;
+  /** The bytes once every launch before this call is done. */
+  read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array>;
+  /** Like `read`, but blocks the thread. */
+  readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array;
+  /** Resolves when every launch before this call that writes the buffer is done. */
+  wait(buffer: DeviceBuffer): Promise<void>;
   /** @throws ERR_WORKER when the launch that was to write the buffer was lost. */
   checkIntact(buffer: DeviceBuffer, argument: string): void;
 
@@ -150,8 +159,17 @@ export interface Backend {
   createScratch(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): Scratch;
   describe(problem: AttentionProblem, backward: boolean): KernelChoice;
 
-  /** Multiply-adds on registers alone, all threads: floating-point operations per second. */
+  /** Multiply-adds on registers alone, on the whole device: floating-point operations per second. */
   measurePeak(): Promise<number>;
+  /** Milliseconds that the device spends on what `run` launches. */
+  measure(run: () => void): Promise<number>;
+
+  /** @throws ERR_DEVICE on a device whose memory other libraries cannot reach. */
+  devicePointer(buffer: DeviceBuffer): bigint;
+  /** Memory of this device that someone else owns. @throws ERR_DEVICE, also when it is not this device's. */
+  adopt(pointer: bigint, byteLength: number): DeviceBuffer;
+  /** Launches on this stream from now on, or on the backend's own. @throws ERR_DEVICE on a device without streams. */
+  setStream(stream: bigint | undefined): void;
 
   synchronize(): Promise<void>;
   memory(): MemoryReport;

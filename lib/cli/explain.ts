@@ -33,13 +33,17 @@ export async function explainCommand(args: string[]): Promise<number> {
     console.log(JSON.stringify(cost, null, 2));
     return 0;
   }
+  const { block } = cost;
+  const work = block
+    ? `${cost.items} blocks of ${block.threads} threads with ${formatBytes(block.sharedMemoryBytes)} of shared memory`
+    : `${cost.items} items`;
   const gflops = (flops: number) => `${Number((flops / 1e9).toPrecision(4))} GFLOP`;
   console.log(
     formatTable([
       ['device', cost.device],
       [
         'kernel',
-        `${cost.kernel}, ${cost.dtype}, tiles of ${cost.tiles.query} queries x ${cost.tiles.key} keys, ${cost.items} items`,
+        `${cost.kernel}, ${cost.dtype}, tiles of ${cost.tiles.query} queries x ${cost.tiles.key} keys, ${work}`,
       ],
       ['arithmetic', `${gflops(cost.flops.forward)} forward, ${gflops(cost.flops.backward)} backward`],
       ['sparsity', `${(100 * cost.sparsity).toFixed(1)} % of the query-key pairs are masked`],

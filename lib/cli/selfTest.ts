@@ -1,33 +1,59 @@
 import { attention, attentionBackward } from '../attention.js';
+import { type DeviceName, measureTime, status } from '../device.js';
+import { type DType, decode, encode } from '../dtype.js';
 import type { DenseOptions } from '../options.js';
 import { type Tensor, tensor } from '../tensor.js';
 
 export interface SelfTestReport {
   readonly passed: boolean;
   readonly cases: number;
-  /** Largest difference from float64 attention, over out and all gradients. */
+  /** Largest difference from float64 attention, over out and all gradients, of float32. */
   readonly worst: number;
   readonly failures: readonly string[];
   readonly seconds: number;
   readonly gflops: number;
+  /** What `gflops` was measured on. */
+  readonly speedProblem: string;
 }
 
 interface Case {
   readonly name: string;
+  readonly dtype: DType;
   readonly queries: number;
   readonly keys: number;
   readonly dim: number;
   readonly options: DenseOptions;
 }
 
-const tolerance = 1e-4;
+// 16-bit results are rounded, and so are the probabilities that enter their products.
+const tolerance: Readonly<Record<DType, number>> = { float32: 1e-4, float16: 1e-3, bfloat16: 1e-2 };
 
 const cases: readonly Case[] = [
-  { name: 'full', queries: 129, keys: 97, dim: 64, options: {} },
-  { name: 'causal', queries: 100, keys: 140, dim: 40, options: { causal: true } },
-  { name: 'window', queries: 150, keys: 150, dim: 128, options: { window: [17, 5] } },
-  { name: 'softcap', queries: 65, keys: 65, dim: 96, options: { softcap: 5 } },
+  { name: 'full', dtype: 'float32', queries: 129, keys: 97, dim: 64, options: {} },
+  { name: 'causal', dtype: 'float32', queries: 100, keys: 140, dim: 40, options: { causal: true } },
+  { name: 'window', dtype: 'float32', queries: 150, keys: 150, dim: 128, options: { window: [17, 5] } },
+  { name: 'softcap', dtype: 'float32', queries: 65, keys: 65, dim: 96, options: { softcap: 5 } },
+  { name: 'float16', dtype: 'float16', queries: 129, keys: 97, dim: 64, options: {} },
+  { name: 'bfloat16', dtype: 'bfloat16', queries: 100, keys: 140, dim: 128, options: { causal: true } },
 ];
+
+interface SpeedProblem {
+  readonly heads: number;
+  readonly length: number;
+  readonly dim: number;
+  readonly dtype: DType;
+}
+
+// Enough work to fill the device.
+const wasmSpeed: SpeedProblem = { heads: 4, length: 1024, dim: 64, dtype: 'float32' };
+const cudaSpeed: SpeedProblem = { heads: 32, length: 4096, dim: 128, dtype: 'bfloat16' };
+const emulatorSpeed: SpeedProblem = { heads: 1, length: 64, dim: 32, dtype: 'bfloat16' };
+
+function speedProblemOf(device: DeviceName): SpeedProblem {
+  const found = status(device).device;
+  if (found === 'emulator') return emulatorSpeed;
+  return found === 'wasm' ? wasmSpeed : cudaSpeed;
+}
 
 /** Repeatable numbers in [-1, 1): Marsaglia's xorshift. */
 function noise(seed: number): (n: number) => Float32Array {
@@ -92,8 +118,9 @@ function reference(c: Case, q: Float32Array, k: Float32Array, v: Float32Array, d
   return result;
 }
 
-async function largestError(c: Case, seed: number): Promise<number> {
-  const random = noise(seed);
+async function largestError(c: Case, seed: number, device: DeviceName): Promise<number> {
+  const random = (n: number) => decode(encode(next(n), c.dtype), c.dtype);
+  const next = noise(seed);
   const data = {
     q: random(c.queries * c.dim),
     k: random(c.keys * c.dim),
@@ -101,7 +128,8 @@ async function largestError(c: Case, seed: number): Promise<number> {
     dOut: random(c.queries * c.dim),
   };
   const expected = reference(c, data.q, data.k, data.v, data.dOut);
-  const onDevice = (values: Float32Array, rows: number) => tensor(values, [1, rows, 1, c.dim]);
+  const { dtype } = c;
+  const onDevice = (values: Float32Array, rows: number) => tensor(values, [1, rows, 1, c.dim], { dtype, device });
   const q = onDevice(data.q, c.queries);
   const k = onDevice(data.k, c.keys);
   const v = onDevice(data.v, c.keys);
@@ -123,36 +151,38 @@ async function largestError(c: Case, seed: number): Promise<number> {
   return worst;
 }
 
-async function measureSpeed(milliseconds: number): Promise<number> {
-  const [heads, length, dim] = [4, 1024, 64];
-  const x = tensor(noise(1)(length * heads * dim), [1, length, heads, dim]);
+async function measureSpeed(p: SpeedProblem, device: DeviceName, milliseconds: number): Promise<number> {
+  const { heads, length, dim, dtype } = p;
+  const x = tensor(noise(1)(length * heads * dim), [1, length, heads, dim], { dtype, device });
+  const run = () => {
+    const { out, lse } = attention(x, x, x);
+    out.dispose();
+    lse.dispose();
+  };
   const flops = 4 * heads * length * length * dim;
   let best = Number.POSITIVE_INFINITY;
   const end = performance.now() + milliseconds;
-  do {
-    const start = performance.now();
-    const { out, lse } = attention(x, x, x);
-    await out.ready();
-    best = Math.min(best, performance.now() - start);
-    out.dispose();
-    lse.dispose();
-  } while (performance.now() < end);
+  do best = Math.min(best, await measureTime(run, device));
+  while (performance.now() < end);
   x.dispose();
   return flops / best / 1e6;
 }
 
-/** Compares small problems on the default device with float64, then measures for about half a second. */
-export async function selfTest(): Promise<SelfTestReport> {
+/** Compares small problems on a device with float64, then measures for about half a second. */
+export async function selfTest(device: DeviceName): Promise<SelfTestReport> {
   const start = performance.now();
   const failures: string[] = [];
   let worst = 0;
   for (const [i, c] of cases.entries()) {
-    const error = await largestError(c, 2024 + i);
-    if (!(error <= tolerance))
-      failures.push(`${c.name}: error ${error.toExponential(1)}, allowed ${tolerance.toExponential(1)}`);
-    worst = error <= worst ? worst : error;
+    const error = await largestError(c, 2024 + i, device);
+    const allowed = tolerance[c.dtype];
+    if (!(error <= allowed))
+      failures.push(`${c.name}: error ${error.toExponential(1)}, allowed ${allowed.toExponential(1)}`);
+    if (c.dtype === 'float32') worst = error <= worst ? worst : error;
   }
-  const gflops = await measureSpeed(500);
+  const speed = speedProblemOf(device);
+  const gflops = await measureSpeed(speed, device, 500);
   const seconds = (performance.now() - start) / 1000;
-  return { passed: failures.length === 0, cases: cases.length, worst, failures, seconds, gflops };
+  const speedProblem = `${speed.heads} heads x ${speed.length} x ${speed.dim}, ${speed.dtype}`;
+  return { passed: failures.length === 0, cases: cases.length, worst, failures, seconds, gflops, speedProblem };
 }

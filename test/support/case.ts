@@ -5,12 +5,20 @@
 import { type LowDType, round } from '../oracle/float16.js';
 import { type Broadcast, type Layout, lseSize, outSize, type Problem, type RelativeTable } from '../oracle/problem.js';
 import { normal, uniform } from '../oracle/random.js';
+import { type Dims, type Expression, toElements } from './maskExpression.js';
 import type { ViewKind } from './views.js';
 
 export type CaseDType = 'float32' | LowDType;
 
 /** Axes [batch, head, query, key] of the bias that are 1 and broadcast. */
 export type BroadcastAxes = readonly [boolean, boolean, boolean, boolean];
+
+/** A block mask, compiled before the call or by it. */
+export interface CaseMask {
+  readonly expression: Expression;
+  readonly blockSize: 64 | 128;
+  readonly compiled?: boolean;
+}
 
 export interface Case {
   readonly seed: number;
@@ -39,6 +47,8 @@ export interface Case {
   readonly relative?: 'distance' | 'positions';
   readonly sink?: boolean;
   readonly dropout?: { readonly p: number; readonly seed: number };
+  /** In positions of the longest queries and keys. */
+  readonly blockMask?: CaseMask;
   readonly dLse?: boolean;
   readonly deterministic?: boolean;
   /** Bias, relative table and sink are float32 beside 16-bit q, k and v. */
@@ -65,6 +75,28 @@ function cumulative(lengths: readonly number[]): number[] {
   const sums = [0];
   for (const length of lengths) sums.push((sums.at(-1) ?? 0) + length);
   return sums;
+}
+
+/** What a mask of the case spans. */
+export function maskDims(c: Case): Dims {
+  const longest = (lengths: readonly number[] = []): number => Math.max(0, ...lengths);
+  const packed = c.layout === 'varlen';
+  return {
+    heads: (c.kvHeads ?? 1) * (c.group ?? 1),
+    queries: packed ? longest(c.qLens) : (c.queryLength ?? 1),
+    keys: packed ? longest(c.kLens) : (c.keyLength ?? 1),
+  };
+}
+
+function maskOf(c: Case, { expression }: CaseMask): Broadcast<Uint8Array> {
+  const dims = maskDims(c);
+  const { heads, queries, keys } = dims;
+  const sees = toElements(expression, dims);
+  const values = new Uint8Array(heads * queries * keys);
+  let at = 0;
+  for (let h = 0; h < heads; h++)
+    for (let i = 0; i < queries; i++) for (let j = 0; j < keys; j++) values[at++] = sees(h, i, j) ? 1 : 0;
+  return { values, shape: [1, heads, queries, keys] };
 }
 
 function relativeTable(
@@ -108,7 +140,7 @@ export function instantiate(c: Case): Instance {
   const sum = (lengths: readonly number[]): number => lengths.reduce((a, b) => a + b, 0);
   const queryLength = varlen ? sum(qLens) : (c.queryLength ?? 1);
   const keyLength = varlen ? sum(kLens) : (c.keyLength ?? 1);
-  const [longestQuery, longestKey] = varlen ? [Math.max(...qLens), Math.max(...kLens)] : [queryLength, keyLength];
+  const { queries: longestQuery, keys: longestKey } = maskDims(c);
 
   let stream = c.seed * 16;
   const data = (size: number, target: CaseDType = dtype): Float64Array => roundTo(normal(size, stream++), target);
@@ -141,6 +173,7 @@ export function instantiate(c: Case): Instance {
     relative: c.relative && relativeTable(c, longestQuery, longestKey, queryHeads, extra),
     sink: c.sink ? extra(queryHeads) : undefined,
     dropout: c.dropout,
+    mask: c.blockMask && maskOf(c, c.blockMask),
   };
   return {
     problem,

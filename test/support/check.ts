@@ -1,11 +1,14 @@
 /** Holds results of the library against the references, with the tolerances of every dtype. */
+import type { DeviceName } from 'flashattn';
 import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE, SENSITIVITY_FACTOR } from '../oracle/compare.js';
 import type { LowDType } from '../oracle/float16.js';
 import { judge, type LowPrecisionVerdict, OTHER_GRIDS, unfused } from '../oracle/lowPrecision.js';
 import { lseSize, type Problem } from '../oracle/problem.js';
 import { type Named, sensitivity, solve } from '../oracle/sensitivity.js';
-import { type Case, type Instance, instantiate } from './case.js';
+import { type Case, type CaseDType, type Instance, instantiate } from './case.js';
+import { testDevice } from './device.js';
 import { runLibrary } from './library.js';
+import { compiledMask } from './maskCases.js';
 
 export function isOutput(name: string): boolean {
   return name === 'out' || name === 'lse';
@@ -77,11 +80,24 @@ export function lowPrecisionFailures(instance: Instance, dtype: LowDType, actual
   });
 }
 
+/** What is wrong with results of either kind of dtype. */
+export function failuresIn(instance: Instance, dtype: CaseDType, actual: Named): string[] {
+  return dtype === 'float32' ? float32Failures(instance, actual) : lowPrecisionFailures(instance, dtype, actual);
+}
+
 /** Runs a case through the library and the references. */
-export function failuresOf(c: Case): string[] {
+export function failuresOf(c: Case, device: DeviceName = testDevice): string[] {
   const instance = instantiate(c);
-  const actual = runLibrary(instance, c);
-  return c.dtype === undefined || c.dtype === 'float32'
-    ? float32Failures(instance, actual)
-    : lowPrecisionFailures(instance, c.dtype, actual);
+  const { blockMask, ...rest } = c;
+  const actual = runLibrary(instance, { ...rest, device, mask: blockMask && compiledMask(c, blockMask) });
+  return failuresIn(instance, c.dtype ?? 'float32', actual);
+}
+
+/** The same in one line, a thrown error included; undefined when nothing is wrong. */
+export function failureOf(c: Case, device: DeviceName = testDevice): string | undefined {
+  try {
+    return failuresOf(c, device).join('; ') || undefined;
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
 }

@@ -2,6 +2,7 @@
 import type { Case } from './case.js';
 
 const OPTIONS = [
+  'blockMask',
   'views',
   'dLse',
   'deterministic',
@@ -21,7 +22,8 @@ const OPTIONS = [
   'kLens',
 ] as const satisfies readonly (keyof Case)[];
 
-const SIZES = ['batch', 'kvHeads', 'group', 'queryLength', 'keyLength', 'headDim', 'valueDim'] as const;
+const DIMS = ['headDim', 'valueDim'] as const;
+const SIZES = ['batch', 'kvHeads', 'group', 'queryLength', 'keyLength', ...DIMS] as const;
 
 function without(c: Case, option: (typeof OPTIONS)[number]): Case {
   const { [option]: _, ...rest } = c;
@@ -61,8 +63,9 @@ function* simpler(c: Case): Generator<Case> {
     if (packed && (option === 'qLens' || option === 'kLens')) continue;
     if (c[option] !== undefined) yield without(c, option);
   }
-  if (packed) yield* simplerSequences(c);
-  for (const size of SIZES) {
+  // A mask is made for its lengths and heads.
+  if (packed && !c.blockMask) yield* simplerSequences(c);
+  for (const size of c.blockMask ? DIMS : SIZES) {
     for (const n of smaller(c[size] ?? 1)) yield packed ? { ...c, [size]: n } : resize(c, size, n);
   }
 }

@@ -1,8 +1,9 @@
 /** Tensors whose elements lie in memory in other ways than row-major, with NaN in everything around them. */
-import { type Tensor, tensor } from 'flashattn';
+import { type DeviceName, type Tensor, tensor } from 'flashattn';
 import { toBits } from '../oracle/float16.js';
 import type { Layout } from '../oracle/problem.js';
 import type { CaseDType } from './case.js';
+import { testDevice } from './device.js';
 
 export const VIEW_KINDS = [
   'plain',
@@ -16,10 +17,15 @@ export const VIEW_KINDS = [
 export type ViewKind = (typeof VIEW_KINDS)[number];
 
 /** A tensor of any dtype from numbers that the dtype holds exactly. */
-export function make(values: Float64Array, shape: readonly number[], dtype: CaseDType): Tensor {
-  if (dtype === 'float32') return tensor(Float32Array.from(values), shape, { dtype, device: 'wasm' });
+export function make(
+  values: Float64Array,
+  shape: readonly number[],
+  dtype: CaseDType,
+  device: DeviceName = testDevice,
+): Tensor {
+  if (dtype === 'float32') return tensor(Float32Array.from(values), shape, { dtype, device });
   const bits = Uint16Array.from(values, (x) => toBits(x, dtype));
-  return tensor(bits, shape, { dtype, device: 'wasm' });
+  return tensor(bits, shape, { dtype, device });
 }
 
 interface Embedding {
@@ -95,6 +101,7 @@ export function place(
   dtype: CaseDType,
   layout: Layout,
   kind: ViewKind,
+  device: DeviceName = testDevice,
 ): Placed {
   const { parent: parentShape, position, view } = embed(kind, shape, layout);
   const memory = new Float64Array(parentShape.reduce((a, b) => a * b, 1)).fill(NaN);
@@ -108,6 +115,6 @@ export function place(
       index[axis] = 0;
     }
   }
-  const parent = make(memory, parentShape, dtype);
+  const parent = make(memory, parentShape, dtype, device);
   return { parent, view: view(parent) };
 }

@@ -1,5 +1,4 @@
 import type { BlockMask } from '../../blockmask/blockMask.js';
-import type { DType } from '../../dtype.js';
 import { FlashAttnError } from '../../errors.js';
 import type { RowMap } from '../../gather.js';
 import type { AttentionProblem } from '../../problem.js';
@@ -18,13 +17,22 @@ import type {
   MergeShape,
   Scratch,
 } from '../backend.js';
-import { Constants } from './constants.js';
+import { Constants } from '../constants.js';
+import {
+  addressOf,
+  blockMaskArrays,
+  coversAllRows,
+  finishGradient,
+  lseRows,
+  negativeInfinityBits,
+  prepareOptions,
+} from '../operands.js';
+import { type Elements, elementsBytes, type OptionArray, ScratchMemory, wideElements } from '../scratch.js';
 import { Heap } from './heap.js';
 import { loadModule, type SimdBuild } from './module.js';
-import { type AttentionMemory, addressOf, StructWriter, writeAttentionParams } from './params.js';
+import { type AttentionMemory, StructWriter, writeAttentionParams } from './params.js';
 import { Pool, threadCount, workerError } from './pool.js';
 import { queueBytes } from './queue.js';
-import { type ScratchSizes, scratchBytes, WasmScratch } from './scratch.js';
 
 // The order of `Kernel` in native/cpu/wasm/module.cc.
 const kernel = {
@@ -51,8 +59,6 @@ const mergeParamsBytes = 18 * 4;
 
 const peakIterations = 1 << 14;
 const peakFlopsPerIteration = 2 * 8 * 4; // multiply and add, 8 chains, 4 lanes
-
-const negativeInfinityBits = 0xff800000;
 
 interface Exports {
   count_items(kernel: number, params: number): number;
@@ -88,10 +94,16 @@ export interface WasmStatus {
 }
 
 const divideUp = (n: number, by: number) => Math.ceil(n / by);
+const roundUp = (n: number, multiple: number) => divideUp(n, multiple) * multiple;
+
+/** What backward passes between its launches. */
+type PassedArray = 'delta' | 'dQueryPartial' | 'dRelativePartial';
+type WasmScratch = ScratchMemory<PassedArray>;
 
 /** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
 export class WasmBackend implements Backend {
   readonly device = 'wasm';
+  readonly readsLive = true;
   readonly simd: SimdBuild;
   readonly threads = threadCount();
   readonly #module: WebAssembly.Module;
@@ -150,16 +162,18 @@ export class WasmBackend implements Backend {
     (buffer as WasmBuffer).lastWrite = 0;
   }
 
-  bytes(buffer: DeviceBuffer): Uint8Array {
-    return new Uint8Array(this.#heap.memory.buffer, buffer.address, buffer.byteLength);
+  async read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
+    await this.wait(buffer);
+    return this.#window(buffer, byteOffset, byteLength);
   }
 
-  async ready(buffer: DeviceBuffer): Promise<void> {
-    await this.#wait((buffer as WasmBuffer).lastWrite);
-  }
-
-  readySync(buffer: DeviceBuffer): void {
+  readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
     this.#waitSync((buffer as WasmBuffer).lastWrite);
+    return this.#window(buffer, byteOffset, byteLength);
+  }
+
+  async wait(buffer: DeviceBuffer): Promise<void> {
+    await this.#waitFor((buffer as WasmBuffer).lastWrite);
   }
 
   checkIntact(buffer: DeviceBuffer, argument: string): void {
@@ -205,9 +219,9 @@ export class WasmBackend implements Backend {
       launch(kernel.finishQueryGradients, [dQuery.buffer]);
       const finish = (id: number, target: Flat | undefined, computed: 'dBias' | 'dRelative' | 'dSink') => {
         if (!target) return;
-        const narrowed = own.get(computed);
-        launch(id, [narrowed ?? target.buffer]);
-        if (narrowed) this.#convert({ buffer: narrowed, offset: 0, dtype: 'float32', count: target.count }, target);
+        const wide = own.get(computed);
+        launch(id, [wide ?? target.buffer]);
+        finishGradient(wide, target, this.#convert);
       };
       finish(kernel.backwardBias, dBias, 'dBias');
       finish(kernel.backwardRelative, dRelativeTable, 'dRelative');
@@ -228,7 +242,7 @@ export class WasmBackend implements Backend {
     const { buffer, addresses } = this.#rowMaps.get(map);
     this.#launch(kernel.gather, [result.buffer], [source.buffer, buffer], (w) =>
       w
-        .int(addressOf({ ...source, count: 0 }))
+        .int(addressOf(source))
         .dtype(source.dtype)
         .int(source.batchStride, source.rowStride, addressOf(result), ...addresses, batch, map.rows, rowElements)
         .float(scale),
@@ -237,12 +251,11 @@ export class WasmBackend implements Backend {
 
   createScratch(problem: AttentionProblem, operands: AttentionExtras, backward: boolean): WasmScratch {
     if (problem.blockMask) this.#masks.get(problem.blockMask);
-    return new WasmScratch(this, problem, this.#scratchSizes(problem, operands, backward));
+    return new ScratchMemory(this, problem, this.#scratchElements(problem, operands, backward));
   }
 
   describe(problem: AttentionProblem, backward: boolean): KernelChoice {
     const split = this.#split(problem);
-    const none = { bias: false, relativeTable: false, sink: false };
     return {
       kernel: `wasm-${this.simd}-simd`,
       queryTile: this.#queryTile,
@@ -250,12 +263,12 @@ export class WasmBackend implements Backend {
       items: problem.batch * problem.heads * divideUp(problem.queryLength, this.#queryTile * split.tilesPerItem),
       workspaceBytes:
         this.threads * this.#workspaceBytes +
-        (backward ? scratchBytes(problem, { ...split, widen: none, backward }) : 0),
+        (backward ? elementsBytes(this.#scratchElements(problem, {}, backward)) : 0),
     };
   }
 
   async synchronize(): Promise<void> {
-    await this.#wait(this.#pool.queue.published);
+    await this.#waitFor(this.#pool.queue.published);
   }
 
   memory(): MemoryReport {
@@ -286,16 +299,40 @@ export class WasmBackend implements Backend {
     const items = 256 * this.threads;
     const start = performance.now();
     this.#launch(kernel.peak, [buffer], [], (w) => w.int(items, peakIterations, buffer.address));
-    await this.ready(buffer);
+    await this.wait(buffer);
     const seconds = (performance.now() - start) / 1000;
     this.free(buffer);
     return (items * peakIterations * peakFlopsPerIteration) / seconds;
+  }
+
+  async measure(run: () => void): Promise<number> {
+    await this.synchronize();
+    const start = performance.now();
+    run();
+    await this.synchronize();
+    return performance.now() - start;
+  }
+
+  devicePointer(): never {
+    throw noPointers('a tensor on wasm has no device pointer: its memory is reached through data() and write()');
+  }
+
+  adopt(): never {
+    throw noPointers('wasm cannot use memory by its pointer: copy the data with tensor()');
+  }
+
+  setStream(): never {
+    throw noPointers('wasm has no streams');
   }
 
   /** @internal For tests. */
   async killOneWorker(): Promise<void> {
     if (this.#pool.queue.faulted) this.#replacePool();
     await this.#pool.killOneWorker();
+  }
+
+  #window(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
+    return new Uint8Array(this.#heap.memory.buffer, buffer.address + byteOffset, byteLength);
   }
 
   #createPool(launched: number): Pool {
@@ -318,7 +355,7 @@ export class WasmBackend implements Backend {
     return this.#lost.some(({ from, to }) => launch > from && launch <= to);
   }
 
-  async #wait(launch: number): Promise<void> {
+  async #waitFor(launch: number): Promise<void> {
     await this.#pool.wait(launch);
     if (this.#isLost(launch)) throw workerError();
   }
@@ -374,11 +411,11 @@ export class WasmBackend implements Backend {
     this.#launch(kernel.fill, [buffer], [], (w) => w.int(buffer.address, words, bits));
   }
 
-  #convert(from: Flat, to: Flat): void {
+  readonly #convert = (from: Flat, to: Flat): void => {
     this.#launch(kernel.convert, [to.buffer], [from.buffer], (w) =>
       w.int(addressOf(from), addressOf(to)).dtype(from.dtype).dtype(to.dtype).int(from.count),
     );
-  }
+  };
 
   /** How the work is cut: enough items to keep every thread busy, few enough to reuse each key tile. */
   #split(p: AttentionProblem): { tilesPerItem: number; keySplits: number } {
@@ -392,14 +429,20 @@ export class WasmBackend implements Backend {
     return { tilesPerItem, keySplits: heads >= 2 * this.threads ? 1 : keySplits };
   }
 
-  #scratchSizes(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): ScratchSizes {
-    const widened = (flat: Flat | undefined) => flat !== undefined && flat.dtype !== 'float32';
-    const widen = {
-      bias: widened(extras.bias),
-      relativeTable: widened(extras.relativeTable),
-      sink: widened(extras.sink),
+  #scratchElements(
+    p: AttentionProblem,
+    extras: AttentionExtras,
+    backward: boolean,
+  ): Elements<PassedArray | OptionArray> {
+    const wide = wideElements(p, extras, backward);
+    if (!backward) return wide;
+    const { keySplits } = this.#split(p);
+    return {
+      ...wide,
+      delta: lseRows(p),
+      dQueryPartial: keySplits * lseRows(p) * roundUp(p.headDim, 4),
+      dRelativePartial: keySplits * p.batch * (p.relative?.bucketCount ?? 0) * p.heads,
     };
-    return { keySplits: this.#split(problem).keySplits, widen, backward };
   }
 
   /** What a launch of the problem reads or writes besides the gradients. */
@@ -435,34 +478,17 @@ export class WasmBackend implements Backend {
     operands: ForwardOperands | BackwardOperands,
     scratch: WasmScratch,
   ): AttentionMemory {
-    const widened = (name: 'bias' | 'relativeTable' | 'sink', flat: Flat | undefined) => {
-      const buffer = scratch.get(name);
-      if (!buffer || !flat) return addressOf(flat);
-      this.#convert(flat, { buffer, offset: 0, dtype: 'float32' satisfies DType, count: flat.count });
-      return buffer.address;
-    };
-    const result = (name: 'dBias' | 'dRelative' | 'dSink', flat: Flat | undefined) =>
-      scratch.address(name) || addressOf(flat);
-    const gradients = 'dOut' in operands ? operands : undefined;
+    const mask = problem.blockMask && this.#masks.get(problem.blockMask);
     return {
-      sequences: scratch.address('sequences'),
-      bias: widened('bias', operands.bias),
-      alibi: scratch.address('alibi') || addressOf(operands.alibi),
-      relativeTable: widened('relativeTable', operands.relativeTable),
-      buckets: scratch.address('buckets'),
-      queryPosition: scratch.address('queryPosition'),
-      keyPosition: scratch.address('keyPosition'),
-      sink: widened('sink', operands.sink),
-      blockMask: problem.blockMask && this.#masks.get(problem.blockMask),
+      ...prepareOptions(operands, scratch, mask, this.#convert),
       delta: scratch.address('delta'),
       dQueryPartial: scratch.address('dQueryPartial'),
       dRelativePartial: scratch.address('dRelativePartial'),
-      dRelative: result('dRelative', gradients?.dRelativeTable),
-      dSink: result('dSink', gradients?.dSink),
-      dBias: result('dBias', gradients?.dBias),
     };
   }
 }
+
+const noPointers = (message: string) => new FlashAttnError('ERR_DEVICE', message);
 
 function instantiate(module: WebAssembly.Module): { exports: Exports; heap: Heap } {
   const heap = new Heap();
@@ -488,16 +514,6 @@ function checkLayout(exports: Exports): void {
         `the WebAssembly build has ${built} bytes in ${name}, this version writes ${written}: rebuild with npm run build:wasm`,
       );
 }
-
-/** Whether launches write every row of the results; rows outside of all sequences are filled beforehand otherwise. */
-const coversAllRows = (p: AttentionProblem) => p.sequences === undefined;
-
-/** The order of `BlockMaskParams` in native/cpu/params.h. */
-const blockMaskArrays = ({ full, partial, bits, transposed }: BlockMask) => [
-  ...[full, partial, transposed.full, transposed.partial].flatMap(({ offsets, indices }) => [offsets, indices]),
-  transposed.partialBlocks,
-  bits,
-];
 
 let backend: WasmBackend | undefined;
 

@@ -1,11 +1,17 @@
 import type { BlockMask } from '../../blockmask/blockMask.js';
 import type { DType } from '../../dtype.js';
 import { type AttentionProblem, unbounded } from '../../problem.js';
-import type { Flat, View } from '../backend.js';
-import type { Uploaded } from './constants.js';
-
-const dtypeCode: Record<DType, number> = { float32: 0, float16: 1, bfloat16: 2 };
-const elementBytes: Record<DType, number> = { float32: 4, float16: 2, bfloat16: 2 };
+import type { View } from '../backend.js';
+import type { Uploaded } from '../constants.js';
+import {
+  type AttentionTensors,
+  addressOf,
+  biasStrides,
+  blockMaskArrayCount,
+  dtypeCode,
+  lseRows,
+  type OptionMemory,
+} from '../operands.js';
 
 /** Writes a C struct of 32-bit fields into memory, field by field. */
 export class StructWriter {
@@ -37,8 +43,7 @@ export class StructWriter {
   /** `TensorRef` of native/cpu/params.h. */
   tensor(view: View | undefined): this {
     if (!view) return this.int(0, 0, 0, 0, 0);
-    const address = view.buffer.address + view.offset * elementBytes[view.dtype];
-    return this.int(address, dtypeCode[view.dtype], view.batchStride, view.seqStride, view.headStride);
+    return this.int(addressOf(view), dtypeCode[view.dtype], view.batchStride, view.seqStride, view.headStride);
   }
 
   dtype(dtype: DType): this {
@@ -46,61 +51,17 @@ export class StructWriter {
   }
 }
 
-/** 0 when there is no such array. */
-export const addressOf = (flat: Flat | undefined) =>
-  flat ? flat.buffer.address + flat.offset * elementBytes[flat.dtype] : 0;
-
 /** Addresses of what a launch needs besides the tensors of the caller; 0 where there is none. */
-export interface AttentionMemory {
-  readonly sequences: number;
-  readonly bias: number;
-  readonly alibi: number;
-  readonly relativeTable: number;
-  readonly buckets: number;
-  readonly queryPosition: number;
-  readonly keyPosition: number;
-  readonly sink: number;
-  readonly blockMask: Uploaded | undefined;
+export interface AttentionMemory extends OptionMemory {
   readonly delta: number;
   readonly dQueryPartial: number;
   readonly dRelativePartial: number;
-  readonly dRelative: number;
-  readonly dSink: number;
-  readonly dBias: number;
 }
-
-export interface AttentionTensors {
-  readonly query: View;
-  readonly key: View;
-  readonly value: View;
-  readonly out: View;
-  readonly lse: Flat;
-  readonly dOut?: View;
-  readonly dQuery?: View;
-  readonly dKey?: View;
-  readonly dValue?: View;
-  /** The shape of lse. */
-  readonly dLse?: Flat;
-}
-
-/** Elements of a bias that broadcasts have stride 0. */
-function biasStrides(shape: AttentionProblem['biasShape']): [number, number, number, number] {
-  if (!shape) return [0, 0, 0, 0];
-  const [batch, heads, query, key] = shape;
-  return [
-    batch === 1 ? 0 : heads * query * key,
-    heads === 1 ? 0 : query * key,
-    query === 1 ? 0 : key,
-    key === 1 ? 0 : 1,
-  ];
-}
-
-const blockMaskArrays = 10;
 
 /** `BlockMaskParams` of native/cpu/params.h. */
 function writeBlockMask(w: StructWriter, mask: BlockMask | undefined, memory: Uploaded | undefined): void {
   if (!mask || !memory) {
-    w.int(...new Array<number>(blockMaskArrays + 5).fill(0));
+    w.int(...new Array<number>(blockMaskArrayCount + 5).fill(0));
     return;
   }
   w.int(...memory.addresses);
@@ -135,6 +96,3 @@ export function writeAttentionParams(
   w.int(lseRows(p), split.keySplits, memory.dRelativePartial, memory.dRelative, memory.dSink, memory.dBias);
   w.int(...(p.biasShape ?? [1, 1, 1, 1]));
 }
-
-/** Rows of lse over all batches and heads. */
-export const lseRows = (p: AttentionProblem) => (p.layout === 'varlen' ? 1 : p.batch) * p.heads * p.queryRows;

@@ -1,16 +1,14 @@
-import type { DeviceBuffer } from '../backend.js';
-
-interface Allocator {
-  allocate(byteLength: number, purpose: 'hostWritten'): DeviceBuffer;
-  free(buffer: DeviceBuffer): void;
-  write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void;
-}
+import type { Allocator, DeviceBuffer } from './backend.js';
 
 /** Arrays in device memory, one behind the other. */
 export interface Uploaded {
   readonly buffer: DeviceBuffer;
   readonly addresses: readonly number[];
 }
+
+// Kernels load up to 16 bytes at a time.
+const alignment = 16;
+const align = (n: number) => Math.ceil(n / alignment) * alignment;
 
 /**
  * The arrays of immutable objects (block masks, row maps) in device memory: uploaded at their first use, freed when the
@@ -38,13 +36,13 @@ export class Constants<T extends object> {
   }
 
   #upload(arrays: readonly (Int32Array | Uint32Array)[]): Uploaded {
-    const byteLength = arrays.reduce((sum, array) => sum + array.byteLength, 0);
+    const byteLength = arrays.reduce((sum, array) => sum + align(array.byteLength), 0);
     const buffer = this.#allocator.allocate(byteLength, 'hostWritten');
     let offset = 0;
     const addresses = arrays.map((array) => {
       const at = offset;
       this.#allocator.write(buffer, at, new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
-      offset += array.byteLength;
+      offset += align(array.byteLength);
       return buffer.address + at;
     });
     return { buffer, addresses };

@@ -1,0 +1,280 @@
+#include "context.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "devices.h"
+#include "pending.h"
+#include "values.h"
+
+namespace flashattn {
+
+namespace {
+
+constexpr size_t kReadChunk = size_t{8} << 20;
+
+Napi::Number to_number(Napi::Env env, size_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
+
+const char* kind_of(cudaMemoryType type) {
+  switch (type) {
+    case cudaMemoryTypeDevice: return "device";
+    case cudaMemoryTypeManaged: return "managed";
+    case cudaMemoryTypeHost: return "host";
+    default: return "unregistered";
+  }
+}
+
+}  // namespace
+
+Napi::Function Context::define(Napi::Env env) {
+  return DefineClass(env, "Context",
+                     {
+                         InstanceMethod("allocate", &Context::allocate),
+                         InstanceMethod("free", &Context::free),
+                         InstanceMethod("memoryInfo", &Context::memory_info),
+                         InstanceMethod("pointerAttributes", &Context::pointer_attributes),
+                         InstanceMethod("write", &Context::write),
+                         InstanceMethod("read", &Context::read),
+                         InstanceMethod("readSync", &Context::read_sync),
+                         InstanceMethod("synchronize", &Context::synchronize),
+                         InstanceMethod("synchronizeSync", &Context::synchronize_sync),
+                         InstanceMethod("setStream", &Context::set_stream),
+                         InstanceMethod("recordEvent", &Context::record_event),
+                         InstanceMethod("elapsed", &Context::elapsed),
+                         InstanceMethod("forward", &Context::forward),
+                         InstanceMethod("backward", &Context::backward),
+                         InstanceMethod("merge", &Context::merge),
+                         InstanceMethod("mergeBackward", &Context::merge_backward),
+                         InstanceMethod("gather", &Context::gather),
+                         InstanceMethod("convert", &Context::convert),
+                         InstanceMethod("fill", &Context::fill),
+                         InstanceMethod("peak", &Context::peak),
+                         InstanceMethod("forwardTiling", &Context::forward_tiling),
+                         InstanceMethod("backwardTiling", &Context::backward_tiling),
+                         InstanceMethod("backwardScratch", &Context::backward_scratch),
+                     });
+}
+
+Context::Context(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Context>(info) {
+  Arguments arguments(info);
+  device_ = static_cast<int>(arguments.size(0));
+  if (arguments.failed()) return;
+  check(open(), "the device could not be set up");
+}
+
+Context::~Context() {
+  const CurrentDevice current(device_);
+  if (own_stream_.get() != nullptr) cudaStreamSynchronize(stream_);
+}
+
+cudaError_t Context::open() {
+  const CurrentDevice current(device_);
+  cudaError_t error = current.error();
+  if (error == cudaSuccess) error = read_limits(device_, &limits_);
+  if (error == cudaSuccess) error = own_stream_.create();
+  if (error == cudaSuccess) error = memory_.open(device_);
+  stream_ = own_stream_.get();
+  return error;
+}
+
+// Memory --------------------------------------------------------------------------------------------------------------
+
+Napi::Value Context::allocate(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const size_t bytes = arguments.size(0);
+  if (arguments.failed()) return info.Env().Undefined();
+  const CurrentDevice current(device_);
+  void* pointer = nullptr;
+  const cudaError_t error = memory_.allocate(&pointer, bytes, stream_);
+  if (error == cudaErrorMemoryAllocation) {
+    size_t free = 0;
+    size_t total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw_out_of_memory(info.Env(), bytes, free, total);
+    return info.Env().Undefined();
+  }
+  if (!check(error, "memory could not be allocated")) return info.Env().Undefined();
+  account();
+  return to_number(info.Env(), reinterpret_cast<uintptr_t>(pointer));
+}
+
+void Context::free(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  void* pointer = arguments.pointer(0);
+  if (arguments.failed()) return;
+  const CurrentDevice current(device_);
+  if (memory_.free(pointer, stream_))
+    account();
+  else
+    throw_cuda(info.Env(), cudaErrorInvalidValue, "memory that was not allocated here cannot be freed");
+}
+
+Napi::Value Context::memory_info(const Napi::CallbackInfo& info) {
+  const CurrentDevice current(device_);
+  size_t free = 0;
+  size_t total = 0;
+  if (!check(cudaMemGetInfo(&free, &total), "the device's memory is not known")) return info.Env().Undefined();
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("free", to_number(info.Env(), free));
+  result.Set("total", to_number(info.Env(), total));
+  result.Set("reserved", to_number(info.Env(), memory_.reserved()));
+  return result;
+}
+
+Napi::Value Context::pointer_attributes(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const void* pointer = arguments.pointer(0);
+  if (arguments.failed()) return info.Env().Undefined();
+  const CurrentDevice current(device_);
+  cudaPointerAttributes attributes{};
+  if (!check(cudaPointerGetAttributes(&attributes, pointer), "the pointer is not known")) return info.Env().Undefined();
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("kind", kind_of(attributes.type));
+  result.Set("device", attributes.device);
+  return result;
+}
+
+void Context::write(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  void* target = arguments.pointer(0);
+  const Napi::Uint8Array source = arguments.bytes(1);
+  if (arguments.failed()) return;
+  const CurrentDevice current(device_);
+  check(uploads_.upload(target, source.Data(), source.ByteLength(), stream_), "data could not be written");
+  account();
+}
+
+Napi::Value Context::read(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const void* source = arguments.pointer(0);
+  const Napi::Uint8Array target = arguments.bytes(1);
+  if (arguments.failed()) return info.Env().Undefined();
+  const CurrentDevice current(device_);
+  const size_t bytes = target.ByteLength();
+  PinnedMemory block;
+  cudaError_t error = downloads_.acquire(bytes, &block);
+  account();
+  if (error == cudaSuccess) error = cudaMemcpyAsync(block.data(), source, bytes, cudaMemcpyDeviceToHost, stream_);
+  Event copied;
+  if (error == cudaSuccess) error = copied.record(stream_, Pending::kEventFlags);
+  if (!check(error, "data could not be read")) {
+    downloads_.release(std::move(block));
+    return info.Env().Undefined();
+  }
+  return Pending::start(*this, device_, std::move(copied), std::move(block), target);
+}
+
+void Context::end_download(PinnedMemory block) {
+  downloads_.release(std::move(block));
+  account();
+}
+
+void Context::read_sync(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const auto* source = static_cast<const unsigned char*>(arguments.pointer(0));
+  Napi::Uint8Array target = arguments.bytes(1);
+  if (arguments.failed()) return;
+  const CurrentDevice current(device_);
+  check(copy_out(target.Data(), source, target.ByteLength()), "data could not be read");
+  account();
+}
+
+/** Two blocks in turn: while the device fills one, the host empties the other. */
+cudaError_t Context::copy_out(unsigned char* to, const unsigned char* from, size_t bytes) {
+  struct Turn {
+    PinnedMemory block;
+    Event copied;
+    size_t begin = 0, size = 0;
+  };
+  std::array<Turn, 2> turns;
+  const size_t chunk = std::min(bytes, kReadChunk);
+  cudaError_t error = cudaSuccess;
+  const auto empty = [&](Turn& turn) {
+    if (turn.size == 0) return;
+    error = turn.copied.wait();
+    if (error == cudaSuccess) std::memcpy(to + turn.begin, turn.block.data(), turn.size);
+    turn.size = 0;
+  };
+  size_t at = 0;
+  for (size_t begin = 0; begin < bytes && error == cudaSuccess; begin += chunk) {
+    Turn& turn = turns[at++ % turns.size()];
+    empty(turn);
+    if (error == cudaSuccess && turn.block.data() == nullptr) error = downloads_.acquire(chunk, &turn.block);
+    if (error != cudaSuccess) break;
+    turn.begin = begin;
+    turn.size = std::min(chunk, bytes - begin);
+    error = cudaMemcpyAsync(turn.block.data(), from + begin, turn.size, cudaMemcpyDeviceToHost, stream_);
+    if (error == cudaSuccess) error = turn.copied.record(stream_);
+  }
+  for (size_t i = 0; i < turns.size() && error == cudaSuccess; ++i) empty(turns[at++ % turns.size()]);
+  for (Turn& turn : turns)
+    if (turn.block.data() != nullptr) downloads_.release(std::move(turn.block));
+  return error;
+}
+
+// The stream ----------------------------------------------------------------------------------------------------------
+
+Napi::Value Context::synchronize(const Napi::CallbackInfo& info) {
+  const CurrentDevice current(device_);
+  Event reached;
+  if (!check(reached.record(stream_, Pending::kEventFlags), "the stream could not be marked"))
+    return info.Env().Undefined();
+  return Pending::start(*this, device_, std::move(reached));
+}
+
+void Context::synchronize_sync(const Napi::CallbackInfo&) {
+  const CurrentDevice current(device_);
+  check(cudaStreamSynchronize(stream_), "an earlier operation failed");
+}
+
+void Context::set_stream(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const auto next = static_cast<cudaStream_t>(arguments.pointer_or(0, own_stream_.get()));
+  if (arguments.failed()) return;
+  const CurrentDevice current(device_);
+  Event before;
+  cudaError_t error = before.record(stream_);
+  if (error == cudaSuccess) error = cudaStreamWaitEvent(next, before.get(), 0);
+  if (check(error, "the stream cannot be used")) stream_ = next;
+}
+
+Napi::Value Context::record_event(const Napi::CallbackInfo& info) {
+  const CurrentDevice current(device_);
+  Event event;
+  if (!check(event.record(stream_, cudaEventDefault), "the stream could not be marked")) return info.Env().Undefined();
+  const auto unused = std::find_if(events_.begin(), events_.end(), [](const Event& e) { return e.get() == nullptr; });
+  const auto place = unused == events_.end() ? events_.emplace(events_.end()) : unused;
+  *place = std::move(event);
+  return to_number(info.Env(), static_cast<size_t>(place - events_.begin()));
+}
+
+Napi::Value Context::elapsed(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const size_t start = arguments.size(0);
+  const size_t end = arguments.size(1);
+  if (arguments.failed()) return info.Env().Undefined();
+  const CurrentDevice current(device_);
+  const auto take = [&](size_t index) { return index < events_.size() ? std::move(events_[index]) : Event(); };
+  const Event first = take(start);
+  const Event last = take(end);
+  float milliseconds = 0;
+  cudaError_t error = first.get() == nullptr || last.get() == nullptr ? cudaErrorInvalidResourceHandle : last.wait();
+  if (error == cudaSuccess) error = cudaEventElapsedTime(&milliseconds, first.get(), last.get());
+  if (!check(error, "the time between two events is not known")) return info.Env().Undefined();
+  return Napi::Number::New(info.Env(), milliseconds);
+}
+
+bool Context::check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return true;
+  throw_cuda(Env(), error, what);
+  return false;
+}
+
+void Context::account() {
+  const auto now = static_cast<int64_t>(memory_.in_use() + uploads_.reserved() + downloads_.reserved());
+  if (now != accounted_) Napi::MemoryManagement::AdjustExternalMemory(Env(), now - accounted_);
+  accounted_ = now;
+}
+
+}  // namespace flashattn

@@ -1,0 +1,81 @@
+// What JavaScript holds of a device: memory, one stream that everything is queued on, and launches.
+#pragma once
+#include <napi.h>
+
+#include <memory>
+#include <vector>
+
+#include "launch.h"
+#include "memory.h"
+#include "runtime.h"
+#include "staging.h"
+
+namespace flashattn {
+
+class Context : public Napi::ObjectWrap<Context> {
+ public:
+  static Napi::Function define(Napi::Env);
+
+  /** new Context(device) */
+  explicit Context(const Napi::CallbackInfo&);
+  ~Context() override;
+
+  /** Called on the main thread when a read is over: `block` is free again. */
+  void end_download(PinnedMemory block);
+
+ private:
+  // Memory: pointers are numbers.
+  Napi::Value allocate(const Napi::CallbackInfo&);           // (bytes) -> pointer
+  void free(const Napi::CallbackInfo&);                      // (pointer)
+  Napi::Value memory_info(const Napi::CallbackInfo&);        // () -> { free, total, reserved }
+  Napi::Value pointer_attributes(const Napi::CallbackInfo&); // (pointer) -> { kind, device }
+  void write(const Napi::CallbackInfo&);                     // (pointer, Uint8Array)
+  Napi::Value read(const Napi::CallbackInfo&);               // (pointer, Uint8Array) -> Promise<void>
+  void read_sync(const Napi::CallbackInfo&);                 // (pointer, Uint8Array)
+
+  // The stream.
+  Napi::Value synchronize(const Napi::CallbackInfo&);  // () -> Promise<void>
+  void synchronize_sync(const Napi::CallbackInfo&);    // ()
+  void set_stream(const Napi::CallbackInfo&);          // (stream | undefined)
+  Napi::Value record_event(const Napi::CallbackInfo&); // () -> event
+  Napi::Value elapsed(const Napi::CallbackInfo&);      // (event, event) -> milliseconds; both are used up
+
+  // Launches: each takes an ArrayBuffer that holds a struct of params.h.
+  void forward(const Napi::CallbackInfo&);
+  void backward(const Napi::CallbackInfo&);
+  void merge(const Napi::CallbackInfo&);
+  void merge_backward(const Napi::CallbackInfo&);
+  void gather(const Napi::CallbackInfo&);
+  void convert(const Napi::CallbackInfo&);
+  void fill(const Napi::CallbackInfo&);
+  void peak(const Napi::CallbackInfo&);  // (blocks, iterations, sink)
+  Napi::Value forward_tiling(const Napi::CallbackInfo&);
+  Napi::Value backward_tiling(const Napi::CallbackInfo&);
+  Napi::Value backward_scratch(const Napi::CallbackInfo&);
+
+  cudaError_t open();
+  cudaError_t copy_out(unsigned char* to, const unsigned char* from, size_t bytes);
+  /** Throws where `error` is one; `what` was being done. */
+  bool check(cudaError_t error, const char* what);
+  template <class Params>
+  void launch(const Napi::CallbackInfo&, cudaError_t (*launcher)(const Params&, cudaStream_t));
+  template <class Params>
+  void launch(const Napi::CallbackInfo&, cudaError_t (*launcher)(const Params&, const DeviceLimits&, cudaStream_t));
+  template <class Launch>
+  void run_launch(Launch&& launch);
+  /** Tells the collector how much memory hangs on this object. */
+  void account();
+
+  int device_ = 0;
+  DeviceLimits limits_{};
+  int64_t accounted_ = 0;
+  // In this order: what comes later is freed first.
+  Stream own_stream_;
+  cudaStream_t stream_ = nullptr;
+  DeviceMemory memory_;
+  UploadRing uploads_;
+  DownloadBlocks downloads_;
+  std::vector<Event> events_;
+};
+
+}  // namespace flashattn

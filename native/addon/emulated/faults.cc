@@ -1,0 +1,83 @@
+#include "../faults.h"
+
+#include <cuda_runtime_api.h>
+
+#include "emulator/emulator.h"
+
+namespace flashattn {
+
+const char* const kKind = "emulator";
+
+namespace {
+
+void read_flag(const Napi::Object& from, const char* name, bool& to) {
+  const Napi::Value value = from.Get(name);
+  if (value.IsBoolean()) to = value.As<Napi::Boolean>().Value();
+}
+
+void read_integer(const Napi::Object& from, const char* name, int& to) {
+  const Napi::Value value = from.Get(name);
+  if (value.IsNumber()) to = value.As<Napi::Number>().Int32Value();
+}
+
+/** ({ schedule?, eagerCopies?, races?, globalRaces?, bankConflicts?, maxReports? }) */
+void configure(const Napi::CallbackInfo& info) {
+  if (!info[0].IsObject()) return;
+  const Napi::Object wanted = info[0].As<Napi::Object>();
+  emulator::Config& config = emulator::config();
+  read_integer(wanted, "schedule", config.schedule);
+  read_flag(wanted, "eagerCopies", config.eager_copies);
+  read_flag(wanted, "races", config.races);
+  read_flag(wanted, "globalRaces", config.global_races);
+  read_flag(wanted, "bankConflicts", config.bank_conflicts);
+  read_integer(wanted, "maxReports", config.max_reports);
+}
+
+Napi::Value reports(const Napi::CallbackInfo& info) {
+  Napi::Array result = Napi::Array::New(info.Env());
+  uint32_t at = 0;
+  for (const std::string& report : emulator::reports()) result[at++] = report;
+  return result;
+}
+
+void clear_reports(const Napi::CallbackInfo&) { emulator::clear_reports(); }
+
+Napi::Value statistics(const Napi::CallbackInfo& info) {
+  const emulator::Statistics& s = emulator::statistics();
+  Napi::Object result = Napi::Object::New(info.Env());
+  const auto add = [&](const char* name, uint64_t count) { result.Set(name, static_cast<double>(count)); };
+  add("launches", s.launches);
+  add("blocks", s.blocks);
+  add("switches", s.switches);
+  add("barriers", s.barriers);
+  add("collectives", s.collectives);
+  add("mma", s.mma);
+  add("ldmatrix", s.ldmatrix);
+  add("copies", s.copies);
+  add("bankConflicts", s.bank_conflicts);
+  return result;
+}
+
+}  // namespace
+
+FaultWatch::FaultWatch() : before_(emulator::reports().size()) {}
+
+std::string FaultWatch::first_fault() const {
+  const std::vector<std::string> now = emulator::reports();
+  if (now.size() == before_) return {};
+  // The stream would tell it once more.
+  while (cudaGetLastError() != cudaSuccess) {
+  }
+  return now[before_];
+}
+
+Napi::Value emulator_controls(Napi::Env env) {
+  Napi::Object controls = Napi::Object::New(env);
+  controls.Set("configure", Napi::Function::New(env, configure, "configure"));
+  controls.Set("reports", Napi::Function::New(env, reports, "reports"));
+  controls.Set("clearReports", Napi::Function::New(env, clear_reports, "clearReports"));
+  controls.Set("statistics", Napi::Function::New(env, statistics, "statistics"));
+  return controls;
+}
+
+}  // namespace flashattn

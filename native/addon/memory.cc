@@ -1,0 +1,40 @@
+#include "memory.h"
+
+namespace flashattn {
+
+DeviceMemory::~DeviceMemory() {
+  for (const auto& [pointer, bytes] : sizes_) release(pointer, nullptr);
+}
+
+cudaError_t DeviceMemory::allocate(void** pointer, size_t bytes, cudaStream_t stream) {
+  cudaError_t error = pool_.allocate(pointer, bytes, stream);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    cudaStreamSynchronize(stream);
+    pool_.trim();
+    error = pool_.allocate(pointer, bytes, stream);
+  }
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return error;
+  }
+  sizes_[*pointer] = bytes;
+  in_use_ += bytes;
+  return cudaSuccess;
+}
+
+bool DeviceMemory::free(void* pointer, cudaStream_t stream) {
+  const auto found = sizes_.find(pointer);
+  if (found == sizes_.end()) return false;
+  in_use_ -= found->second;
+  sizes_.erase(found);
+  release(pointer, stream);
+  return true;
+}
+
+/** An error here is of an earlier launch, whose results will report it. */
+void DeviceMemory::release(void* pointer, cudaStream_t stream) {
+  if (pool_.free(pointer, stream) != cudaSuccess) cudaGetLastError();
+}
+
+}  // namespace flashattn

@@ -1,0 +1,111 @@
+// Owners of CUDA runtime objects. They free quietly: at the end of a process the driver may be gone before them.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <utility>
+
+namespace flashattn {
+
+/** Makes a device current on this thread for a scope; other users of CUDA find the thread as they left it. */
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    if (cudaGetDevice(&before_) != cudaSuccess || before_ == device) before_ = kUnchanged;
+    error_ = cudaSetDevice(device);
+    if (error_ != cudaSuccess) cudaGetLastError();
+  }
+  ~CurrentDevice() {
+    if (before_ != kUnchanged) cudaSetDevice(before_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  static constexpr int kUnchanged = -1;
+  int before_ = kUnchanged;
+  cudaError_t error_;
+};
+
+class Event {
+ public:
+  Event() = default;
+  ~Event() {
+    if (event_ != nullptr) cudaEventDestroy(event_);
+  }
+  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
+  Event& operator=(Event&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+
+  /** Marks the end of what is queued on `stream` now. */
+  cudaError_t record(cudaStream_t stream, unsigned flags = cudaEventDisableTiming) {
+    if (event_ == nullptr) {
+      const cudaError_t error = cudaEventCreateWithFlags(&event_, flags);
+      if (error != cudaSuccess) return error;
+    }
+    return cudaEventRecord(event_, stream);
+  }
+  /** Blocks until the mark is reached. */
+  cudaError_t wait() const { return cudaEventSynchronize(event_); }
+  bool reached() const { return cudaEventQuery(event_) == cudaSuccess; }
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+/** A stream that does not wait for the legacy default stream, nor that for it. */
+class Stream {
+ public:
+  Stream() = default;
+  ~Stream() {
+    if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  cudaError_t create() { return cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking); }
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+/** Host memory that the device copies from and to by itself. */
+class PinnedMemory {
+ public:
+  PinnedMemory() = default;
+  ~PinnedMemory() {
+    if (data_ != nullptr) cudaFreeHost(data_);
+  }
+  PinnedMemory(PinnedMemory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  PinnedMemory& operator=(PinnedMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+
+  cudaError_t allocate(size_t size) {
+    void* data = nullptr;
+    const cudaError_t error = cudaHostAlloc(&data, size, cudaHostAllocDefault);
+    if (error != cudaSuccess) {
+      cudaGetLastError();
+      return error;
+    }
+    data_ = static_cast<unsigned char*>(data);
+    size_ = size;
+    return cudaSuccess;
+  }
+  unsigned char* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  unsigned char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+}  // namespace flashattn

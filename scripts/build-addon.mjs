@@ -1,0 +1,71 @@
+#!/usr/bin/env node
+// Builds the CUDA addon into build/addon and puts it where node-gyp-build looks for it, or with --emulator the emulated
+// one into build/emulator. CMake does the work; cmake-js tells it where the headers of Node-API are. prebuildify takes
+// this file for node-gyp when PREBUILD_NODE_GYP names it.
+import { spawnSync } from 'node:child_process';
+import { copyFileSync, existsSync, mkdirSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { availableParallelism } from 'node:os';
+import { delimiter, dirname, join, relative } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const leastCMake = [3, 24];
+
+function onPath(program) {
+  const names = process.platform === 'win32' ? [`${program}.exe`, `${program}.cmd`] : [program];
+  const folders = (process.env.PATH ?? '').split(delimiter);
+  return folders.some((folder) => names.some((name) => existsSync(join(folder, name))));
+}
+
+/** The C++ compiler that CMake will find; on Windows it looks for Visual Studio by itself. */
+const hasCompiler = () =>
+  process.platform === 'win32' || Boolean(process.env.CXX) || ['g++', 'c++', 'clang++'].some(onPath);
+
+function cmakeVersion() {
+  const { status, stdout } = spawnSync('cmake', ['--version'], { encoding: 'utf8' });
+  const [, major, minor] = (status === 0 && /version (\d+)\.(\d+)/.exec(stdout)) || [];
+  return major === undefined ? undefined : [Number(major), Number(minor)];
+}
+
+/** What has to be installed before the addon can be built, in words; empty when nothing is missing. */
+export function missingTools({ emulator }) {
+  const missing = [];
+  if (!hasCompiler()) missing.push('a C++20 compiler (g++ 12 or later)');
+  const [major, minor] = cmakeVersion() ?? [0, 0];
+  if (major < leastCMake[0] || (major === leastCMake[0] && minor < leastCMake[1]))
+    missing.push(`cmake ${leastCMake.join('.')} or later`);
+  if (!emulator && !process.env.CUDACXX && !onPath('nvcc')) missing.push('nvcc of CUDA 13 or later on the PATH');
+  return missing;
+}
+
+function build({ emulator }) {
+  const missing = missingTools({ emulator });
+  if (missing.length > 0) throw new Error(`the addon cannot be built; missing: ${missing.join(', ')}`);
+  const output = join(root, 'build', emulator ? 'emulator' : 'addon');
+  const cmakeJs = createRequire(join(root, 'package.json')).resolve('cmake-js/bin/cmake-js');
+  const args = ['--log-level', 'warn', '--directory', root, '--out', output];
+  args.push('--parallel', String(availableParallelism()));
+  args.push(emulator ? '--CDFLASHATTN_EMULATOR=ON' : '--CDFLASHATTN_CUDA=ON');
+  // 'build' alone would not configure again after a failure.
+  for (const step of ['configure', 'build']) {
+    const { status, error } = spawnSync(process.execPath, [cmakeJs, step, ...args], { cwd: root, stdio: 'inherit' });
+    if (status !== 0) throw new Error(`cmake-js ${step} failed${error ? `: ${error.message}` : ''}`);
+  }
+  const made = join(output, 'Release', emulator ? 'flashattn_emulator.node' : 'flashattn.node');
+  if (emulator) return made;
+  // Nothing else may ever lie there: node-gyp-build and prebuildify take the first addon of that folder.
+  const found = join(root, 'build', 'Release', 'flashattn.node');
+  mkdirSync(dirname(found), { recursive: true });
+  copyFileSync(made, found);
+  return found;
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) {
+  try {
+    console.log(relative(root, build({ emulator: process.argv.includes('--emulator') })));
+  } catch (error) {
+    console.error(error.message);
+    process.exitCode = 1;
+  }
+}
