@@ -135,8 +135,8 @@ FLASHATTN_DEVICE void store_rows(TileType tile, const Rows& to, int row, int fir
   for (int i = 0; i < kChunks / kWarpSize; ++i) {
     const int index = i * kWarpSize + lane, r = row + index / TileType::kRowChunks, c = index % TileType::kRowChunks;
     const int count = first + r < end ? min_of(to.dim - c * TileType::kChunk, TileType::kChunk) : 0;
-    if (count <= 0) continue;
     const auto chunk = ptx::load_shared<detail::ChunkValues<Element>>(tile.chunk(r, c));
+    if (count <= 0) continue;
     uint8_t* target = to.data + (first + r) * to.stride + c * kChunkBytes;
     if (to.aligned && count == TileType::kChunk) {
       ptx::store_global(reinterpret_cast<detail::ChunkValues<Element>*>(target), chunk);

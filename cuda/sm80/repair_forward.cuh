@@ -65,7 +65,7 @@ FLASHATTN_CALLED void repair_forward(const AttentionParams& p, int b, int h, int
   const Rows outs = Rows::of<Element>(p.out, b, head.sequence.query_begin, h, p.value_dim);
   for (int i = first; i < min_of(first + count, head.sequence.query_length); ++i) {
     const float lse = ptx::load_global(p.lse + head.lse_row(i));
-    if (lse != lse || lse == -kInfinity) continue;  // every dim is NaN, or 0
+    if (lse != lse) continue;  // every dim is NaN
     const LaneDims query = LaneDims::load<Element>(queries, i, lane);
     LaneDims out;
     out.clear();
