@@ -1,6 +1,7 @@
 // The row-wise launches of backward, before and after its main kernel.
 #include "rows.cuh"
 #include "sm80/backward_parts.h"
+#include "sm80/repair_backward.cuh"
 
 namespace flashattn {
 
@@ -18,15 +19,32 @@ FLASHATTN_KERNEL(kFlatThreads) delta_kernel(RowLaunch<AttentionParams> launch) {
     ptx::store_global(p.delta + row.lse, sum - (p.d_lse ? ptx::load_global(p.d_lse + row.lse) : 0.0f));
 }
 
-FLASHATTN_KERNEL(kFlatThreads) d_query_kernel(RowLaunch<AttentionParams> launch) {
+/** Computes the rows that a lane has found a NaN in again. A whole warp. */
+FLASHATTN_DEVICE void repair_rows(const AttentionParams& p, const Row& row, bool has_nan) {
+  for (uint32_t left = ptx::ballot(has_nan); left;) {
+    const int leader = ptx::lowest_bit(left);
+    const int b = ptx::shuffle(row.b, leader), h = ptx::shuffle(row.h, leader), i = ptx::shuffle(row.i, leader);
+    ptx::sync_warp();
+    with_element(p.dtype, [&](auto element) {
+      repair_d_query<decltype(element)>(p, b, h, i - sequence_of(p, b).query_begin);
+    });
+    left &= ~ptx::ballot(row.b == b && row.h == h && row.i == i);
+  }
+}
+
+FLASHATTN_KERNEL(kFlatThreads, 4) d_query_kernel(const FLASHATTN_CONSTANT RowLaunch<AttentionParams> launch) {
   const AttentionParams& p = launch.params;
   const Row row = row_at(row_index(launch.lanes), p);
   const int first = first_element(launch.lanes);
-  if (!row.exists || first >= p.head_dim) return;
-  float x[kVector];
-  load_vector<Float32>(x, p.d_query_sum + row.lse * launch.sum_width + first, p.head_dim - first, true);
-  multiply(x, p.scale);
-  store_row(p.d_query, p.dtype, row, first, p.head_dim, x);
+  float x[kVector] = {};
+  if (row.exists && first < p.head_dim) {
+    load_vector<Float32>(x, p.d_query_sum + row.lse * launch.sum_width + first, p.head_dim - first, true);
+    multiply(x, p.scale);
+    store_row(p.d_query, p.dtype, row, first, p.head_dim, x);
+  }
+  bool has_nan = false;
+  for (const float value : x) has_nan = has_nan || value != value;
+  repair_rows(p, row, has_nan);
 }
 
 }  // namespace

@@ -15,15 +15,20 @@
 #include <cuda_runtime.h>
 
 #define FLASHATTN_DEVICE __device__ __forceinline__
-#define FLASHATTN_CALLED __device__ __noinline__
+#define FLASHATTN_CALLED inline __device__ __noinline__
 #define FLASHATTN_CONSTANT __grid_constant__
-#define FLASHATTN_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define FLASHATTN_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)  // threads, least blocks an SM
 
 namespace ptx {
 
 // Where a thread is -----------------------------------------------------------------------------------------------
 
 FLASHATTN_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
+/** `x`, of which the compiler knows nothing: what is computed from it is not kept in registers from before. */
+FLASHATTN_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 FLASHATTN_DEVICE dim3 block() { return blockIdx; }
 FLASHATTN_DEVICE dim3 grid() { return gridDim; }
 FLASHATTN_DEVICE uint32_t shared_base() {

@@ -70,12 +70,16 @@ struct Rows {
 };
 
 /** Stores two neighbouring elements, of an even column. */
+template <class Element>
+FLASHATTN_DEVICE void store_pair(uint32_t to, float first, float second) {
+  if constexpr (sizeof(typename Element::Storage) == 2)
+    ptx::store_shared(to, Element::pack(first, second));
+  else
+    ptx::store_shared(to, make_float2(first, second));
+}
 template <class TileType>
 FLASHATTN_DEVICE void store_pair(TileType tile, int row, int column, float first, float second) {
-  if constexpr (TileType::kElementBytes == 2)
-    ptx::store_shared(tile.element(row, column), TileType::Element::pack(first, second));
-  else
-    ptx::store_shared(tile.element(row, column), make_float2(first, second));
+  store_pair<typename TileType::Element>(tile.element(row, column), first, second);
 }
 
 namespace detail {

@@ -11,9 +11,9 @@
 #include "runtime/cuda_runtime_api.h"
 
 #define FLASHATTN_DEVICE inline __attribute__((always_inline))
-#define FLASHATTN_CALLED __attribute__((noinline))
+#define FLASHATTN_CALLED inline __attribute__((noinline))
 #define FLASHATTN_CONSTANT
-#define FLASHATTN_KERNEL(threads) void
+#define FLASHATTN_KERNEL(...) void
 
 namespace ptx {
 
@@ -22,6 +22,7 @@ using emulator::Site;
 // Where a thread is -----------------------------------------------------------------------------------------------
 
 FLASHATTN_DEVICE int thread() { return emulator::thread_index(); }
+FLASHATTN_DEVICE int opaque(int x) { return x; }
 FLASHATTN_DEVICE dim3 block() { return emulator::block_index(); }
 FLASHATTN_DEVICE dim3 grid() { return emulator::grid_size(); }
 FLASHATTN_DEVICE uint32_t shared_base() { return emulator::kSharedBase; }
@@ -121,6 +122,7 @@ FLASHATTN_DEVICE float exp2(float x) {
 }
 FLASHATTN_DEVICE float log(float x) { return ::logf(x); }
 FLASHATTN_DEVICE float tanh(float x) { return ::tanhf(x); }
+FLASHATTN_DEVICE int lowest_bit(uint32_t mask) { return std::countr_zero(mask); }
 FLASHATTN_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }

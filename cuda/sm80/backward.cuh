@@ -27,23 +27,27 @@ class BackwardBlock {
   using KeyTile = typename Tiles::KeyTile;
   using QueryTile = typename Tiles::QueryTile;
   using ScoreTile = typename Tiles::ScoreTile;
+  // Two of them, one below the other: what reads both has one place that moves by constants.
+  using KeyTiles = Tile<Element, 2 * Tiles::kKeyTile, HeadDim>;      // keys, values
+  using QueryTiles = Tile<Element, 2 * Tiles::kQueryTile, HeadDim>;  // queries, d_out
+  using ScoreTiles = Tile<Element, 2 * Tiles::kKeyTile, Tiles::kQueryTile>;  // dS, P
   using ChunkScores = Scores<Tiles::kRowTiles, Tiles::kChunk / 8>;  // [warp's keys, queries scored at once]
   static constexpr bool kExtras = Kind == Variant::Extras;
   static constexpr int kRowTiles = Tiles::kRowTiles, kColumnWarps = Tiles::kColumnWarps;
 
   FLASHATTN_DEVICE BackwardBlock(const AttentionParams& p, int first_key, int kv_head, int b)
-      : p_(p), head_(p, b, kv_head * (p.heads / p.kv_heads)), lane_(ptx::thread()), first_key_(first_key),
-        warp_(ptx::thread() / kWarpSize), warp_row_(warp_ / kColumnWarps * Tiles::kWarpRows),
-        warp_column_(warp_ % kColumnWarps) {}
+      : p_(p), b_(b), h_(kv_head * (p.heads / p.kv_heads)), first_key_(first_key), lane_(0) {
+    locate();
+  }
 
   FLASHATTN_DEVICE void run() {
-    if (first_key_ >= head_.sequence.key_length) return;
+    if (first_key_ >= head(0).sequence.key_length) return;
     walk_queries();
-    const bool repair = ptx::ballot(hid_ && has_nan());
+    const bool nan = ptx::ballot(has_nan());
     store();
     ptx::sync_threads();
-    if (repair)
-      repair_d_keys<Element>(p_, head_.b, head_.kv_head(), first_key_ + warp_row_, Tiles::kWarpRows, warp_column_,
+    if (nan && hides())
+      repair_d_keys<Element>(p_, b_, kv_head(), first_key_ + warp_row_, Tiles::kWarpRows, warp_column_,
                              kColumnWarps);
   }
 
@@ -77,41 +81,56 @@ class BackwardBlock {
     return d_scores().base + (Tiles::kExchange ? 2 : 1) * ScoreTile::kBytes;
   }
 
+  FLASHATTN_DEVICE int kv_head() const { return h_ / (p_.heads / p_.kv_heads); }
+  /** Made anew for each use: it would hold too many registers in between. */
+  FLASHATTN_DEVICE Head head(int h) const { return Head(p_, b_, h); }
+
   FLASHATTN_DEVICE void load(const Visit& visit, int slot) const {
     if (visit.met.begin >= 0) {
-      const Sequence& s = head_.sequence;
-      const Rows query = Rows::of<Element>(p_.query, head_.b, s.query_begin, visit.h, p_.head_dim);
-      const Rows d_out = Rows::of<Element>(p_.d_out, head_.b, s.query_begin, visit.h, p_.value_dim);
-      load_rows<Tiles::kThreads>(queries(slot), query, visit.met.begin, s.query_length, ptx::thread());
-      load_rows<Tiles::kThreads>(d_outs(slot), d_out, visit.met.begin, s.query_length, ptx::thread());
+      const Sequence s = sequence_of(p_, b_);
+      const Rows query = Rows::of<Element>(p_.query, b_, s.query_begin, visit.h, p_.head_dim);
+      const Rows d_out = Rows::of<Element>(p_.d_out, b_, s.query_begin, visit.h, p_.value_dim);
+      load_rows<Tiles::kThreads>(queries(slot), query, visit.met.begin, s.query_length, thread_);
+      load_rows<Tiles::kThreads>(d_outs(slot), d_out, visit.met.begin, s.query_length, thread_);
     }
     ptx::cp_async_commit();
   }
 
   /** Of this thread's query, if it has one. An empty row, or none: +Infinity, so that every probability is 0. */
   FLASHATTN_DEVICE float2 row_stats_of(const Visit& visit) const {
-    const int query = visit.met.begin + ptx::thread();
-    if (visit.met.begin < 0 || ptx::thread() >= Tiles::kQueryTile || query >= head_.sequence.query_length)
+    const Head head = this->head(visit.h);
+    const int query = visit.met.begin + thread_;
+    if (visit.met.begin < 0 || thread_ >= Tiles::kQueryTile || query >= head.sequence.query_length)
       return make_float2(kInfinity, 0.0f);
-    const int64_t row = head_.lse_row(query) + (visit.h - head_.h) * p_.lse_head;
+    const int64_t row = head.lse_row(query);
     const float lse = ptx::load_global(p_.lse + row);
     return make_float2(lse == -kInfinity ? kInfinity : lse * kLog2E, ptx::load_global(p_.delta + row));
   }
 
-  FLASHATTN_DEVICE static void put_row_stats(float2 stats) {
-    if (ptx::thread() < Tiles::kQueryTile)
-      ptx::store_shared(row_stats() + static_cast<uint32_t>(ptx::thread() * sizeof(float2)), stats);
+  FLASHATTN_DEVICE void put_row_stats(float2 stats) const {
+    if (thread_ < Tiles::kQueryTile)
+      ptx::store_shared(row_stats() + static_cast<uint32_t>(thread_ * sizeof(float2)), stats);
+  }
+
+  FLASHATTN_DEVICE void locate() {
+    thread_ = ptx::opaque(ptx::thread());
+    lane_ = Lane(thread_);
+    warp_ = thread_ / kWarpSize;
+    warp_row_ = warp_ / kColumnWarps * Tiles::kWarpRows;
+    warp_column_ = warp_ % kColumnWarps;
+    b_ = ptx::opaque(b_);
+    first_key_ = ptx::opaque(first_key_);
   }
 
   // The walk ----------------------------------------------------------------------------------------------------------
 
   /** Of all query heads of the group; the walk is made anew each time, which costs less than the registers it holds. */
   FLASHATTN_DEVICE Visit after(Visit visit) const {
-    const Range keys = head_.keys_at(first_key_, Tiles::kKeyTile);
-    const int group = p_.heads / p_.kv_heads, end = (visit.h / group + 1) * group;
+    const Head head = this->head(visit.h);
+    const Range keys = head.keys_at(first_key_, Tiles::kKeyTile);
+    const int end = (head.kv_head() + 1) * (p_.heads / p_.kv_heads);
     for (;;) {
-      QueryWalk<Tiles::kQueryTile> walk(p_, head_.band, head_.b, visit.h, keys, head_.sequence.query_length,
-                                        visit.taken);
+      QueryWalk<Tiles::kQueryTile> walk(p_, head.band, b_, visit.h, keys, head.sequence.query_length, visit.taken);
       visit.met = walk.take();
       visit.taken = walk.taken();
       if (visit.met.begin >= 0 || visit.h + 1 == end) return visit;
@@ -119,60 +138,62 @@ class BackwardBlock {
     }
   }
 
+  FLASHATTN_DEVICE Visit first_visit() const { return after({kv_head() * (p_.heads / p_.kv_heads), 0, {}}); }
+
   FLASHATTN_DEVICE void walk_queries() {
     d_key_.clear();
     d_value_.clear();
-    const Sequence& s = head_.sequence;
-    const Rows key = Rows::of<Element>(p_.key, head_.b, s.key_begin, head_.kv_head(), p_.head_dim);
-    const Rows value = Rows::of<Element>(p_.value, head_.b, s.key_begin, head_.kv_head(), p_.value_dim);
-    load_rows<Tiles::kThreads>(keys(), key, first_key_, s.key_length, ptx::thread());
-    load_rows<Tiles::kThreads>(values(), value, first_key_, s.key_length, ptx::thread());
+    const Sequence s = sequence_of(p_, b_);
+    const Rows key = Rows::of<Element>(p_.key, b_, s.key_begin, kv_head(), p_.head_dim);
+    const Rows value = Rows::of<Element>(p_.value, b_, s.key_begin, kv_head(), p_.value_dim);
+    load_rows<Tiles::kThreads>(keys(), key, first_key_, s.key_length, thread_);
+    load_rows<Tiles::kThreads>(values(), value, first_key_, s.key_length, thread_);
 
-    Visit visit = after({head_.h, 0, {}});
+    Visit visit = first_visit();
     load(visit, 0);
     put_row_stats(row_stats_of(visit));
     int slot = 0;
     while (visit.met.begin >= 0) {
-      head_.h = visit.h;
-      const Visit next = after(visit);
+      locate();
       ptx::cp_async_wait<0>();
       ptx::sync_threads();  // the tile has landed, and everybody is done with the one before
       const int next_slot = (slot + 1) % Tiles::kSlots;
-      if constexpr (Tiles::kSlots > 1) load(next, next_slot);
-      meet(slot, visit.met);
+      if constexpr (Tiles::kSlots > 1) load(after(visit), next_slot);
+      meet(slot, visit);
+      locate();
+      const Visit next = after(visit);
       if constexpr (Tiles::kSlots == 1) {
         if constexpr (Tiles::kExchange) ptx::sync_threads();  // everybody is done with the tile
         load(next, 0);
       }
       const float2 stats = row_stats_of(next);
-      add_d_query(visit.met.begin);
+      add_d_query(visit);
       put_row_stats(stats);
       visit = next;
       slot = next_slot;
     }
+    h_ = visit.h;
     ptx::cp_async_wait<0>();
     ptx::sync_threads();
   }
 
   /** Adds to dK and dV, and leaves dS in shared memory for all. */
-  FLASHATTN_DEVICE void meet(int slot, const Met& met) {
-    const Cover tile_cover = cover_of(met, met.begin, Tiles::kQueryTile);
-    hid_ = hid_ || tile_cover != Cover::Full;
+  FLASHATTN_DEVICE void meet(int slot, const Visit& visit) {
     if constexpr (Tiles::kExchange) {
       ChunkScores p, d;
-      score(slot, met, warp_column_ * Tiles::kChunk, p, d);
+      score(slot, visit, warp_column_ * Tiles::kChunk, p, d);
       store_scores(probabilities(), warp_column_ * Tiles::kChunk, p);
       store_scores(d_scores(), warp_column_ * Tiles::kChunk, d);
       ptx::sync_threads();
-      if (tile_cover == Cover::Empty) return;
-      const RowsAsA<ScoreTile> p_rows(probabilities(), warp_row_, lane_), d_rows(d_scores(), warp_row_, lane_);
-      add_products<Tiles::kQueryTile>(slot, 0, [&](int m, int k) { return p_rows.load(m * 16, k * 16); },
-                                      [&](int m, int k) { return d_rows.load(m * 16, k * 16); });
+      if (cover_of(head(visit.h), visit.met, 0, Tiles::kQueryTile) == Cover::Empty) return;
+      const RowsAsA<ScoreTiles> row({d_scores().base}, warp_row_, lane_);
+      add_products<Tiles::kQueryTile>(slot, 0, [&](int m, int k) { return row.load(Tiles::kKeyTile + m * 16, k * 16); },
+                                      [&](int m, int k) { return row.load(m * 16, k * 16); });
     } else {
 #pragma unroll 1
       for (int chunk = 0; chunk < Tiles::kQueryTile; chunk += Tiles::kChunk) {
         ChunkScores p, d;
-        const Cover cover = score(slot, met, chunk, p, d);
+        const Cover cover = score(slot, visit, chunk, p, d);
         if (warp_column_ == 0) store_scores(d_scores(), chunk, d);
         if (cover == Cover::Empty) continue;
         const auto fragment = [](const ChunkScores& s, int m, int k) {
@@ -188,34 +209,36 @@ class BackwardBlock {
   // P and dS ----------------------------------------------------------------------------------------------------------
 
   /** How this warp's keys meet some queries of a tile. */
-  FLASHATTN_DEVICE Cover cover_of(const Met& met, int first, int count) const {
-    const Range rows = head_.keys_at(first_key_ + warp_row_, Tiles::kWarpRows), columns = head_.queries_at(first, count);
+  FLASHATTN_DEVICE Cover cover_of(const Head& head, const Met& met, int first, int count) const {
+    const Range rows = head.keys_at(first_key_ + warp_row_, Tiles::kWarpRows);
+    const Range columns = head.queries_at(met.begin + first, count);
     if (rows.end <= rows.begin || columns.end <= columns.begin) return Cover::Empty;
-    const Cover cover = head_.band.cover(columns, rows);
+    const Cover cover = head.band.cover(columns, rows);
     const bool whole = !met.bits && rows.end - rows.begin == Tiles::kWarpRows && columns.end - columns.begin == count;
     return cover == Cover::Full && !whole ? Cover::Partial : cover;
   }
 
   /** P^T and dS^T of this warp's keys and kChunk queries of a tile, from its row `chunk` on. */
-  FLASHATTN_DEVICE Cover score(int slot, const Met& met, int chunk, ChunkScores& p, ChunkScores& d) {
-    const Cover cover = cover_of(met, met.begin + chunk, Tiles::kChunk);
+  FLASHATTN_DEVICE Cover score(int slot, const Visit& visit, int chunk, ChunkScores& p, ChunkScores& d) {
+    locate();
+    const Head head = this->head(visit.h);
+    const Cover cover = cover_of(head, visit.met, chunk, Tiles::kChunk);
     p.clear();
     d.clear();
     if (cover == Cover::Empty) return cover;
-    add_scores(keys(), queries(slot), chunk, p);
-    const Positions<RowsAre::Keys> at(first_key_ + warp_row_, met.begin + chunk, lane_);
+    const RowsAsA<KeyTiles> row({keys().base}, warp_row_, lane_);
+    const RowsAsB<QueryTiles> column({queries(slot).base}, chunk, lane_);
+    add_scores<0>(row, column, p);
+    const Positions<RowsAre::Keys> at(first_key_ + warp_row_, visit.met.begin + chunk, lane_);
     ChunkScores slopes;
-    if constexpr (kExtras) {
-      finish_scores(head_, at, p, &slopes);
-      hid_ = hid_ || p_.bias.data;
-    }
-    if (cover == Cover::Partial) hide_scores(head_, met.bits, at, p);
-    add_scores(values(), d_outs(slot), chunk, d);
+    if constexpr (kExtras) finish_scores(head, at, p, &slopes);
+    if (cover == Cover::Partial) hide_scores(head, visit.met.bits, at, p);
+    add_scores<1>(row, column, d);
     ChunkScores factors;
     if constexpr (kExtras)
       if (p_.dropout.threshold) {
         for_each_score(factors, at, [](float& factor, int, int) { factor = 1.0f; });
-        drop_out(head_, at, factors);
+        drop_out(head, at, factors);
         multiply_scores(d, factors);
       }
     differentiate(chunk, p, d);
@@ -226,17 +249,17 @@ class BackwardBlock {
     return cover;
   }
 
-  FLASHATTN_DEVICE void add_scores(KeyTile rows, QueryTile columns, int chunk, ChunkScores& sums) const {
-    const RowsAsA<KeyTile> row(rows, warp_row_, lane_);
-    const RowsAsB<QueryTile> column(columns, chunk, lane_);
+  template <int Which>
+  FLASHATTN_DEVICE static void add_scores(const RowsAsA<KeyTiles>& row, const RowsAsB<QueryTiles>& column,
+                                          ChunkScores& sums) {
 #pragma unroll
     for (int d = 0; d < HeadDim; d += 16) {
       FragmentA<Element> a[kRowTiles];
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) a[m] = row.load(m * 16, d);
+      for (int m = 0; m < kRowTiles; ++m) a[m] = row.load(Which * Tiles::kKeyTile + m * 16, d);
 #pragma unroll
       for (int n = 0; n < Tiles::kChunk / 16; ++n) {
-        const FragmentB<Element> b = column.load(n * 16, d);
+        const FragmentB<Element> b = column.load(Which * Tiles::kQueryTile + n * 16, d);
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) multiply(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
       }
@@ -272,14 +295,18 @@ class BackwardBlock {
   }
 
   FLASHATTN_DEVICE void store_scores(ScoreTile tile, int chunk, const ChunkScores& scores) const {
+    constexpr int kBytes = Tiles::kElementBytes;
+    const int column = chunk + lane_.quad * 2;
+    const Place<ScoreTile> place(tile, warp_row_ + lane_.group, column / ScoreTile::kChunk);
+    const uint32_t within = static_cast<uint32_t>(column % ScoreTile::kChunk * kBytes);
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
       for (int n = 0; n < Tiles::kChunk / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; e += 2)
-          store_pair(tile, warp_row_ + m * 16 + e / 2 * 8 + lane_.group, chunk + n * 8 + lane_.quad * 2,
-                     scores.s[m][n][e], scores.s[m][n][e + 1]);
+        for (int lower = 0; lower < 2; ++lower)
+          store_pair<Element>(place.at(m * 16 + lower * 8, n * 8 / ScoreTile::kChunk) + within,
+                              scores.s[m][n][lower * 2], scores.s[m][n][lower * 2 + 1]);
   }
 
   // Products with them ------------------------------------------------------------------------------------------------
@@ -288,30 +315,29 @@ class BackwardBlock {
   template <int Count, class P, class D>
   FLASHATTN_DEVICE void add_products(int slot, int first, P p, D d) {
     // The warps of a row take blocks of 16 dims in turn.
-    const ColumnsAsB<QueryTile> d_out(d_outs(slot), first, lane_, warp_column_ * 16);
-    const ColumnsAsB<QueryTile> query(queries(slot), first, lane_, warp_column_ * 16);
+    const ColumnsAsB<QueryTiles> column({queries(slot).base}, first, lane_, warp_column_ * 16);
 #pragma unroll
     for (int k = 0; k < Count / 16; ++k) {
-      add_product(k, p, d_out, d_value_);
-      add_product(k, d, query, d_key_);
+      add_product<1>(k, p, column, d_value_);
+      add_product<0>(k, d, column, d_key_);
     }
   }
 
-  template <class A, class Sums>
-  FLASHATTN_DEVICE static void add_product(int k, A fragment, const ColumnsAsB<QueryTile>& column, Sums& sums) {
+  template <int Which, class A, class Sums>
+  FLASHATTN_DEVICE static void add_product(int k, A fragment, const ColumnsAsB<QueryTiles>& column, Sums& sums) {
     FragmentA<Element> a[kRowTiles];
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) a[m] = fragment(m, k);
 #pragma unroll
     for (int n = 0; n < Tiles::kDims / 16; ++n) {
-      const FragmentB<Element> b = column.load(k * 16, n * kColumnWarps * 16);
+      const FragmentB<Element> b = column.load(Which * Tiles::kQueryTile + k * 16, n * kColumnWarps * 16);
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m) multiply(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
     }
   }
 
   /** dQ = dS K, of which warps take blocks of 16 queries by 16 dims in turn. */
-  FLASHATTN_DEVICE void add_d_query(int first_query) {
+  FLASHATTN_DEVICE void add_d_query(const Visit& visit) const {
     constexpr int kRowStep = Tiles::kQueryWarps * 16, kColumnStep = Tiles::kDimWarps * 16;
     const int row = warp_ / Tiles::kDimWarps * 16, column = warp_ % Tiles::kDimWarps * 16;
     Scores<Tiles::kQueryBlocks, Tiles::kDimBlocks * 2> sums;
@@ -331,20 +357,21 @@ class BackwardBlock {
       }
     }
 
+    const Head head = this->head(visit.h);
     Turn turn{};
     if (p_.deterministic) {
-      if (warp_ == 0) turn = turn_of<Tiles::kKeyTile, Tiles::kQueryTile>(head_, first_query, first_key_);
-      if (ptx::thread() == 0) ptx::wait_for(turn.count, turn.before);
+      if (warp_ == 0) turn = turn_of<Tiles::kKeyTile, Tiles::kQueryTile>(head, visit.met.begin, first_key_);
+      if (thread_ == 0) ptx::wait_for(turn.count, turn.before);
       ptx::sync_threads();
     }
-    const int first = first_query + row + lane_.group;
-    float* to = p_.d_query_sum + head_.lse_row(first) * HeadDim + column + lane_.quad * 2;
+    const int first = visit.met.begin + row + lane_.group;
+    float* to = p_.d_query_sum + head.lse_row(first) * HeadDim + column + lane_.quad * 2;
 #pragma unroll
     for (int m = 0; m < Tiles::kQueryBlocks; ++m)
 #pragma unroll
       for (int lower = 0; lower < 2; ++lower) {
         const int below = m * kRowStep + lower * 8;
-        if (first + below >= head_.sequence.query_length) continue;
+        if (first + below >= head.sequence.query_length) continue;
 #pragma unroll
         for (int n = 0; n < Tiles::kDimBlocks * 2; ++n)
 #pragma unroll
@@ -353,7 +380,7 @@ class BackwardBlock {
       }
     if (p_.deterministic) {
       ptx::sync_threads();
-      if (ptx::thread() == 0) ptx::signal(turn.count, turn.before + 1);
+      if (thread_ == 0) ptx::signal(turn.count, turn.before + 1);
     }
   }
 
@@ -371,15 +398,23 @@ class BackwardBlock {
     return found;
   }
 
+  /** Whether a pair of this warp's keys was hidden. */
+  FLASHATTN_DEVICE bool hides() const {
+    if (p_.bias.data) return true;
+    for (Visit visit = first_visit(); visit.met.begin >= 0; visit = after(visit))
+      if (cover_of(head(visit.h), visit.met, 0, Tiles::kQueryTile) != Cover::Full) return true;
+    return false;
+  }
+
   /** Through the tiles of keys and values, so that whole rows are written. */
   FLASHATTN_DEVICE void store() {
     store_sums(keys(), d_key_, p_.scale);
     store_sums(values(), d_value_, 1.0f);
     ptx::sync_threads();
     constexpr int kRows = Tiles::kKeyTile / Tiles::kWarps;
-    const Sequence& s = head_.sequence;
-    const Rows d_key = Rows::of<Element>(p_.d_key, head_.b, s.key_begin, head_.kv_head(), p_.head_dim);
-    const Rows d_value = Rows::of<Element>(p_.d_value, head_.b, s.key_begin, head_.kv_head(), p_.value_dim);
+    const Sequence s = sequence_of(p_, b_);
+    const Rows d_key = Rows::of<Element>(p_.d_key, b_, s.key_begin, kv_head(), p_.head_dim);
+    const Rows d_value = Rows::of<Element>(p_.d_value, b_, s.key_begin, kv_head(), p_.value_dim);
     store_rows<kRows>(keys(), d_key, warp_ * kRows, first_key_, s.key_length, lane_.index);
     store_rows<kRows>(values(), d_value, warp_ * kRows, first_key_, s.key_length, lane_.index);
   }
@@ -398,15 +433,15 @@ class BackwardBlock {
   }
 
   const AttentionParams& p_;
-  Head head_;
+  int b_, h_, first_key_;  // h_: some query head of the group
   Lane lane_;
-  int first_key_, warp_, warp_row_, warp_column_;
+  int thread_;
+  int warp_, warp_row_, warp_column_;
   Scores<kRowTiles, Tiles::kDims / 8> d_key_, d_value_;
-  bool hid_ = false;
 };
 
 template <class Element, int HeadDim, Variant Kind>
-FLASHATTN_KERNEL((BackwardTiles<Element, HeadDim, Kind>::kThreads))
+FLASHATTN_KERNEL((BackwardTiles<Element, HeadDim, Kind>::kThreads), 1)
 backward_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   using Block = BackwardBlock<Element, HeadDim, Kind>;
   constexpr int kKeyTile = Block::Tiles::kKeyTile;

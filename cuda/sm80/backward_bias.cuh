@@ -59,9 +59,7 @@ class BiasBlock {
 #pragma unroll
           for (int e = 0; e < 4; ++e) sums_.s[0][n][e] += d_score.s[0][n][e];
       }
-      // Copies of queries that met no key, and readers of those that did.
-      ptx::cp_async_wait<0>();
-      ptx::sync_threads();
+      block_.finish_queries();
     }
   }
 

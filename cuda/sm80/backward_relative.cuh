@@ -51,8 +51,7 @@ backward_relative_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
         detail::add_to_table(table, visible ? relative_bucket(p.relative, query, key) : -1, value, lane);
       });
     }
-    ptx::cp_async_wait<0>();
-    ptx::sync_threads();
+    block.finish_queries();
   }
 }
 

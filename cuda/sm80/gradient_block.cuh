@@ -25,7 +25,7 @@ class GradientBlock {
   FLASHATTN_DEVICE int warp_row() const { return warp_row_; }
   FLASHATTN_DEVICE Lane lane() const { return lane_; }
 
-  /** To be followed by `score_gradients`; nobody still reads the tiles. */
+  /** Between `finish_queries` and the next come any number of `score_gradients`. */
   FLASHATTN_DEVICE void load_queries(const Head& head, int first) {
     const Sequence& s = head.sequence;
     load_rows<Tiles::kThreads>(query_, rows(p_.query, head, s.query_begin, head.h, p_.head_dim), first, s.query_length,
@@ -67,6 +67,13 @@ class GradientBlock {
         d_score.s[0][n][e] = score.s[0][n][e] == -kInfinity ? 0.0f : gradient;
       }
     return d_score;
+  }
+
+  /** Copies of queries that met no key are still under way. */
+  FLASHATTN_DEVICE void finish_queries() const {
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    ptx::sync_threads();
   }
 
  private:

@@ -2,7 +2,6 @@
 #pragma once
 #include <napi.h>
 
-#include <memory>
 #include <vector>
 
 #include "launch.h"
@@ -25,20 +24,20 @@ class Context : public Napi::ObjectWrap<Context> {
 
  private:
   // Memory: pointers are numbers.
-  Napi::Value allocate(const Napi::CallbackInfo&);           // (bytes) -> pointer
-  void free(const Napi::CallbackInfo&);                      // (pointer)
-  Napi::Value memory_info(const Napi::CallbackInfo&);        // () -> { free, total, reserved }
-  Napi::Value pointer_attributes(const Napi::CallbackInfo&); // (pointer) -> { kind, device }
-  void write(const Napi::CallbackInfo&);                     // (pointer, Uint8Array)
-  Napi::Value read(const Napi::CallbackInfo&);               // (pointer, Uint8Array) -> Promise<void>
-  void read_sync(const Napi::CallbackInfo&);                 // (pointer, Uint8Array)
+  Napi::Value allocate(const Napi::CallbackInfo&);            // (bytes) -> pointer
+  void free(const Napi::CallbackInfo&);                       // (pointer)
+  Napi::Value memory_info(const Napi::CallbackInfo&);         // () -> { free, total, reserved }
+  Napi::Value pointer_attributes(const Napi::CallbackInfo&);  // (pointer) -> { kind, device }
+  void write(const Napi::CallbackInfo&);                      // (pointer, Uint8Array)
+  Napi::Value read(const Napi::CallbackInfo&);                // (pointer, Uint8Array) -> Promise<void>
+  void read_sync(const Napi::CallbackInfo&);                  // (pointer, Uint8Array)
 
   // The stream.
-  Napi::Value synchronize(const Napi::CallbackInfo&);  // () -> Promise<void>
-  void synchronize_sync(const Napi::CallbackInfo&);    // ()
-  void set_stream(const Napi::CallbackInfo&);          // (stream | undefined)
-  Napi::Value record_event(const Napi::CallbackInfo&); // () -> event
-  Napi::Value elapsed(const Napi::CallbackInfo&);      // (event, event) -> milliseconds; both are used up
+  Napi::Value synchronize(const Napi::CallbackInfo&);   // () -> Promise<void>
+  void synchronize_sync(const Napi::CallbackInfo&);     // ()
+  void set_stream(const Napi::CallbackInfo&);           // (stream | undefined)
+  Napi::Value record_event(const Napi::CallbackInfo&);  // () -> event
+  Napi::Value elapsed(const Napi::CallbackInfo&);       // (event, event) -> milliseconds; both are used up
 
   // Launches: each takes an ArrayBuffer that holds a struct of params.h.
   void forward(const Napi::CallbackInfo&);
