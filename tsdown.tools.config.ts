@@ -5,7 +5,10 @@ export default defineConfig({
   entry: {
     'examples/charlm': 'examples/charlm.ts',
     'bench/attention': 'bench/attention.ts',
+    'bench/gpu': 'bench/gpu/attention.ts',
+    'bench/merge': 'bench/gpu/merge.ts',
     'bench/sparse': 'bench/sparse.ts',
+    'device/verify': 'test/device/verify.ts',
     'golden/run': 'test/golden/run.ts',
   },
   outDir: 'build',

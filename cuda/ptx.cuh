@@ -114,6 +114,15 @@ FLASHATTN_DEVICE void store_global(T* to, T value) {
   *to = value;
 }
 FLASHATTN_DEVICE void add_global(float* to, float value) { atomicAdd(to, value); }
+/** `to` is aligned to 8 bytes. Each half is atomic by itself. */
+FLASHATTN_DEVICE void add_global(float2* to, float2 value) {
+#if __CUDA_ARCH__ >= 900
+  atomicAdd(to, value);  // one instruction, and whole sectors of memory for a fragment
+#else
+  atomicAdd(&to->x, value.x);
+  atomicAdd(&to->y, value.y);
+#endif
+}
 
 // Matrix fragments --------------------------------------------------------------------------------------------------
 

@@ -202,7 +202,10 @@ function contextFor(corpus: Corpus): number {
 function describeDevice(requested: DeviceName): string {
   const found = status(requested);
   const details = found.device === 'wasm' ? `${found.threads} threads, ${found.simd} SIMD` : found.name;
-  return [`${found.device} (${details})`, ...found.reasons.map((reason) => `not ${reason.device}: ${reason.hint}`)].join('; ');
+  return [
+    `${found.device} (${details})`,
+    ...found.reasons.map((reason) => `not ${reason.device}: ${reason.hint}`),
+  ].join('; ');
 }
 
 function describeComparison(comparison: Comparison, layers: number): string {

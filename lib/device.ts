@@ -1,6 +1,7 @@
 import type { Backend, MemoryReport } from './backends/backend.js';
-import { loadEmulator } from './backends/cuda/addon.js';
+import { type LoadResult, loadEmulator } from './backends/cuda/addon.js';
 import { CudaBackend, type CudaDeviceName, type CudaStatus } from './backends/cuda/backend.js';
+import { describeSearch } from './backends/cuda/search.js';
 import { cudaSupport, type DeviceReason, findDevices, type UsableDevice } from './backends/cuda/support.js';
 import { describeWasm, type WasmStatus, wasmBackend } from './backends/wasm/backend.js';
 import { FlashAttnError, optionError, show } from './errors.js';
@@ -46,11 +47,13 @@ function openCuda(device: CudaDeviceName, usable: UsableDevice): CudaBackend {
   return backend;
 }
 
-const cannotBeUsed = (requested: DeviceName, reasons: readonly DeviceReason[]) =>
-  new FlashAttnError(
-    'ERR_DEVICE',
-    `device ${show(requested)} cannot be used: ${reasons.map(({ device, code, hint }) => `${device} (${code}): ${hint}`).join('; ')}`,
-  );
+/** `loaded`: without an addon the message also tells where it was looked for. */
+function cannotBeUsed(requested: DeviceName, reasons: readonly DeviceReason[], loaded?: LoadResult): FlashAttnError {
+  const because = reasons.map(({ device, code, hint }) => `${device} (${code}): ${hint}`).join('; ');
+  const search = loaded !== undefined && 'tried' in loaded ? describeSearch(loaded.tried) : [];
+  const lines = [`device ${show(requested)} cannot be used: ${because}`, ...search];
+  return new FlashAttnError('ERR_DEVICE', lines.join('\n  '));
+}
 
 /** Devices that could not be set up although CUDA lists them, so that every call gives the same answer. */
 const broken = new Map<string, DeviceReason>();
@@ -76,11 +79,11 @@ function firstCuda(): { readonly cuda?: CudaBackend; readonly reasons: readonly 
 
 function indexedCuda(requested: `cuda:${number}`): CudaBackend {
   const index = Number(requested.slice('cuda:'.length));
-  const { usable, reasons } = cudaSupport();
+  const { usable, reasons, loaded } = cudaSupport();
   const found = usable.find(({ description }) => description.index === index);
   if (found) return openCuda(`cuda:${index}`, found);
   const own = reasons.filter(({ device }) => device === requested || device === 'cuda');
-  if (own.length > 0) throw cannotBeUsed(requested, own);
+  if (own.length > 0) throw cannotBeUsed(requested, own, loaded);
   const names = usable.map(({ description }) => `cuda:${description.index}`).join(', ');
   const hint = `there is no such device: use ${names || 'another device'}`;
   throw cannotBeUsed(requested, [{ device: requested, code: 'NO_DEVICE', hint }]);
@@ -100,7 +103,7 @@ function resolve(requested: DeviceName): Resolved {
   if (requested === 'auto' || requested === 'cuda') {
     const { cuda, reasons } = firstCuda();
     if (cuda) return { backend: cuda, cuda, reasons };
-    if (requested === 'cuda') throw cannotBeUsed(requested, reasons);
+    if (requested === 'cuda') throw cannotBeUsed(requested, reasons, cudaSupport().loaded);
     return { backend: wasmBackend(), reasons };
   }
   if (requested === 'emulator') {

@@ -56,6 +56,11 @@ export function resolveProblem(description: Problem): ResolvedProblem {
   return { problem, options: options as AttentionOptions, shapes: { q, k, v }, backend: backendFor(device), backward };
 }
 
+// A backstop, as for tensors.
+const collected = new FinalizationRegistry<readonly Scratch[]>((memory) => {
+  for (const scratch of memory) scratch.dispose();
+});
+
 /** See `plan`. */
 export class Plan<D extends DType = DType> implements Disposable {
   readonly #resolved: ResolvedProblem;
@@ -89,6 +94,11 @@ export class Plan<D extends DType = DType> implements Disposable {
     this.#gradients = made.gradients;
     this.#forwardScratch = made.forwardScratch;
     this.#backwardScratch = made.backwardScratch;
+    collected.register(
+      this,
+      made.backwardScratch ? [made.forwardScratch, made.backwardScratch] : [made.forwardScratch],
+      this,
+    );
   }
 
   /** Runs forward. Returns the same two tensors every time, overwritten; they belong to the plan. */
@@ -125,6 +135,7 @@ export class Plan<D extends DType = DType> implements Disposable {
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    collected.unregister(this);
     for (const t of Object.values({ ...this.#result, ...this.#gradients })) (t as Tensor).dispose();
     this.#forwardScratch.dispose();
     this.#backwardScratch?.dispose();

@@ -400,5 +400,7 @@ export function zeros<const S extends Shape, D extends DType = 'float32'>(
 
 /** @internal */
 export function checkTensor(value: unknown, argument: string): asserts value is Tensor {
-  if (!(value instanceof Tensor)) throw optionError(`${argument} is ${show(value)}; it must be a tensor`);
+  if (value instanceof Tensor) return;
+  const found = show(value) === Tensor.name ? 'a tensor of another copy of this package' : show(value);
+  throw optionError(`${argument} is ${found}; it must be a tensor`);
 }

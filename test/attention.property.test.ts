@@ -9,21 +9,12 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { denseCases, packedCases } from './support/arbitraries.js';
 import type { Case } from './support/case.js';
-import { failuresOf } from './support/check.js';
+import { failureOf, failuresOf } from './support/check.js';
 import { shrink } from './support/shrink.js';
 
 const RUNS = Number(process.env.FLASHATTN_RUNS ?? 1);
 const SEED = Number(process.env.FLASHATTN_SEED ?? 20_230_717);
 const REPLAY = process.env.FLASHATTN_CASE;
-
-/** What is wrong with a case, a thrown error included; undefined when nothing is. */
-function failureOf(c: Case): string | undefined {
-  try {
-    return failuresOf(c).join('; ') || undefined;
-  } catch (error) {
-    return error instanceof Error ? error.message : String(error);
-  }
-}
 
 function assertAll(name: string, cases: fc.Arbitrary<Case>, count: number): void {
   // Every group has its own cases.

@@ -5,8 +5,9 @@ import { describe, expect, it } from 'vitest';
 import { explain, masks } from '../lib/index.js';
 import { cliPath, runNode } from './support/child.js';
 
+/** Runs the command line as on a machine without CUDA. */
 const flashattn = (args: string, env?: Record<string, string>) =>
-  runNode([cliPath, ...args.split(' ').filter(Boolean)], env);
+  runNode([cliPath, ...args.split(' ').filter(Boolean)], { FLASHATTN_ADDON: '/nowhere.node', ...env });
 
 describe('flashattn doctor', () => {
   it('says what works and is healthy', async () => {
@@ -35,6 +36,10 @@ describe('flashattn doctor', () => {
     expect(code).toBe(1);
     expect(stdout).toContain('FLASHATTN_THREADS is "0"');
     expect(stdout).toContain('NOT healthy');
+    expect(await flashattn('doctor --device cuda')).toMatchObject({
+      code: 1,
+      stdout: expect.stringContaining('NO_ADDON'),
+    });
   });
 });
 
@@ -58,6 +63,7 @@ describe('flashattn explain', () => {
       dtype: 'bfloat16',
       window: [3, -1],
       backward: true,
+      device: 'wasm',
     });
     expect(JSON.parse(stdout)).toEqual(cost);
     // Queries see keys from i + 200 - 3 on: 103 - i of them.

@@ -16,6 +16,7 @@ import {
   memory,
   mergeStates,
   mergeStatesBackward,
+  plan,
   RowMap,
   setStream,
   status,
@@ -213,6 +214,32 @@ describe.skipIf(!hasEmulator)(onEmulator('operations'), () => {
     const [got, expected] = [await run(device), await run('wasm')];
     for (const [i, values] of got.entries())
       for (const [at, x] of values.entries()) expect(x).toBeCloseTo(expected[i][at], 5);
+  });
+
+  it('of a plan allocate nothing when they run', async () => {
+    const shape = [1, 5, 2, 8];
+    const inputs = [1, 2, 3].map((seed) =>
+      tensor(
+        range(80).map((x) => Math.sin(seed * x)),
+        shape,
+        { device },
+      ),
+    );
+    const [q, k, v] = inputs as [Tensor<'float32'>, Tensor<'float32'>, Tensor<'float32'>];
+    using sink = tensor([0.5, -0.5], [2], { device, dtype: 'bfloat16' });
+    const options = { causal: true, sink, qLens: [4], deterministic: true };
+    using planned = plan({ q: shape, device, backward: true, ...options });
+    const first = await planned.run(q, k, v).out.data();
+    const gradient = await planned.runBackward(v).dq.data();
+    const before = memory(device);
+    for (let run = 0; run < 3; run++) {
+      expect(planned.run(q, k, v).out.dataSync()).toEqual(first);
+      expect(planned.runBackward(v).dq.dataSync()).toEqual(gradient);
+    }
+    expect(memory(device)).toEqual(before);
+    // The last query is none: its row is zero.
+    expect([...first.subarray(64)]).toEqual(new Array(16).fill(0));
+    for (const t of inputs) t.dispose();
   });
 
   it('are explained and timed', async () => {

@@ -3,7 +3,8 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
-import { main, type Report, runFile } from './golden/run.js';
+import { type Report, runFile } from './golden/compute.js';
+import { main } from './golden/run.js';
 import { parseSafetensors, SafetensorsError } from './golden/safetensors.js';
 
 const FOLDER = join(import.meta.dirname, 'golden/vectors');
@@ -11,7 +12,7 @@ const FILES = readdirSync(FOLDER).filter((name) => name.endsWith('.safetensors')
 
 describe('vectors', () => {
   it.each(FILES)('%s', async (name) => {
-    const report = await runFile(join(FOLDER, name), 'wasm');
+    const report = await runFile(join(FOLDER, name), { device: 'wasm' });
     expect(report).toMatchObject({ file: name, status: 'pass' });
   });
 });
@@ -154,6 +155,24 @@ describe('command', () => {
     expect((await run('--dir', folder)).status).toBe(1);
   });
 
+  it.each(['float16', 'bfloat16'])('runs in %s what is one attention, against the oracle', async (dtype) => {
+    const { status, lines } = await run('--dir', FOLDER, '--dtype', dtype);
+    expect(status).toBe(0);
+    const [passed, unsupported] = ['pass ', 'unsupported '].map((word) => lines.filter((l) => l.startsWith(word)));
+    expect(passed?.length).toBeGreaterThan(60);
+    for (const name of ['dense_mha__full', 'varlen__docs_cross', 't5_bias__bidir', 'bigbird__r2_pad'])
+      expect(passed?.some((l) => l.includes(`${name}.safetensors  `))).toBe(true);
+    expect(unsupported?.every((l) => l.includes(`(no ${dtype} reference for `))).toBe(true);
+  });
+
+  it('fails in 16 bits where the oracle does not agree with the file', async () => {
+    const wrong = edited((h) => h.replace('\\"scale\\": 0.4', '\\"scale\\": 0.5'));
+    writeFileSync(join(folder, 'x.safetensors'), wrong);
+    const { status, lines } = await run('--dir', folder, '--dtype', 'float16');
+    expect(status).toBe(1);
+    expect(lines[0]).toMatch(/^fail .*the oracle does not compute out of the file/);
+  });
+
   it('restricts itself to one system', async () => {
     const { status, lines } = await run('--dir', FOLDER, '--system', 'mqa');
     expect(status).toBe(0);
@@ -161,8 +180,8 @@ describe('command', () => {
   });
 
   it.each([
-    [['--dir', FOLDER, '--device', 'cuda'], /device cuda cannot be used/],
-    [['--dir', FOLDER, '--device', 'emulator'], /device emulator cannot be used/],
+    [['--dir', FOLDER, '--device', 'cuda:99'], /device cuda:99 cannot be used/],
+    [['--dir', FOLDER, '--dtype', 'float8'], /unknown dtype float8/],
     [['--dir', FOLDER, '--device', 'abacus'], /unknown device abacus/],
     [['--dir', FOLDER, '--system', 'nothing'], /no file of system nothing/],
     [['--dir', join(FOLDER, 'nowhere')], /cannot read --dir/],

@@ -6,31 +6,21 @@
  */
 import { BlockMask, blockMask, blockMaskFromBytes, blockMaskToBytes } from 'flashattn';
 import { describe, expect, it } from 'vitest';
-import { uniform } from './oracle/random.js';
-import { type Case, instantiate } from './support/case.js';
-import { float32Failures } from './support/check.js';
-import { runLibrary } from './support/library.js';
-import { type Dims, type Expression, randomExpression, toElements, toMask } from './support/maskExpression.js';
+import type { Case } from './support/case.js';
+import { failuresOf } from './support/check.js';
+import { drawMask, drawMaskedCase } from './support/maskCases.js';
+import { type Expression, toElements, toMask } from './support/maskExpression.js';
 
 const RUNS = Number(process.env.FLASHATTN_RUNS ?? 1);
 const REPLAY = process.env.FLASHATTN_MASK_CASE;
 const COMPILED = 200 * RUNS;
 const ATTENDED = 300 * RUNS;
 
-/** What a case is follows from its number alone. */
-function draw(number: number): { random: () => number; dims: Dims; expression: Expression; blockSize: 64 | 128 } {
-  const random = uniform(number * 7919 + 1);
-  const length = () => 1 + Math.floor(random() ** 2 * 300);
-  const queries = length();
-  const dims = { heads: 1 + Math.floor(random() * 3), queries, keys: random() < 0.5 ? queries : length() };
-  return { random, dims, expression: randomExpression(random, dims, 4), blockSize: random() < 0.5 ? 64 : 128 };
-}
-
-const repro = (number: number, expression: Expression) =>
-  `FLASHATTN_MASK_CASE=${number} npx vitest run test/mask.property.test.ts  (${JSON.stringify(expression)})`;
+const repro = (number: number, what: Expression | Case) =>
+  `FLASHATTN_MASK_CASE=${number} npx vitest run test/mask.property.test.ts  (${JSON.stringify(what)})`;
 
 function compile(number: number): void {
-  const { dims, expression, blockSize } = draw(number);
+  const { dims, expression, blockSize } = drawMask(number);
   const { heads, queries, keys } = dims;
   const sees = toElements(expression, dims);
   const compiled = blockMask(toMask(expression, dims), { heads, nq: queries, nk: keys, blockSize });
@@ -79,59 +69,9 @@ function compile(number: number): void {
 }
 
 function attend(number: number): void {
-  const { random, dims, expression, blockSize } = draw(number);
-  const maybe = <T>(chance: number, value: T): T | undefined => (random() < chance ? value : undefined);
-  const batch = 1 + Math.floor(random() * 2);
-  const group = dims.heads % 2 === 0 && random() < 0.5 ? 2 : 1;
-  const lengths = (limit: number) => Array.from({ length: batch }, () => Math.floor(random() * (limit + 1)));
-  const drawn = {
-    causal: maybe(0.2, true),
-    align: maybe(0.5, 'topLeft' as const),
-    window: maybe(0.2, [Math.floor(random() * 60), Math.floor(random() * 60)] as const),
-    softcap: maybe(0.2, 2),
-    bias: maybe(0.3, [random() < 0.5, random() < 0.5, random() < 0.5, random() < 0.5] as const),
-    alibi: maybe(0.2, 'heads' as const),
-    relative: maybe(0.2, 'distance' as const),
-    sink: maybe(0.3, true),
-    dropout: maybe(0.2, { p: 0.3, seed: number }),
-    dLse: maybe(0.3, true),
-    qLens: maybe(0.15, lengths(dims.queries)),
-    kLens: maybe(0.15, lengths(dims.keys)),
-  };
-  const options = Object.fromEntries(Object.entries(drawn).filter(([, value]) => value !== undefined));
-  // Packed sequences see the mask at their own positions; the longest of them spans it.
-  const packed = {
-    layout: 'varlen' as const,
-    qLens: [dims.queries, ...lengths(dims.queries)],
-    kLens: [...lengths(dims.keys), dims.keys],
-  };
-  const dense = {
-    layout: random() < 0.5 ? ('bshd' as const) : ('bhsd' as const),
-    batch,
-    queryLength: dims.queries,
-    keyLength: dims.keys,
-  };
-  const c: Case = {
-    seed: number,
-    ...(random() < 0.75 ? { ...dense, ...options } : { ...options, ...packed }),
-    kvHeads: dims.heads / group,
-    group,
-    headDim: 1 + Math.floor(random() * 24),
-    valueDim: 1 + Math.floor(random() * 24),
-  };
-  const drawnCase = instantiate(c);
-  const sees = toElements(expression, dims);
-  const shape = [1, dims.heads, dims.queries, dims.keys] as const;
-  const values = Uint8Array.from({ length: shape.reduce((a, b) => a * b) }, (_, n) => {
-    const j = n % dims.keys;
-    const i = Math.floor(n / dims.keys) % dims.queries;
-    return sees(Math.floor(n / (dims.keys * dims.queries)), i, j) ? 1 : 0;
-  });
-  const instance = { ...drawnCase, problem: { ...drawnCase.problem, mask: { values, shape } } };
-  const mask = toMask(expression, dims);
-  const compiled = blockMask(mask, { heads: dims.heads, nq: dims.queries, nk: dims.keys, blockSize });
-  const failures = float32Failures(instance, runLibrary(instance, { mask: random() < 0.3 ? mask : compiled }));
-  if (failures.length > 0) expect.fail(`${failures.join('; ')}: ${JSON.stringify(c)} ${repro(number, expression)}`);
+  const c = drawMaskedCase(number);
+  const failures = failuresOf(c);
+  if (failures.length > 0) expect.fail(`${failures.join('; ')}: ${repro(number, c)}`);
 }
 
 describe.skipIf(REPLAY !== undefined)('masks', () => {

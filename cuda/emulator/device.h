@@ -81,6 +81,10 @@ FLASHATTN_DEVICE void store_global(T* to, T value, Site site = Site::current()) 
 FLASHATTN_DEVICE void add_global(float* to, float value, Site site = Site::current()) {
   emulator::add_global(to, value, site);
 }
+FLASHATTN_DEVICE void add_global(float2* to, float2 value, Site site = Site::current()) {
+  emulator::add_global(&to->x, value.x, site);
+  emulator::add_global(&to->y, value.y, site);
+}
 
 // Matrix fragments --------------------------------------------------------------------------------------------------
 

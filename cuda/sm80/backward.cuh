@@ -35,35 +35,29 @@ class BackwardBlock {
   static constexpr bool kExtras = Kind == Variant::Extras;
   static constexpr int kRowTiles = Tiles::kRowTiles, kColumnWarps = Tiles::kColumnWarps;
 
-  FLASHATTN_DEVICE BackwardBlock(const AttentionParams& p, int first_key, int kv_head, int b)
-      : p_(p), b_(b), h_(kv_head * (p.heads / p.kv_heads)), first_key_(first_key), lane_(0) {
-    locate();
-  }
+  FLASHATTN_DEVICE explicit BackwardBlock(const AttentionParams& p) : p_(p), lane_(0) {}
 
   FLASHATTN_DEVICE void run() {
+    if (ptx::thread() == 0) choose_work();
+    ptx::sync_threads();
+    locate();
     if (first_key_ >= head(0).sequence.key_length) return;
     walk_queries();
     const bool nan = ptx::ballot(has_nan());
+    locate();
     store();
     ptx::sync_threads();
     if (nan && hides())
-      repair_d_keys<Element>(p_, b_, kv_head(), first_key_ + warp_row_, Tiles::kWarpRows, warp_column_,
+      repair_d_keys<Element>(p_, b_, kv_head_, first_key_ + warp_row_, Tiles::kWarpRows, warp_column_,
                              kColumnWarps);
-  }
-
-  /** A number of the order in which blocks start, the same for all threads of this one. */
-  FLASHATTN_DEVICE static int draw_ticket(const AttentionParams& p) {
-    const uint32_t ticket = row_stats() + Tiles::kQueryTile * sizeof(float2);
-    if (ptx::thread() == 0) ptx::store_shared(ticket, ptx::fetch_add(p.turns, 1));
-    ptx::sync_threads();
-    return ptx::load_shared<int32_t>(ticket);
   }
 
  private:
   /** A query tile of a query head. */
   struct Visit {
     int h, taken;  // query tiles of this head so far
-    Met met;
+    int begin;     // first query of the tile; negative: the walk is over
+    int bits;      // of a partial block: where they begin in the mask's words; negative: none
   };
 
   // Shared memory -----------------------------------------------------------------------------------------------------
@@ -76,22 +70,30 @@ class BackwardBlock {
   FLASHATTN_DEVICE static QueryTile d_outs(int slot) { return {queries(slot).base + QueryTile::kBytes}; }
   FLASHATTN_DEVICE static ScoreTile d_scores() { return {queries(Tiles::kSlots).base}; }
   FLASHATTN_DEVICE static ScoreTile probabilities() { return {d_scores().base + ScoreTile::kBytes}; }
-  /** [query tile] pairs of lse, in units of log 2, and delta; after them a word for the block's ticket. */
+  /** [query tile] pairs of lse, in units of log 2, and delta. */
   FLASHATTN_DEVICE static uint32_t row_stats() {
     return d_scores().base + (Tiles::kExchange ? 2 : 1) * ScoreTile::kBytes;
   }
+  /** Batch entry, key/value head and first key of this block. */
+  FLASHATTN_DEVICE static uint32_t work() { return row_stats() + Tiles::kQueryTile * sizeof(float2); }
 
-  FLASHATTN_DEVICE int kv_head() const { return h_ / (p_.heads / p_.kv_heads); }
+  FLASHATTN_DEVICE void choose_work() const {
+    const int index = p_.deterministic ? ptx::fetch_add(p_.turns, 1) : static_cast<int>(ptx::block().x);
+    // Under a causal mask the first keys have the most work: they go first.
+    const int tiles = divide_up(p_.key_length, Tiles::kKeyTile), head = index / tiles;
+    ptx::store_shared(work(), int4{head / p_.kv_heads, head % p_.kv_heads, index % tiles * Tiles::kKeyTile, 0});
+  }
+
   /** Made anew for each use: it would hold too many registers in between. */
   FLASHATTN_DEVICE Head head(int h) const { return Head(p_, b_, h); }
 
   FLASHATTN_DEVICE void load(const Visit& visit, int slot) const {
-    if (visit.met.begin >= 0) {
+    if (visit.begin >= 0) {
       const Sequence s = sequence_of(p_, b_);
       const Rows query = Rows::of<Element>(p_.query, b_, s.query_begin, visit.h, p_.head_dim);
       const Rows d_out = Rows::of<Element>(p_.d_out, b_, s.query_begin, visit.h, p_.value_dim);
-      load_rows<Tiles::kThreads>(queries(slot), query, visit.met.begin, s.query_length, thread_);
-      load_rows<Tiles::kThreads>(d_outs(slot), d_out, visit.met.begin, s.query_length, thread_);
+      load_rows<Tiles::kThreads>(queries(slot), query, visit.begin, s.query_length, thread_);
+      load_rows<Tiles::kThreads>(d_outs(slot), d_out, visit.begin, s.query_length, thread_);
     }
     ptx::cp_async_commit();
   }
@@ -99,8 +101,8 @@ class BackwardBlock {
   /** Of this thread's query, if it has one. An empty row, or none: +Infinity, so that every probability is 0. */
   FLASHATTN_DEVICE float2 row_stats_of(const Visit& visit) const {
     const Head head = this->head(visit.h);
-    const int query = visit.met.begin + thread_;
-    if (visit.met.begin < 0 || thread_ >= Tiles::kQueryTile || query >= head.sequence.query_length)
+    const int query = visit.begin + thread_;
+    if (visit.begin < 0 || thread_ >= Tiles::kQueryTile || query >= head.sequence.query_length)
       return make_float2(kInfinity, 0.0f);
     const int64_t row = head.lse_row(query);
     const float lse = ptx::load_global(p_.lse + row);
@@ -118,8 +120,10 @@ class BackwardBlock {
     warp_ = thread_ / kWarpSize;
     warp_row_ = warp_ / kColumnWarps * Tiles::kWarpRows;
     warp_column_ = warp_ % kColumnWarps;
-    b_ = ptx::opaque(b_);
-    first_key_ = ptx::opaque(first_key_);
+    const int4 work = ptx::load_shared<int4>(this->work());
+    b_ = work.x;
+    kv_head_ = work.y;
+    first_key_ = work.z;
   }
 
   // The walk ----------------------------------------------------------------------------------------------------------
@@ -128,24 +132,26 @@ class BackwardBlock {
   FLASHATTN_DEVICE Visit after(Visit visit) const {
     const Head head = this->head(visit.h);
     const Range keys = head.keys_at(first_key_, Tiles::kKeyTile);
-    const int end = (head.kv_head() + 1) * (p_.heads / p_.kv_heads);
+    const int end = (kv_head_ + 1) * (p_.heads / p_.kv_heads);
     for (;;) {
       QueryWalk<Tiles::kQueryTile> walk(p_, head.band, b_, visit.h, keys, head.sequence.query_length, visit.taken);
-      visit.met = walk.take();
+      const Met met = walk.take();
       visit.taken = walk.taken();
-      if (visit.met.begin >= 0 || visit.h + 1 == end) return visit;
-      visit = {visit.h + 1, 0, {}};
+      visit.begin = met.begin;
+      visit.bits = met.bits ? static_cast<int>(met.bits - p_.block_mask.bits) : -1;
+      if (visit.begin >= 0 || visit.h + 1 == end) return visit;
+      visit = {visit.h + 1, 0, 0, 0};
     }
   }
 
-  FLASHATTN_DEVICE Visit first_visit() const { return after({kv_head() * (p_.heads / p_.kv_heads), 0, {}}); }
+  FLASHATTN_DEVICE Visit first_visit() const { return after({kv_head_ * (p_.heads / p_.kv_heads), 0, 0, 0}); }
 
   FLASHATTN_DEVICE void walk_queries() {
     d_key_.clear();
     d_value_.clear();
     const Sequence s = sequence_of(p_, b_);
-    const Rows key = Rows::of<Element>(p_.key, b_, s.key_begin, kv_head(), p_.head_dim);
-    const Rows value = Rows::of<Element>(p_.value, b_, s.key_begin, kv_head(), p_.value_dim);
+    const Rows key = Rows::of<Element>(p_.key, b_, s.key_begin, kv_head_, p_.head_dim);
+    const Rows value = Rows::of<Element>(p_.value, b_, s.key_begin, kv_head_, p_.value_dim);
     load_rows<Tiles::kThreads>(keys(), key, first_key_, s.key_length, thread_);
     load_rows<Tiles::kThreads>(values(), value, first_key_, s.key_length, thread_);
 
@@ -153,7 +159,7 @@ class BackwardBlock {
     load(visit, 0);
     put_row_stats(row_stats_of(visit));
     int slot = 0;
-    while (visit.met.begin >= 0) {
+    while (visit.begin >= 0) {
       locate();
       ptx::cp_async_wait<0>();
       ptx::sync_threads();  // the tile has landed, and everybody is done with the one before
@@ -172,7 +178,6 @@ class BackwardBlock {
       visit = next;
       slot = next_slot;
     }
-    h_ = visit.h;
     ptx::cp_async_wait<0>();
     ptx::sync_threads();
   }
@@ -185,7 +190,7 @@ class BackwardBlock {
       store_scores(probabilities(), warp_column_ * Tiles::kChunk, p);
       store_scores(d_scores(), warp_column_ * Tiles::kChunk, d);
       ptx::sync_threads();
-      if (cover_of(head(visit.h), visit.met, 0, Tiles::kQueryTile) == Cover::Empty) return;
+      if (cover_of(head(visit.h), visit, 0, Tiles::kQueryTile) == Cover::Empty) return;
       const RowsAsA<ScoreTiles> row({d_scores().base}, warp_row_, lane_);
       add_products<Tiles::kQueryTile>(slot, 0, [&](int m, int k) { return row.load(Tiles::kKeyTile + m * 16, k * 16); },
                                       [&](int m, int k) { return row.load(m * 16, k * 16); });
@@ -209,12 +214,12 @@ class BackwardBlock {
   // P and dS ----------------------------------------------------------------------------------------------------------
 
   /** How this warp's keys meet some queries of a tile. */
-  FLASHATTN_DEVICE Cover cover_of(const Head& head, const Met& met, int first, int count) const {
+  FLASHATTN_DEVICE Cover cover_of(const Head& head, const Visit& visit, int first, int count) const {
     const Range rows = head.keys_at(first_key_ + warp_row_, Tiles::kWarpRows);
-    const Range columns = head.queries_at(met.begin + first, count);
+    const Range columns = head.queries_at(visit.begin + first, count);
     if (rows.end <= rows.begin || columns.end <= columns.begin) return Cover::Empty;
     const Cover cover = head.band.cover(columns, rows);
-    const bool whole = !met.bits && rows.end - rows.begin == Tiles::kWarpRows && columns.end - columns.begin == count;
+    const bool whole = visit.bits < 0 && rows.end - rows.begin == Tiles::kWarpRows && columns.end - columns.begin == count;
     return cover == Cover::Full && !whole ? Cover::Partial : cover;
   }
 
@@ -222,17 +227,17 @@ class BackwardBlock {
   FLASHATTN_DEVICE Cover score(int slot, const Visit& visit, int chunk, ChunkScores& p, ChunkScores& d) {
     locate();
     const Head head = this->head(visit.h);
-    const Cover cover = cover_of(head, visit.met, chunk, Tiles::kChunk);
+    const Cover cover = cover_of(head, visit, chunk, Tiles::kChunk);
     p.clear();
     d.clear();
     if (cover == Cover::Empty) return cover;
     const RowsAsA<KeyTiles> row({keys().base}, warp_row_, lane_);
     const RowsAsB<QueryTiles> column({queries(slot).base}, chunk, lane_);
     add_scores<0>(row, column, p);
-    const Positions<RowsAre::Keys> at(first_key_ + warp_row_, visit.met.begin + chunk, lane_);
+    const Positions<RowsAre::Keys> at(first_key_ + warp_row_, visit.begin + chunk, lane_);
     ChunkScores slopes;
     if constexpr (kExtras) finish_scores(head, at, p, &slopes);
-    if (cover == Cover::Partial) hide_scores(head, visit.met.bits, at, p);
+    if (cover == Cover::Partial) hide_scores(head, visit.bits < 0 ? nullptr : p_.block_mask.bits + visit.bits, at, p);
     add_scores<1>(row, column, d);
     ChunkScores factors;
     if constexpr (kExtras)
@@ -360,11 +365,11 @@ class BackwardBlock {
     const Head head = this->head(visit.h);
     Turn turn{};
     if (p_.deterministic) {
-      if (warp_ == 0) turn = turn_of<Tiles::kKeyTile, Tiles::kQueryTile>(head, visit.met.begin, first_key_);
+      if (warp_ == 0) turn = turn_of<Tiles::kKeyTile, Tiles::kQueryTile>(head, visit.begin, first_key_);
       if (thread_ == 0) ptx::wait_for(turn.count, turn.before);
       ptx::sync_threads();
     }
-    const int first = visit.met.begin + row + lane_.group;
+    const int first = visit.begin + row + lane_.group;
     float* to = p_.d_query_sum + head.lse_row(first) * HeadDim + column + lane_.quad * 2;
 #pragma unroll
     for (int m = 0; m < Tiles::kQueryBlocks; ++m)
@@ -374,9 +379,8 @@ class BackwardBlock {
         if (first + below >= head.sequence.query_length) continue;
 #pragma unroll
         for (int n = 0; n < Tiles::kDimBlocks * 2; ++n)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            ptx::add_global(to + below * HeadDim + n / 2 * kColumnStep + n % 2 * 8 + e, sums.s[m][n][lower * 2 + e]);
+          ptx::add_global(reinterpret_cast<float2*>(to + below * HeadDim + n / 2 * kColumnStep + n % 2 * 8),
+                          make_float2(sums.s[m][n][lower * 2], sums.s[m][n][lower * 2 + 1]));
       }
     if (p_.deterministic) {
       ptx::sync_threads();
@@ -401,8 +405,8 @@ class BackwardBlock {
   /** Whether a pair of this warp's keys was hidden. */
   FLASHATTN_DEVICE bool hides() const {
     if (p_.bias.data) return true;
-    for (Visit visit = first_visit(); visit.met.begin >= 0; visit = after(visit))
-      if (cover_of(head(visit.h), visit.met, 0, Tiles::kQueryTile) != Cover::Full) return true;
+    for (Visit visit = first_visit(); visit.begin >= 0; visit = after(visit))
+      if (cover_of(head(visit.h), visit, 0, Tiles::kQueryTile) != Cover::Full) return true;
     return false;
   }
 
@@ -413,8 +417,8 @@ class BackwardBlock {
     ptx::sync_threads();
     constexpr int kRows = Tiles::kKeyTile / Tiles::kWarps;
     const Sequence s = sequence_of(p_, b_);
-    const Rows d_key = Rows::of<Element>(p_.d_key, b_, s.key_begin, kv_head(), p_.head_dim);
-    const Rows d_value = Rows::of<Element>(p_.d_value, b_, s.key_begin, kv_head(), p_.value_dim);
+    const Rows d_key = Rows::of<Element>(p_.d_key, b_, s.key_begin, kv_head_, p_.head_dim);
+    const Rows d_value = Rows::of<Element>(p_.d_value, b_, s.key_begin, kv_head_, p_.value_dim);
     store_rows<kRows>(keys(), d_key, warp_ * kRows, first_key_, s.key_length, lane_.index);
     store_rows<kRows>(values(), d_value, warp_ * kRows, first_key_, s.key_length, lane_.index);
   }
@@ -433,7 +437,7 @@ class BackwardBlock {
   }
 
   const AttentionParams& p_;
-  int b_, h_, first_key_;  // h_: some query head of the group
+  int b_, kv_head_, first_key_;
   Lane lane_;
   int thread_;
   int warp_, warp_row_, warp_column_;
@@ -443,12 +447,7 @@ class BackwardBlock {
 template <class Element, int HeadDim, Variant Kind>
 FLASHATTN_KERNEL((BackwardTiles<Element, HeadDim, Kind>::kThreads), 1)
 backward_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
-  using Block = BackwardBlock<Element, HeadDim, Kind>;
-  constexpr int kKeyTile = Block::Tiles::kKeyTile;
-  // Under a causal mask the first keys have the most work: they go first.
-  const int index = p.deterministic ? Block::draw_ticket(p) : static_cast<int>(ptx::block().x);
-  const int tiles = divide_up(p.key_length, kKeyTile), tile = index % tiles, head = index / tiles;
-  Block block(p, tile * kKeyTile, head % p.kv_heads, head / p.kv_heads);
+  BackwardBlock<Element, HeadDim, Kind> block(p);
   block.run();
 }
 

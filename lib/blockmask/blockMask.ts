@@ -51,6 +51,10 @@ export interface BlockMaskParts extends BlockMaskShape {
   readonly bits: Uint32Array;
 }
 
+const mostTokens = 2 ** 30 - 1;
+/** Lists of one direction, over all batch entries and heads: kernels count them in 32 bits. */
+const mostLists = 2 ** 28;
+
 const isBlockSize = (size: unknown): size is 64 | 128 => size === 64 || size === 128;
 
 /** @internal */
@@ -58,12 +62,20 @@ export function checkBlockMaskShape(shape: BlockMaskShape): void {
   if (!isBlockSize(shape.blockSize)) throw optionError(`blockSize is ${show(shape.blockSize)}; it must be 64 or 128`);
   for (const name of ['batch', 'heads', 'queries', 'keys'] as const) {
     const least = name === 'batch' || name === 'heads' ? 1 : 0;
-    if (!Number.isSafeInteger(shape[name]) || shape[name] < least || shape[name] >= 2 ** 30)
-      throw optionError(`${name} is ${show(shape[name])}; it must be an integer >= ${least}`);
+    if (!Number.isSafeInteger(shape[name]) || shape[name] < least || shape[name] > mostTokens)
+      throw optionError(`${name} is ${show(shape[name])}; it must be an integer from ${least} to ${mostTokens}`);
   }
+  const { batch, heads, queries, keys, blockSize } = shape;
+  const lists = batch * heads * Math.max(1, Math.ceil(Math.max(queries, keys) / blockSize));
+  if (lists > mostLists)
+    throw optionError(
+      `${batch} batch entries, ${heads} heads, ${queries} queries and ${keys} keys make ${lists} lists of blocks; at most ${mostLists} can be held`,
+    );
 }
 
 function checkLists(lists: BlockLists, name: string, count: number, columns: number): void {
+  if (lists === null || typeof lists !== 'object')
+    throw optionError(`${name} is ${show(lists)}; it must be block lists`);
   const { offsets, indices } = lists;
   if (!(offsets instanceof Int32Array && indices instanceof Int32Array))
     throw optionError(`${name} must have Int32Arrays offsets and indices`);
@@ -81,6 +93,29 @@ function checkLists(lists: BlockLists, name: string, count: number, columns: num
         throw optionError(
           `${name}.indices[${at}] is ${indices[at]} after ${indices[at - 1]}; the blocks of a row must rise`,
         );
+    }
+  }
+}
+
+/** No bit may lie outside of the mask: what is visible is counted by bits. */
+function checkBits({ queries, keys, blockSize }: BlockMaskShape, { offsets, indices }: BlockLists, bits: Uint32Array) {
+  const rowWords = blockSize / 32;
+  const rows = Math.ceil(queries / blockSize);
+  /** The bits of a word that stand for keys below `width`. */
+  const within = (word: number, width: number) => {
+    const count = width - word * 32;
+    return count >= 32 ? 0xffffffff : count <= 0 ? 0 : 2 ** count - 1;
+  };
+  for (let list = 0; list + 1 < offsets.length; list++) {
+    const height = Math.min(blockSize, queries - (list % rows) * blockSize);
+    for (let block = offsets[list]; block < offsets[list + 1]; block++) {
+      const width = Math.min(blockSize, keys - indices[block] * blockSize);
+      if (height === blockSize && width === blockSize) continue;
+      for (let at = 0; at < blockSize * rowWords; at++) {
+        const allowed = at < height * rowWords ? within(at % rowWords, width) : 0;
+        if (bits[block * blockSize * rowWords + at] & ~allowed)
+          throw optionError(`bits of partial block ${block} lie outside of the ${queries} queries x ${keys} keys`);
+      }
     }
   }
 }
@@ -132,7 +167,7 @@ export class BlockMask implements BlockMaskParts {
   readonly full: BlockLists;
   readonly partial: BlockLists;
   readonly bits: Uint32Array;
-  readonly transposed: TransposedLists;
+  #transposed: TransposedLists | undefined;
 
   /** @internal The parts are trusted. */
   constructor(parts: BlockMaskParts) {
@@ -144,14 +179,11 @@ export class BlockMask implements BlockMaskParts {
     this.full = parts.full;
     this.partial = parts.partial;
     this.bits = parts.bits;
-    const grids = this.batch * this.heads;
-    const full = transpose(this.full, grids, this.rows, this.columns);
-    const partial = transpose(this.partial, grids, this.rows, this.columns);
-    this.transposed = { full: full.lists, partial: partial.lists, partialBlocks: partial.blocks };
   }
 
   /** A block mask from parts made elsewhere. @throws ERR_OPTION, ERR_SHAPE */
   static from(parts: BlockMaskParts): BlockMask {
+    if (parts === null || typeof parts !== 'object') throw optionError(`parts is ${show(parts)}; it must be an object`);
     checkBlockMaskShape(parts);
     const { batch, heads, queries, keys, blockSize, full, partial, bits } = parts;
     const rows = batch * heads * Math.ceil(queries / blockSize);
@@ -162,7 +194,19 @@ export class BlockMask implements BlockMaskParts {
     const words = (partial.indices.length * blockSize * blockSize) / 32;
     if (!(bits instanceof Uint32Array) || bits.length !== words)
       throw shapeError(`bits must be a Uint32Array of ${words} words for ${partial.indices.length} partial blocks`);
+    checkBits(parts, partial, bits);
     return new BlockMask(parts);
+  }
+
+  /** Made when first asked for: bytes of a mask hold only the other direction. */
+  get transposed(): TransposedLists {
+    if (!this.#transposed) {
+      const grids = this.batch * this.heads;
+      const full = transpose(this.full, grids, this.rows, this.columns);
+      const partial = transpose(this.partial, grids, this.rows, this.columns);
+      this.#transposed = { full: full.lists, partial: partial.lists, partialBlocks: partial.blocks };
+    }
+    return this.#transposed;
   }
 
   /** Rows of query blocks. */

@@ -1,78 +1,105 @@
-import { release, type } from 'node:os';
-import { type DeviceName, memory, type Status, status } from '../device.js';
-import { FlashAttnError } from '../errors.js';
-import { version } from '../version.js';
-import { type SelfTestReport, selfTest } from './selfTest.js';
+import type { DeviceName } from '../device.js';
+import type { DeviceReport, KernelReport } from './devices.js';
+import { type Diagnosis, diagnose } from './diagnosis.js';
 import { formatBytes, formatTable, readFlags } from './usage.js';
 
-interface Diagnosis {
-  readonly healthy: boolean;
-  readonly flashattn: string;
-  readonly node: string;
-  readonly v8: string;
-  readonly platform: string;
-  readonly status?: Status;
-  readonly memoryLimitBytes?: number;
-  readonly selfTest?: SelfTestReport;
-  readonly error?: { readonly code: string; readonly message: string };
+type Row = [name: string, value: string];
+
+/** '128 x 64 (head dim 32 to 96), 64 x 64 (128 to 256)' */
+function describeTiles(kernels: readonly KernelReport[]): string {
+  const groups: { tiles: string; dims: number[] }[] = [];
+  for (const { tiles, headDim } of kernels) {
+    const name = `${tiles.query} x ${tiles.key}`;
+    const last = groups.at(-1);
+    if (last?.tiles === name) last.dims.push(headDim);
+    else groups.push({ tiles: name, dims: [headDim] });
+  }
+  const range = (dims: readonly number[]) => (dims.length > 1 ? `${dims[0]} to ${dims.at(-1)}` : `${dims[0]}`);
+  return groups.map(({ tiles, dims }) => `${tiles} (head dim ${range(dims)})`).join(', ');
 }
 
-async function diagnose(device: DeviceName): Promise<Diagnosis> {
-  const versions = {
-    flashattn: version,
-    node: process.versions.node,
-    v8: process.versions.v8,
-    platform: `${process.platform}-${process.arch} (${type()} ${release()})`,
-  };
-  try {
-    const found = status(device);
-    const report = await selfTest(device);
-    return {
-      healthy: report.passed,
-      ...versions,
-      status: found,
-      memoryLimitBytes: memory(device).bytesLimit,
-      selfTest: report,
-    };
-  } catch (error) {
-    const code = error instanceof FlashAttnError ? error.code : 'ERR_UNEXPECTED';
-    return { healthy: false, ...versions, error: { code, message: (error as Error).message } };
+/** A line for all dtypes that get the same. */
+function kernelRows(kernels: readonly KernelReport[]): Row[] {
+  const lines = new Map<string, string[]>();
+  for (const dtype of new Set(kernels.map((kernel) => kernel.dtype))) {
+    const own = kernels.filter((kernel) => kernel.dtype === dtype);
+    const line = `${own[0].kernel}, queries x keys in a tile: ${describeTiles(own)}`;
+    lines.set(line, [...(lines.get(line) ?? []), dtype]);
   }
+  return [...lines].map(([line, dtypes]) => ['  kernels', `${dtypes.join(', ')}: ${line}`]);
 }
 
-function describeDevice(found: Status): string {
-  if (found.device === 'wasm') {
-    const { simd, threads } = found;
-    const why =
-      simd === 'relaxed' ? 'relaxed SIMD with fused multiply-add' : 'plain SIMD; relaxed SIMD would be faster';
-    return `wasm, ${threads} ${threads === 1 ? 'thread' : 'threads'}, ${why}`;
+function deviceRows(report: DeviceReport): Row[] {
+  const { device } = report;
+  if (!report.usable) {
+    const { name, architecture, computeCapability, memoryBytes, code, hint } = report;
+    const known = name
+      ? [name, architecture, `compute capability ${computeCapability}`, formatBytes(memoryBytes ?? 0)]
+      : [];
+    return [
+      [device, [...known, 'cannot be used'].join(', ')],
+      ['  because', `${hint} (${code})`],
+    ];
   }
-  const { device, name, computeCapability, multiprocessors, driver, runtime } = found;
-  const versions = `driver for CUDA ${driver}, kernels built with CUDA ${runtime}`;
-  return `${device}, ${name}, compute capability ${computeCapability}, ${multiprocessors} multiprocessors, ${versions}`;
+  const { memoryBytes, kernels } = report;
+  const memory = formatBytes(memoryBytes);
+  if (report.kind === 'cuda') {
+    const { name, architecture, computeCapability, multiprocessors } = report;
+    const capability = `compute capability ${computeCapability} (${architecture})`;
+    return [[device, `${name}, ${capability}, ${memory}, ${multiprocessors} multiprocessors`], ...kernelRows(kernels)];
+  }
+  const { threads, simd } = report;
+  const speed =
+    simd === 'relaxed' ? 'relaxed SIMD with fused multiply-add' : 'plain SIMD; relaxed SIMD would be faster';
+  const workers = `${threads} ${threads === 1 ? 'thread' : 'threads'}`;
+  return [[device, `${workers}, ${speed}, up to ${memory}`], ...kernelRows(kernels)];
+}
+
+function machineRows({ flashattn, node, v8, system, hardware, addon, driverCuda }: Diagnosis): Row[] {
+  const { platform, os, libc, glibc } = system;
+  const rows: Row[] = [
+    ['flashattn', flashattn],
+    ['node', `${node} (V8 ${v8})`],
+    ['platform', [platform, [libc, glibc].filter(Boolean).join(' '), os].filter(Boolean).join(', ')],
+  ];
+  if (addon.path !== undefined) rows.push(['CUDA addon', `${addon.path}, built with CUDA ${addon.cuda}`]);
+  else rows.push(['CUDA addon', `none (${addon.problem})`]);
+  for (const { path, result } of addon.tried ?? []) rows.push(['  tried', `${path}: ${result}`]);
+  if (addon.path === undefined) rows.push(['  found', addon.prebuilds.join(', ') || 'no addons in the package']);
+  if (driverCuda !== undefined) {
+    const installed = hardware?.driver === undefined ? '' : `${hardware.driver}, `;
+    rows.push(['driver', `${installed}for CUDA ${driverCuda}`]);
+  }
+  return rows;
+}
+
+function testRows({ selfTests, comparisons }: Diagnosis): Row[] {
+  const rows: Row[] = [];
+  for (const { device, cases, worst, seconds, gflops, speedProblem, failures } of selfTests) {
+    const checked = `${cases} problems forward and backward, largest error ${worst.toExponential(1)}`;
+    rows.push(['self-test', `${device}: ${checked}, ${seconds.toFixed(1)} s`]);
+    rows.push(['  speed', `${gflops.toPrecision(3)} GFLOP/s forward on ${speedProblem}`]);
+    for (const failure of failures) rows.push(['  FAILED', failure]);
+  }
+  for (const { devices, worst, failures } of comparisons) {
+    rows.push(['compared', `${devices.join(' and ')}: largest difference ${worst.toExponential(1)}`]);
+    for (const failure of failures) rows.push(['  FAILED', failure]);
+  }
+  return rows;
 }
 
 function print(d: Diagnosis): void {
-  const rows: [string, string][] = [
-    ['flashattn', d.flashattn],
-    ['node', `${d.node} (V8 ${d.v8})`],
-    ['platform', d.platform],
-  ];
-  if (d.status) {
-    rows.push(['device', describeDevice(d.status)]);
-    for (const reason of d.status.reasons) rows.push([`not ${reason.device}`, `${reason.hint} (${reason.code})`]);
+  const rows = [...machineRows(d), ...d.devices.flatMap(deviceRows)];
+  if (d.device !== undefined && d.device !== d.requested) rows.push([d.requested, `is ${d.device}`]);
+  // Devices that are listed have said why already.
+  const listed = new Set(d.devices.map(({ device }) => device));
+  for (const { device, hint, code, step } of d.reasons.filter((reason) => !listed.has(reason.device))) {
+    rows.push([`not ${device}`, `${hint} (${code})`]);
+    if (step !== undefined) rows.push(['  here', step]);
   }
-  if (d.memoryLimitBytes !== undefined) rows.push(['memory', `up to ${formatBytes(d.memoryLimitBytes)}`]);
-  if (d.selfTest) {
-    const { cases, worst, seconds, gflops, speedProblem } = d.selfTest;
-    rows.push([
-      'self-test',
-      `${cases} problems forward and backward, largest error ${worst.toExponential(1)}, ${seconds.toFixed(1)} s`,
-    ]);
-    rows.push(['speed', `${gflops.toFixed(0)} GFLOP/s forward on ${speedProblem}`]);
-    for (const failure of d.selfTest.failures) rows.push(['FAILED', failure]);
-  }
-  if (d.error) rows.push(['error', `${d.error.code}: ${d.error.message}`]);
+  rows.push(...testRows(d));
+  // Where it was looked for stands above already.
+  if (d.error) rows.push(['error', `${d.error.code}: ${d.error.message.split('\n')[0]}`]);
   console.log(formatTable(rows));
   console.log(d.healthy ? '\nhealthy' : '\nNOT healthy');
 }
@@ -83,5 +110,5 @@ export async function doctor(args: string[]): Promise<number> {
   const diagnosis = await diagnose(flags.device as DeviceName);
   if (flags.json) console.log(JSON.stringify(diagnosis, null, 2));
   else print(diagnosis);
-  return diagnosis.healthy ? 0 : 1;
+  return diagnosis.exitCode;
 }

@@ -1,12 +1,24 @@
 /** What the runner asks of an adapter: compute the tensors of a file with the library. */
-import { type AttentionOptions, attention, attentionBackward, type DeviceName, type Tensor, tensor } from 'flashattn';
+import {
+  type AttentionOptions,
+  attention,
+  attentionBackward,
+  type DeviceName,
+  type DType,
+  type Tensor,
+  tensor,
+} from 'flashattn';
+import { make } from '../support/views.js';
 import type { GoldenFile, TensorSource } from './file.js';
+import { type LowPrecisionReference, lowPrecisionReferences } from './lowPrecision.js';
 
 /** In the order of elements that the file has; the shape may differ by axes that are joined or of size 1. */
 export interface ComputedTensor {
   readonly values: ArrayLike<number>;
   /** Compared without tolerance: indices and the like. */
   readonly exact?: boolean;
+  /** What a 16-bit result is held against instead of the file. */
+  readonly reference?: LowPrecisionReference | undefined;
 }
 
 export type Outcome = { readonly tensors: Readonly<Record<string, ComputedTensor>> } | { readonly unsupported: string };
@@ -21,7 +33,11 @@ export interface Adapter {
 export class Workspace {
   private readonly owned: Tensor[] = [];
 
-  constructor(readonly device: DeviceName) {}
+  /** `dtype` is that of q, k, v and dout; whatever else an attention takes stays float32. */
+  constructor(
+    readonly device: DeviceName,
+    readonly dtype: DType = 'float32',
+  ) {}
 
   tensor(values: Float64Array, shape: readonly number[]): Tensor<'float32'> {
     return this.keep(tensor(Float32Array.from(values), shape, { device: this.device }));
@@ -31,6 +47,12 @@ export class Workspace {
   load(file: TensorSource, name: string, shape?: readonly number[]): Tensor<'float32'> {
     const stored = file.tensor(name);
     return this.tensor(stored.values, shape ?? stored.shape);
+  }
+
+  /** The same, rounded to the dtype of the run. */
+  loadInput(file: TensorSource, name: string, shape?: readonly number[]): Tensor {
+    const stored = file.tensor(name);
+    return this.keep(make(stored.values, shape ?? stored.shape, this.dtype, this.device));
   }
 
   keep<T extends Tensor>(value: T): T {
@@ -61,10 +83,10 @@ export async function solveAttention(
   options: AttentionOptions,
   { shapes = {}, extra = {} }: { shapes?: Shapes; extra?: Record<string, 'dBias' | 'dRelativeBias' | 'dSink'> } = {},
 ): Promise<Record<string, ComputedTensor>> {
-  const q = workspace.load(file, 'q', shapes.q);
-  const k = workspace.load(file, 'k', shapes.k);
-  const v = workspace.load(file, 'v', shapes.v);
-  const dOut = workspace.load(file, 'dout', shapes.out);
+  const q = workspace.loadInput(file, 'q', shapes.q);
+  const k = workspace.loadInput(file, 'k', shapes.k);
+  const v = workspace.loadInput(file, 'v', shapes.v);
+  const dOut = workspace.loadInput(file, 'dout', shapes.out);
   const { out, lse } = attention(q, k, v, options);
   const gradients = attentionBackward(dOut, { q, k, v, out, lse }, options);
   const results: Record<string, Tensor | undefined> = {
@@ -75,11 +97,12 @@ export async function solveAttention(
     dv: gradients.dv,
     ...Object.fromEntries(Object.entries(extra).map(([name, field]) => [name, gradients[field]])),
   };
+  for (const result of Object.values(results)) if (result) workspace.keep(result);
+  const references =
+    workspace.dtype === 'float32' ? {} : lowPrecisionReferences(file, { q, k, v, dOut }, options, workspace.dtype);
   const computed: Record<string, ComputedTensor> = {};
   for (const [name, result] of Object.entries(results)) {
-    if (!result) continue;
-    workspace.keep(result);
-    computed[name] = { values: await result.toFloat32() };
+    if (result) computed[name] = { values: await result.toFloat32(), reference: references[extra[name] ?? name] };
   }
   return computed;
 }

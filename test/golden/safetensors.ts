@@ -125,6 +125,18 @@ function readHeaderLength(bytes: Uint8Array): number {
   return Number(length);
 }
 
+/** A value of the header as messages show it: whatever it is, and not all of it. */
+function show(value: unknown): string {
+  if (Array.isArray(value)) return `an array of ${value.length}`;
+  if (isRecord(value)) return 'an object';
+  return String(value).slice(0, 40);
+}
+
+function showList(value: unknown): string {
+  if (!Array.isArray(value)) return show(value);
+  return `[${value.slice(0, 8).map(show).join(',')}${value.length > 8 ? ',...' : ''}]`;
+}
+
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
@@ -162,12 +174,12 @@ function isElementType(value: unknown): value is SafetensorsDType {
 function parseEntry(name: string, value: unknown): Entry {
   if (!isRecord(value)) throw new SafetensorsError('ERR_HEADER', `tensor ${name} is not described by a JSON object`);
   const { dtype, shape, data_offsets: offsets } = value;
-  if (!isElementType(dtype)) throw new SafetensorsError('ERR_DTYPE', `tensor ${name} has dtype ${String(dtype)}`);
+  if (!isElementType(dtype)) throw new SafetensorsError('ERR_DTYPE', `tensor ${name} has dtype ${show(dtype)}`);
   if (!Array.isArray(shape) || !shape.every(isSize)) {
-    throw new SafetensorsError('ERR_SHAPE', `tensor ${name} has shape ${JSON.stringify(shape)}`);
+    throw new SafetensorsError('ERR_SHAPE', `tensor ${name} has shape ${showList(shape)}`);
   }
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isSize)) {
-    throw new SafetensorsError('ERR_OFFSETS', `tensor ${name} has data_offsets ${JSON.stringify(offsets)}`);
+    throw new SafetensorsError('ERR_OFFSETS', `tensor ${name} has data_offsets ${showList(offsets)}`);
   }
   const [begin, end] = offsets as [number, number];
   const needs = shape.reduce((size, dim) => size * dim, ELEMENT_TYPES[dtype].bytes);

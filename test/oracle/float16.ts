@@ -14,13 +14,22 @@ export const FORMATS: Record<LowDType, Format> = {
   bfloat16: { fraction: 7, smallestExponent: -126, largestExponent: 127 },
 };
 
+/** A double and, on little-endian machines, its words: the high one is sign, 11 bits of biased exponent, fraction. */
+const double = new Float64Array(1);
+const words = new Uint32Array(double.buffer);
+const DOUBLE_BIAS = 1023;
+
 /** floor(log2 |x|) of a finite normal double. */
 function exponentOf(x: number): number {
-  let exponent = Math.floor(Math.log2(Math.abs(x)));
-  // log2 rounds: correct it next to powers of two.
-  if (2 ** exponent > Math.abs(x)) exponent--;
-  if (2 ** (exponent + 1) <= Math.abs(x)) exponent++;
-  return exponent;
+  double[0] = x;
+  return (((words[1] as number) >>> 20) & 0x7ff) - DOUBLE_BIAS;
+}
+
+/** 2^exponent as a normal double. */
+function power(exponent: number): number {
+  words[0] = 0;
+  words[1] = (exponent + DOUBLE_BIAS) << 20;
+  return double[0] as number;
 }
 
 function roundHalfToEven(x: number): number {
@@ -34,12 +43,12 @@ function roundHalfToEven(x: number): number {
 export function ulp(x: number, dtype: LowDType): number {
   const { fraction, smallestExponent } = FORMATS[dtype];
   const exponent = x === 0 ? smallestExponent : Math.max(exponentOf(x), smallestExponent);
-  return 2 ** (exponent - fraction);
+  return power(exponent - fraction);
 }
 
 export function largestFinite(dtype: LowDType): number {
   const { fraction, largestExponent } = FORMATS[dtype];
-  return (2 - 2 ** -fraction) * 2 ** largestExponent;
+  return (2 - power(-fraction)) * power(largestExponent);
 }
 
 /** Rounds to the nearest value of the format, ties to even; beyond the largest finite value to infinity. */

@@ -31,15 +31,30 @@ interface UnfusedRow {
   readonly lse: number;
 }
 
+/** Other unfused implementations than the plain one, whose rounding errors are of the same size. */
+export interface UnfusedVariant {
+  /** Stretches the values that the dtype can hold. Default 1. */
+  readonly grid?: number;
+  /**
+   * What softmax's gradient subtracts from every dP of a row: the sum over its keys of P dP, or the same as the product of
+   * the output, as it was stored, with its gradient. The former is the default; the latter needs no second pass.
+   */
+  readonly rowTerm?: 'probabilities' | 'output';
+}
+
 class Unfused {
   /** query * scale, as its own tensor. */
   private readonly scaledQuery: Float64Array;
+  private readonly grid: number;
+  private readonly rowTerm: 'probabilities' | 'output';
 
   constructor(
     private readonly p: Problem,
     private readonly dtype: LowDType,
-    private readonly grid: number,
+    { grid = 1, rowTerm = 'probabilities' }: UnfusedVariant,
   ) {
+    this.grid = grid;
+    this.rowTerm = rowTerm;
     this.scaledQuery = p.query.map((x) => this.round(x * scaleOf(p)));
   }
 
@@ -119,6 +134,7 @@ class Unfused {
     const dSink = p.sink && new Float64Array(p.sink.length);
     // Each query head of a group has its own gradient, rounded before the heads are summed.
     const group = p.queryHeads / p.kvHeads;
+    const out = this.rowTerm === 'output' ? this.forward().out : undefined;
     const dKeys = Array.from({ length: group }, () => new Float64Array(p.key.length));
     const dValues = Array.from({ length: group }, () => new Float64Array(p.value.length));
 
@@ -133,7 +149,9 @@ class Unfused {
         return this.round(key.keep * this.round(dot(dOut, query, p.value, key.row, p.valueDim)));
       });
       const rowTerm =
-        dProbabilities.reduce((sum, dp, n) => sum + dp * (probabilities[n] as number), 0) -
+        (out
+          ? dot(dOut, query, out, query, p.valueDim)
+          : dProbabilities.reduce((sum, dp, n) => sum + dp * (probabilities[n] as number), 0)) -
         (dLse ? (dLse[lseIndex(p, b, h, i)] as number) : 0);
       keys.forEach((key, n) => {
         const dLogit = this.round((probabilities[n] as number) * ((dProbabilities[n] as number) - rowTerm));
@@ -168,16 +186,26 @@ class Unfused {
   }
 }
 
-/**
- * Outputs and gradients as the unfused reference computes them. `grid` stretches the values that the dtype can hold:
- * other grids make other rounding errors of the same size, which shows how much of an error is luck.
- */
-export function unfused(p: Problem, dtype: LowDType, dOut: Float64Array, dLse?: Float64Array, grid = 1): Named {
-  const reference = new Unfused(p, dtype, grid);
+/** Outputs and gradients as the unfused reference computes them. */
+export function unfused(
+  p: Problem,
+  dtype: LowDType,
+  dOut: Float64Array,
+  dLse?: Float64Array,
+  variant: UnfusedVariant = {},
+): Named {
+  const reference = new Unfused(p, dtype, variant);
   return { ...reference.forward(), ...reference.backward(dOut, dLse) };
 }
 
-export const OTHER_GRIDS: readonly number[] = [1.09, 1.21, 1.37, 1.53];
+/** Other rounding errors of the same size show how much of an error is luck. */
+export const VARIANTS: readonly UnfusedVariant[] = [
+  { grid: 1.09 },
+  { grid: 1.21 },
+  { grid: 1.37 },
+  { grid: 1.53 },
+  { rowTerm: 'output' },
+];
 
 const NOISE = 1e-6;
 

@@ -1,8 +1,9 @@
-import { existsSync, readdirSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join, resolve } from 'node:path';
+import { packageFolder, urlOf } from '../../package.js';
 import { structSizes } from './params.js';
+import { type AddonFailure, explainLoadError, findAddon, isCheckout } from './search.js';
 
 /** A device as the CUDA runtime describes it. */
 export interface DeviceDescription {
@@ -115,63 +116,29 @@ export interface AddonError extends Error {
   readonly total?: number;
 }
 
-/** An addon, or why there is none and the one step that would change it. */
-export type LoadResult = { readonly addon: Addon } | { readonly missing: string };
+/** An addon and where it was loaded from, or why there is none. */
+export type LoadResult = { readonly addon: Addon; readonly path?: string } | AddonFailure;
 
-const require = createRequire(import.meta.url);
+const require = createRequire(urlOf(import.meta.url));
 
-/** The sources and dist/ lie at different depths. */
-function packageRoot(): string {
-  let folder = dirname(fileURLToPath(import.meta.url));
-  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder);
-  return folder;
-}
-
-/** Whether this is a checkout, where addons can be built, and not an installed package. */
-const isCheckout = (root: string) => existsSync(join(root, 'CMakeLists.txt'));
-
-const firstLine = (error: unknown) => String((error as Error).message).split('\n')[0];
-
-function findPrebuilt(root: string): { path: string } | { missing: string } {
-  let find: { resolve(folder: string): string };
-  try {
-    find = require('node-gyp-build');
-  } catch {
-    return { missing: 'the package node-gyp-build, which finds the CUDA addon, is not installed: run npm install' };
-  }
-  try {
-    return { path: find.resolve(root) };
-  } catch {
-    const platform = `${process.platform}-${process.arch}`;
-    return {
-      missing: isCheckout(root)
-        ? `the CUDA addon has not been built for ${platform}: run npm run build:addon, which needs the CUDA toolkit`
-        : `this package brings CUDA addons for ${listPrebuilt(root)}, not for ${platform}: use one of those platforms`,
-    };
-  }
-}
-
-/** Platforms that this package brings an addon for. */
-function listPrebuilt(root: string): string {
-  const folder = join(root, 'prebuilds');
-  const platforms = existsSync(folder) ? readdirSync(folder).sort() : [];
-  return platforms.join(', ') || 'none';
-}
-
-function loadFile(path: string): LoadResult {
+/** `given`: the user named the file. */
+function loadFile(path: string, given: boolean): LoadResult {
   let addon: Addon;
   try {
     addon = require(path) as Addon;
   } catch (error) {
-    return { missing: `the addon ${path} does not load: ${firstLine(error)}` };
+    return explainLoadError(path, given, error);
   }
   // The structs are written by hand on this side: a build that disagrees must not run.
-  for (const [name, size] of Object.entries(structSizes))
-    if (addon.structSizes?.[name] !== size)
-      return {
-        missing: `the addon ${path} is of another version (${addon.structSizes?.[name]} bytes in ${name} instead of ${size}): build it again`,
-      };
-  return { addon };
+  for (const [name, size] of Object.entries(structSizes)) {
+    const found = addon.structSizes?.[name];
+    if (found === size) continue;
+    const differs = `${found ?? 'no'} bytes in ${name} instead of ${size}`;
+    const again = given ? 'correct or unset FLASHATTN_ADDON' : 'build it or install flashattn again';
+    const missing = `the addon ${path} is of another version (${differs}): ${again}`;
+    return { problem: 'OTHER_VERSION', missing, tried: [{ path, result: differs }] };
+  }
+  return { addon, path };
 }
 
 /**
@@ -180,19 +147,20 @@ function loadFile(path: string): LoadResult {
  */
 export function loadAddon(): LoadResult {
   const { FLASHATTN_ADDON: given } = process.env;
-  if (given) return loadFile(given);
-  const found = findPrebuilt(packageRoot());
-  return 'path' in found ? loadFile(found.path) : found;
+  if (given) return loadFile(resolve(given), true);
+  const found = findAddon();
+  return 'path' in found ? loadFile(found.path, false) : found;
 }
 
 /** The emulated addon, which only a checkout has. */
 export function loadEmulator(): LoadResult {
-  const root = packageRoot();
+  const root = packageFolder();
+  if (root === undefined || !isCheckout(root)) {
+    const missing = 'the emulator is for tests and not part of the package: use another device';
+    return { problem: 'NO_PREBUILD', missing, tried: [] };
+  }
   const path = join(root, 'build', 'emulator', 'Release', 'flashattn_emulator.node');
-  if (existsSync(path)) return loadFile(path);
-  return {
-    missing: isCheckout(root)
-      ? 'the emulator has not been built: run npm run build:emulator, which needs g++ and cmake'
-      : 'the emulator is for tests and not part of the package',
-  };
+  if (existsSync(path)) return loadFile(path, false);
+  const missing = 'the emulator has not been built: run npm run build:emulator, which needs g++ and cmake';
+  return { problem: 'NOT_BUILT', missing, tried: [{ path, result: 'is not there' }] };
 }

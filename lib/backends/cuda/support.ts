@@ -28,6 +28,9 @@ export interface UsableDevice {
 export interface CudaSupport {
   readonly usable: readonly UsableDevice[];
   readonly reasons: readonly DeviceReason[];
+  readonly loaded: LoadResult;
+  /** What CUDA says of the machine; none without an addon. */
+  readonly list?: DeviceList;
 }
 
 // The kernels need asynchronous copies and bfloat16 products.
@@ -74,11 +77,11 @@ function explainDevice({ index, name, major, minor, error, message }: DeviceDesc
 
 /** @internal Looks at every device of a loaded addon. */
 export function findDevices(loaded: LoadResult): CudaSupport {
-  if ('missing' in loaded) return { usable: [], reasons: [reason('NO_ADDON', loaded.missing)] };
+  if ('missing' in loaded) return { usable: [], reasons: [reason('NO_ADDON', loaded.missing)], loaded };
   const { addon } = loaded;
   const list = addon.devices();
   const unusable = explainList(list);
-  if (unusable) return { usable: [], reasons: [unusable] };
+  if (unusable) return { usable: [], reasons: [unusable], loaded, list };
   const usable: UsableDevice[] = [];
   const reasons: DeviceReason[] = [];
   for (const description of list.devices) {
@@ -86,7 +89,7 @@ export function findDevices(loaded: LoadResult): CudaSupport {
     if (problem) reasons.push(problem);
     else usable.push({ addon, list, description });
   }
-  return { usable, reasons };
+  return { usable, reasons, loaded, list };
 }
 
 let support: CudaSupport | undefined;

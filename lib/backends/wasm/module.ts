@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { setFlagsFromString } from 'node:v8';
+import { type Asset, assetUrl } from './assets.js';
 
 /** 'relaxed' uses fused multiply-add (relaxed SIMD); 'plain' is WebAssembly SIMD without it, 1.2 to 1.4 times slower. */
 export type SimdBuild = 'relaxed' | 'plain';
@@ -9,7 +10,7 @@ export interface LoadedModule {
   readonly simd: SimdBuild;
 }
 
-const readBuild = (file: string) => readFileSync(new URL(file, import.meta.url));
+const readBuild = (file: Asset) => readFileSync(assetUrl(file));
 
 /** Node 20 knows relaxed SIMD behind a flag that can be set at run time; later versions warn about the flag. */
 function allowRelaxedSimd(bytes: Uint8Array<ArrayBuffer>): boolean {
@@ -22,7 +23,7 @@ function allowRelaxedSimd(bytes: Uint8Array<ArrayBuffer>): boolean {
 
 /** Compiles the fastest build that this engine accepts. */
 export function loadModule(): LoadedModule {
-  const relaxed = readBuild('./flashattn.relaxed.wasm');
+  const relaxed = readBuild('flashattn.relaxed.wasm');
   if (allowRelaxedSimd(relaxed)) return { module: new WebAssembly.Module(relaxed), simd: 'relaxed' };
-  return { module: new WebAssembly.Module(readBuild('./flashattn.simd.wasm')), simd: 'plain' };
+  return { module: new WebAssembly.Module(readBuild('flashattn.simd.wasm')), simd: 'plain' };
 }

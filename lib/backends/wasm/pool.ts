@@ -1,6 +1,7 @@
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { FlashAttnError, optionError, show } from '../../errors.js';
+import { assetUrl } from './assets.js';
 import type { Heap } from './heap.js';
 import { LaunchQueue, queueBytes } from './queue.js';
 
@@ -53,7 +54,7 @@ export class Pool {
     for (let i = 0; i < threads; i++) {
       const workspace = this.#allocate(workspaceBytes);
       const stackTop = this.#allocate(stackBytes) + stackBytes;
-      const worker = new Worker(new URL('./worker.mjs', import.meta.url), {
+      const worker = new Worker(assetUrl('worker.mjs'), {
         workerData: { module, memory, queue: this.queue.address, workspace, stackTop },
         // The thread runs our code alone: flags of the process such as --require or --inspect are not for it.
         execArgv: [],

@@ -1,0 +1,57 @@
+/** Random inputs, made once for every shape of a dtype: all shapes have as many elements. */
+import { type DeviceName, type DType, type Tensor, tensor } from 'flashattn';
+import type { Shape, Sizes } from './shapes.js';
+
+/** q, k, v and the gradient of the output, as seen by one problem. */
+export interface Inputs {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+  readonly dOut: Tensor;
+}
+
+const names = ['q', 'k', 'v', 'dOut'] as const;
+
+/** Numbers with a standard normal distribution, drawn from a table: zeros or few bits would make hardware too fast. */
+function normalNumbers(count: number, seed: number): Float32Array {
+  const table = Float32Array.from({ length: 1 << 16 }, () => {
+    const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
+    return radius * Math.cos(2 * Math.PI * Math.random());
+  });
+  const numbers = new Float32Array(count);
+  let state = seed * 2 + 1;
+  for (let i = 0; i < count; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0;
+    numbers[i] = table[state >>> 16];
+  }
+  return numbers;
+}
+
+/** Sets of inputs that take turns, so that none is still in the cache when it is read again. */
+export class InputSets implements Disposable {
+  readonly #sets: Tensor[][];
+
+  constructor(sizes: Sizes, dtype: DType, device: DeviceName) {
+    const count = sizes.tokens * sizes.width;
+    const one = (seed: number) => tensor(normalNumbers(count, seed), [count], { dtype, device });
+    const first = names.map((_, i) => one(i));
+    const setBytes = first.reduce((sum, { byteLength }) => sum + byteLength, 0);
+    const sets = Math.max(2, Math.ceil(sizes.cacheBytes / setBytes));
+    this.#sets = [first];
+    for (let set = 1; set < sets; set++) this.#sets.push(names.map((_, i) => one(set * names.length + i)));
+  }
+
+  /** Views of every set. */
+  as({ batch, length, heads, dim }: Shape): Inputs[] {
+    const view = (t: Tensor) => t.reshape([batch, length, heads, dim]);
+    return this.#sets.map(([q, k, v, dOut]) => ({ q: view(q), k: view(k), v: view(v), dOut: view(dOut) }));
+  }
+
+  [Symbol.dispose](): void {
+    for (const set of this.#sets) for (const t of set) t.dispose();
+  }
+}
+
+export function disposeInputs(sets: readonly Inputs[]): void {
+  for (const inputs of sets) for (const name of names) inputs[name].dispose();
+}

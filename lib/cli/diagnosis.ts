@@ -1,0 +1,130 @@
+import { release, type } from 'node:os';
+import { type AddonProblem, type Attempt, describeSurroundings } from '../backends/cuda/search.js';
+import { cudaSupport, formatVersion } from '../backends/cuda/support.js';
+import { type CudaReasonCode, type DeviceName, type DeviceReason, status } from '../device.js';
+import { FlashAttnError } from '../errors.js';
+import { version } from '../version.js';
+import { type DeviceReport, reportDevices } from './devices.js';
+import { type ExitCode, exitCode } from './exit.js';
+import { type Hardware, inspectHardware, stepFor } from './hardware.js';
+import { type Comparison, compare, type SelfTest, type SelfTestReport, selfTest } from './selfTest.js';
+
+export interface AddonReport {
+  /** Where it was loaded from. */
+  readonly path?: string;
+  /** The CUDA version that it was built with. */
+  readonly cuda?: string;
+  /** Why there is none; stable. */
+  readonly problem?: AddonProblem;
+  readonly message?: string;
+  readonly tried?: readonly Attempt[];
+  /** What the package brings, such as 'linux-x64/flashattn.glibc.node'. */
+  readonly prebuilds: readonly string[];
+}
+
+/** Why a device was passed over. */
+export interface Reason extends DeviceReason {
+  /** What would change it on this machine, where its hardware says more than `hint`. */
+  readonly step?: string;
+}
+
+export interface Diagnosis {
+  readonly healthy: boolean;
+  readonly exitCode: ExitCode;
+  readonly flashattn: string;
+  readonly node: string;
+  readonly v8: string;
+  readonly system: {
+    readonly platform: string;
+    readonly os: string;
+    readonly libc?: 'glibc' | 'musl';
+    readonly glibc?: string;
+  };
+  /** On Linux. */
+  readonly hardware?: Hardware;
+  readonly addon: AddonReport;
+  /** The CUDA version that the NVIDIA driver is for, where there is a driver. */
+  readonly driverCuda?: string;
+  readonly devices: readonly DeviceReport[];
+  readonly requested: string;
+  /** What the requested name stands for, where it can be used. */
+  readonly device?: string;
+  /** Devices that were preferred but cannot be used. */
+  readonly reasons: readonly Reason[];
+  /** Why the requested device cannot be used. */
+  readonly error?: { readonly code: string; readonly message: string };
+  readonly selfTests: readonly SelfTestReport[];
+  readonly comparisons: readonly Comparison[];
+}
+
+function reportAddon(prebuilds: readonly string[]): AddonReport {
+  const { loaded, list } = cudaSupport();
+  if ('addon' in loaded)
+    return {
+      ...(loaded.path !== undefined && { path: loaded.path }),
+      ...(list && { cuda: formatVersion(list.runtimeVersion) }),
+      prebuilds,
+    };
+  const { problem, missing, tried } = loaded;
+  return { problem, message: missing, tried, prebuilds };
+}
+
+function locate(requested: DeviceName): Pick<Diagnosis, 'device' | 'error'> {
+  try {
+    return { device: status(requested).device };
+  } catch (error) {
+    const code = error instanceof FlashAttnError ? error.code : 'ERR_UNEXPECTED';
+    return { error: { code, message: (error as Error).message } };
+  }
+}
+
+/** All devices when any would do; otherwise the one that is meant and WebAssembly, which it is compared with. */
+function chooseTested(requested: DeviceName, device: string, devices: readonly DeviceReport[]): DeviceName[] {
+  const usable = devices.filter((report) => report.usable).map((report) => report.device);
+  const chosen = requested === 'auto' ? usable : [device, ...usable.filter((other) => other === 'wasm')];
+  return [...new Set(chosen)] as DeviceName[];
+}
+
+export async function diagnose(requested: DeviceName): Promise<Diagnosis> {
+  const hardware = process.platform === 'linux' ? inspectHardware() : undefined;
+  const { system, prebuilds } = describeSurroundings();
+  const { reasons, list } = cudaSupport();
+  const devices = reportDevices();
+  const { device, error } = locate(requested);
+
+  const tests: SelfTest[] = [];
+  if (device !== undefined)
+    for (const name of chooseTested(requested, device, devices)) tests.push(await selfTest(name));
+  const wasm = tests.find(({ report }) => report.device === 'wasm');
+  const comparisons = wasm ? tests.filter((other) => other !== wasm).map((other) => compare(other, wasm)) : [];
+
+  const passed = tests.every(({ report }) => report.passed) && comparisons.every((comparison) => comparison.passed);
+  const code = error ? exitCode.unusable : passed ? exitCode.fine : exitCode.failed;
+  const withStep = (reason: DeviceReason): Reason => {
+    const step = hardware && stepFor(reason.code as CudaReasonCode, hardware);
+    return step === undefined ? reason : { ...reason, step };
+  };
+  return {
+    healthy: code === exitCode.fine,
+    exitCode: code,
+    flashattn: version,
+    node: system.node,
+    v8: process.versions.v8,
+    system: {
+      platform: system.platform,
+      os: `${type()} ${release()}`,
+      ...(system.libc && { libc: system.libc }),
+      ...(system.glibc && { glibc: system.glibc }),
+    },
+    ...(hardware && { hardware }),
+    addon: reportAddon(prebuilds),
+    ...(list && list.driverVersion > 0 && { driverCuda: formatVersion(list.driverVersion) }),
+    devices,
+    requested,
+    ...(device !== undefined && { device }),
+    reasons: requested === 'wasm' ? [] : reasons.map(withStep),
+    ...(error && { error }),
+    selfTests: tests.map(({ report }) => report),
+    comparisons,
+  };
+}

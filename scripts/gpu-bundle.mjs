@@ -1,0 +1,117 @@
+// Makes build/gpu-bundle: everything that shows on a GPU what no other machine can, in one folder that runs where there
+// is a driver and nothing else (see bench/gpu/README.md).
+//
+//   npm run gpu:bundle
+import { spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  copyFileSync,
+  cpSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { dirname, join, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { missingTools } from './build-addon.mjs';
+import { nodeBinary } from './node-binary.mjs';
+
+const nodeVersion = '24.21.0'; // long-term support
+const mebibyte = 2 ** 20;
+const mostBytes = 60 * mebibyte;
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const bundle = join(root, 'build', 'gpu-bundle');
+const payload = join(root, 'build', 'gpu-payload'); // what the bundle holds, not yet packed
+
+function run(command, args, options = {}) {
+  const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', ...options });
+  if (status !== 0) throw new Error(`${[command, ...args].join(' ')} failed${error ? `: ${error.message}` : ''}`);
+}
+
+/** The conformance test, as a program for the GPU and with what it gives on the emulator. */
+function buildConformance() {
+  for (const tree of ['addon', 'emulator'])
+    run('cmake', ['--build', join('build', tree), '--config', 'Release', '--target', 'conformance']);
+  run(join(root, 'build', 'emulator', 'conformance'), ['--write', join(payload, 'emulator.bin')], { stdio: 'pipe' });
+  copyFileSync(join(root, 'build', 'addon', 'conformance'), join(payload, 'conformance'));
+}
+
+function buildAddon() {
+  const build = join('scripts', 'build-addon.mjs');
+  run(process.execPath, [build]);
+  run(process.execPath, [build, '--emulator']);
+  copyFileSync(join(root, 'build', 'Release', 'flashattn.node'), join(payload, 'flashattn.node'));
+}
+
+/** The built package and the programs that import it, at the places that they have in a checkout. */
+function copyPrograms() {
+  const { name, version, type, exports } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+  writeFileSync(join(payload, 'package.json'), JSON.stringify({ name, version, type, exports }));
+  cpSync(join(root, 'dist'), join(payload, 'dist'), {
+    recursive: true,
+    filter: (path) => !/\.(map|d\.ts)$/.test(path),
+  });
+  const programs = join(payload, 'build');
+  for (const folder of ['bench', 'device'])
+    cpSync(join(root, 'build', folder), join(programs, folder), { recursive: true });
+  // What the programs share.
+  for (const file of readdirSync(join(root, 'build')).filter((file) => file.endsWith('.js')))
+    copyFileSync(join(root, 'build', file), join(programs, file));
+  cpSync(join(root, 'test', 'golden', 'vectors'), join(payload, 'vectors'), { recursive: true });
+  copyFileSync(join(root, 'bench', 'gpu', 'torch_baseline.py'), join(payload, 'torch_baseline.py'));
+}
+
+function copyNode() {
+  const target = join(payload, 'bin', 'node');
+  mkdirSync(dirname(target), { recursive: true });
+  copyFileSync(nodeBinary(nodeVersion), target);
+  chmodSync(target, 0o755);
+  // Without the names of its functions it is a tenth smaller; without strip it is as it was.
+  spawnSync('strip', ['--strip-all', target]);
+}
+
+/** The same bytes for the same files. */
+function pack() {
+  const archive = join(bundle, 'payload.tar.gz');
+  const same = ['--sort=name', '--mtime=@0', '--owner=0', '--group=0', '--numeric-owner'];
+  run('tar', ['--create', '--file', archive, '--use-compress-program=gzip -9n', ...same, '--directory', payload, '.']);
+  for (const file of ['run.sh', 'README.md']) copyFileSync(join(root, 'bench', 'gpu', file), join(bundle, file));
+  chmodSync(join(bundle, 'run.sh'), 0o755);
+}
+
+function measure() {
+  const files = readdirSync(bundle).map((file) => ({ file, bytes: statSync(join(bundle, file)).size }));
+  const bytes = files.reduce((sum, file) => sum + file.bytes, 0);
+  const size = `${(bytes / mebibyte).toFixed(1)} MiB`;
+  if (bytes > mostBytes)
+    throw new Error(`${relative(root, bundle)} has ${size}, more than ${mostBytes / mebibyte} MiB`);
+  console.log(`${relative(root, bundle)}: ${size}; run.sh in it runs on a machine with a GPU`);
+}
+
+function main() {
+  if (process.platform !== 'linux') throw new Error('the GPU bundle is for Linux and is made there');
+  const missing = new Set([...missingTools({ emulator: false }), ...missingTools({ emulator: true })]);
+  if (missing.size > 0) throw new Error(`the GPU bundle cannot be made; missing: ${[...missing].join(', ')}`);
+  for (const folder of [bundle, payload]) {
+    rmSync(folder, { recursive: true, force: true });
+    mkdirSync(folder, { recursive: true });
+  }
+  buildAddon();
+  buildConformance();
+  copyPrograms();
+  copyNode();
+  pack();
+  rmSync(payload, { recursive: true });
+  measure();
+}
+
+try {
+  main();
+} catch (error) {
+  console.error(error.message);
+  process.exitCode = 1;
+}

@@ -1,0 +1,237 @@
+// Checks what the compiled kernels take of a multiprocessor: registers, spills, stack and shared memory, on every
+// architecture that the CUDA addon is built for.
+//
+//   npm run kernels:check [-- --write] [-- --no-build]
+//
+// Builds the addon, whose build leaves what ptxas says beside the objects, and compares with cuda/resources.json:
+// spills and stack must not grow; registers are for information. --write records the kernels as they are now.
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join, relative } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { parseArgs } from 'node:util';
+import { missingTools } from './build-addon.mjs';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const recordPath = join(root, 'cuda', 'resources.json');
+const logs = join(root, 'build', 'addon', 'CMakeFiles', 'flashattn_kernels.dir');
+const variants = ['Large', 'Small', 'Extras']; // of cuda/sm80/tiles.cuh
+const sharedMemoryFloor = 99 * 1024; // what a block can have on every architecture
+const sharedMemoryCeiling = 227 * 1024; // on any
+const columns = ['registers', 'stack', 'spillStores', 'spillLoads'];
+
+/**
+ * The function and the template arguments of a mangled name, as far as kernels need the grammar of the Itanium ABI:
+ * 'forward_kernel<Float16, 64, Large>'.
+ */
+export function demangle(mangled) {
+  let at = 2; // after _Z
+  const fail = () => {
+    throw new Error(`cannot read the kernel's name ${mangled} at ${at}`);
+  };
+  const take = (pattern) => {
+    pattern.lastIndex = at;
+    const [text] = pattern.exec(mangled) ?? [];
+    if (text !== undefined) at += text.length;
+    return text;
+  };
+  const sourceName = () => {
+    const length = Number(take(/\d+/y) ?? fail());
+    at += length;
+    return mangled.slice(at - length, at);
+  };
+  const listUntilEnd = (item) => {
+    const items = [];
+    while (!take(/E/y)) items.push(item());
+    return items;
+  };
+  const nested = () =>
+    listUntilEnd(() =>
+      take(/S[\dA-Z]*_/y) ? '' : take(/I/y) ? `<${listUntilEnd(argument).join(', ')}>` : sourceName(),
+    );
+  const lastName = (parts) => {
+    const last = parts.at(-1).startsWith('<') ? -2 : -1;
+    return parts.slice(last).join('');
+  };
+  const type = () => (take(/N/y) ? lastName(nested()) : (take(/[a-z]/y) ?? fail()));
+  const literal = () => {
+    const of = type();
+    const value = Number(take(/\d+/y) ?? fail());
+    if (!take(/E/y)) fail();
+    return of === 'Variant' ? variants[value] : of === 'b' ? String(Boolean(value)) : String(value);
+  };
+  const argument = () => (take(/L/y) ? literal() : type());
+  return take(/N/y) ? lastName(nested()) : sourceName();
+}
+
+/** Of each kernel and architecture in the output of ptxas: what is in `columns`. Functions that are called are cold. */
+export function readLog(text) {
+  const kernels = [];
+  let kernel;
+  for (const line of text.split('\n')) {
+    const [, name, architecture] = /Compiling entry function '(\w+)' for 'sm_(\w+)'/.exec(line) ?? [];
+    if (name) kernel = { mangled: name, name: demangle(name), architecture };
+    const [, properties] = /Function properties for (\w+)/.exec(line) ?? [];
+    if (properties && properties !== kernel?.mangled) kernel = undefined;
+    const [, stack, stores, loads] =
+      /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(line) ?? [];
+    if (kernel && stack) Object.assign(kernel, { stack: +stack, spillStores: +stores, spillLoads: +loads });
+    const [, registers] = /Used (\d+) registers/.exec(line) ?? [];
+    if (kernel && registers) kernels.push({ ...kernel, registers: +registers });
+  }
+  return kernels;
+}
+
+const compiler = () => process.env.CUDACXX ?? 'nvcc';
+const toolkitVersion = () => /V(\d+\.\d+\.\d+)/.exec(execFileSync(compiler(), ['--version'], { encoding: 'utf8' }))[1];
+
+/** Threads and shared memory by kernel, from the tables that the kernels are made from. */
+function readShapes() {
+  const program = join(root, 'build', 'kernel-shapes');
+  mkdirSync(dirname(program), { recursive: true });
+  const includes = ['cuda', 'cuda/emulator/runtime'].map((folder) => `-I${join(root, folder)}`);
+  const source = join(root, 'scripts', 'kernel-shapes.cpp');
+  const flags = ['-std=c++20', '-Wno-unknown-pragmas', ...includes];
+  execFileSync(process.env.CXX ?? 'g++', [...flags, source, '-o', program], { stdio: 'inherit' });
+  return JSON.parse(execFileSync(program, { encoding: 'utf8' }));
+}
+
+function readLogs() {
+  const files = existsSync(logs) ? readdirSync(logs, { recursive: true }) : [];
+  const current = files.filter(
+    (file) => file.endsWith('.o.log') && existsSync(join(logs, file.slice(0, -'.log'.length))),
+  );
+  if (current.length === 0) throw new Error(`there are no logs in ${relative(root, logs)}: build the addon first`);
+  return current.flatMap((file) => readLog(readFileSync(join(logs, file), 'utf8')));
+}
+
+/** { [kernel]: { threads, shared, [architecture]: [registers, stack, spill stores, spill loads] } }, in order. */
+function collect() {
+  const shapes = readShapes();
+  const kernels = {};
+  const order = new Intl.Collator('en', { numeric: true });
+  for (const { name, architecture, ...values } of readLogs().sort((a, b) => order.compare(a.name, b.name))) {
+    kernels[name] ??= { ...shapes[name] };
+    kernels[name][architecture] = columns.map((column) => values[column]);
+  }
+  return { kernels, shapes };
+}
+
+const architecturesOf = (kernels) =>
+  [...new Set(Object.values(kernels).flatMap((kernel) => Object.keys(kernel).filter((key) => /^\d/.test(key))))].sort(
+    (a, b) => a - b,
+  );
+
+/** Kernels that have to keep everything in registers: the plain ones of the common head dims. */
+function mayNotSpill(name) {
+  const [, headDim] = /^(?:forward|backward)_kernel<B?Float16, (\d+), (?:Large|Small)>$/.exec(name) ?? [];
+  return headDim !== undefined && Number(headDim) <= 128;
+}
+
+function* absoluteProblems(name, kernel, architectures) {
+  const limit = /Large/.test(name) ? sharedMemoryCeiling : sharedMemoryFloor;
+  if (kernel.shared > limit) yield `${name}: ${kernel.shared} bytes of shared memory, of at most ${limit}`;
+  for (const architecture of architectures) {
+    if (!kernel[architecture]) {
+      yield `${name}: not compiled for sm_${architecture}`;
+      continue;
+    }
+    const [, , stores, loads] = kernel[architecture];
+    if (mayNotSpill(name) && stores + loads > 0)
+      yield `${name} on sm_${architecture}: spills ${stores} + ${loads} bytes`;
+  }
+}
+
+function* growth(name, kernel, recorded, architectures) {
+  for (const architecture of architectures)
+    for (const [i, column] of columns.entries()) {
+      const [now = 0, before = 0] = [kernel[architecture]?.[i], recorded[architecture]?.[i]];
+      if (column !== 'registers' && now > before)
+        yield `${name} on sm_${architecture}: ${column} ${now} bytes, ${before} recorded`;
+    }
+}
+
+/** What is wrong with the kernels, a line each. `record`: cuda/resources.json, where it is to be compared with. */
+export function problems({ kernels, shapes }, record, toolkit) {
+  const architectures = architecturesOf(kernels);
+  const found = Object.entries(kernels).flatMap(([name, kernel]) => [...absoluteProblems(name, kernel, architectures)]);
+  for (const name of Object.keys(shapes)) if (!kernels[name]) found.push(`${name}: not compiled`);
+  if (!record) return found;
+  if (record.nvcc !== toolkit) {
+    console.log(`recorded with nvcc ${record.nvcc}, this is ${toolkit}: spills are not compared with the record`);
+    return found;
+  }
+  for (const [name, kernel] of Object.entries(kernels))
+    if (record.kernels[name]) found.push(...growth(name, kernel, record.kernels[name], architectures));
+    else found.push(`${name}: not recorded`);
+  for (const name of Object.keys(record.kernels)) if (!kernels[name]) found.push(`${name}: recorded, but gone`);
+  return found;
+}
+
+function print({ kernels }) {
+  const architectures = architecturesOf(kernels);
+  const cell = ([registers, stack, stores, loads]) =>
+    [
+      String(registers).padStart(3),
+      ...(stores + loads > 0 ? [`${stores}/${loads}`] : []),
+      ...(stack > 0 ? [`s${stack}`] : []),
+    ].join(' ');
+  const width = 12;
+  console.log('registers, bytes spilled (stored/loaded) and s: bytes of stack, by architecture\n');
+  const heads = architectures.map((architecture) => `sm_${architecture}`.padEnd(width)).join(' ');
+  console.log(`${'kernel'.padEnd(44)} threads shared KB  ${heads}`);
+  for (const [name, kernel] of Object.entries(kernels)) {
+    const shared = kernel.shared === undefined ? '' : (kernel.shared / 1024).toFixed(1);
+    const cells = architectures.map((key) => (kernel[key] ? cell(kernel[key]) : 'none').padEnd(width)).join(' ');
+    console.log(
+      `${name.padEnd(44)} ${String(kernel.threads ?? '').padStart(7)} ${shared.padStart(9)}  ${cells}`.trimEnd(),
+    );
+  }
+}
+
+/** JSON with a line for each kernel. */
+function write({ kernels }, toolkit) {
+  const spaced = (value) =>
+    JSON.stringify(value)
+      .replace(/([:,])/g, '$1 ')
+      .replace(/\{(.*)\}/, '{ $1 }');
+  const lines = Object.entries(kernels).map(([name, kernel]) => `    ${JSON.stringify(name)}: ${spaced(kernel)}`);
+  const head = `  "nvcc": "${toolkit}",\n  "columns": ${spaced(columns)},\n`;
+  writeFileSync(recordPath, `{\n${head}  "kernels": {\n${lines.join(',\n')}\n  }\n}\n`);
+  console.log(`\nrecorded ${lines.length} kernels in ${relative(root, recordPath)}`);
+}
+
+function main() {
+  const { values: flags } = parseArgs({ options: { write: { type: 'boolean' }, 'no-build': { type: 'boolean' } } });
+  const missing = missingTools({ emulator: false });
+  if (missing.length > 0) {
+    console.log(`the resources of the kernels were not checked: install ${missing.join(' and ')}`);
+    return 0;
+  }
+  if (!flags['no-build']) {
+    const built = spawnSync(process.execPath, [join(root, 'scripts', 'build-addon.mjs')], { stdio: 'inherit' });
+    if (built.status !== 0) return 1;
+  }
+  const toolkit = toolkitVersion();
+  const collected = collect();
+  print(collected);
+  const record = existsSync(recordPath) && !flags.write ? JSON.parse(readFileSync(recordPath, 'utf8')) : undefined;
+  if (!record && !flags.write) throw new Error(`${relative(root, recordPath)} is missing: run with --write`);
+  const found = problems(collected, record, toolkit);
+  for (const problem of found) console.error(problem);
+  const count = Object.keys(collected.kernels).length;
+  if (flags.write) write(collected, toolkit);
+  console.log(
+    `\n${count} kernels for ${architecturesOf(collected.kernels).length} architectures, ${found.length} problems`,
+  );
+  return found.length > 0 ? 1 : 0;
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) {
+  try {
+    process.exitCode = main();
+  } catch (error) {
+    console.error(error.message);
+    process.exitCode = 1;
+  }
+}

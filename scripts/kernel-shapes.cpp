@@ -1,0 +1,63 @@
+// Prints the threads and the dynamic shared memory of a block of every kernel with tiles, as JSON: what
+// scripts/kernel-resources.mjs sets beside what the compiler says.
+#include <cstdio>
+#include <initializer_list>
+#include <string>
+
+#include "element.cuh"
+#include "sm80/tiles.cuh"
+
+using namespace flashattn;
+
+namespace {
+
+constexpr const char* kVariantNames[] = {"Large", "Small", "Extras"};
+
+bool first = true;
+
+void print(const std::string& kernel, const std::string& arguments, int threads, int shared_bytes) {
+  const std::string name = kernel + "<" + arguments + ">";
+  if (!first) std::printf(",\n");
+  std::printf("  \"%s\": { \"threads\": %d, \"shared\": %d }", name.c_str(), threads, shared_bytes);
+  first = false;
+}
+
+template <class Element, int HeadDim, Variant Kind>
+void print_variant(const std::string& instance) {
+  const std::string arguments = instance + ", " + kVariantNames[static_cast<int>(Kind)];
+  using Forward = ForwardTiles<Element, HeadDim, Kind>;
+  using Backward = BackwardTiles<Element, HeadDim, Kind>;
+  print("forward_kernel", arguments, Forward::kThreads, Forward::kSharedBytes);
+  print("backward_kernel", arguments, Backward::kThreads, Backward::kSharedBytes);
+}
+
+template <class Element, int HeadDim>
+void print_head_dim(const std::string& element) {
+  const std::string instance = element + ", " + std::to_string(HeadDim);
+  if constexpr (sizeof(typename Element::Storage) == 2) print_variant<Element, HeadDim, Variant::Large>(instance);
+  print_variant<Element, HeadDim, Variant::Small>(instance);
+  print_variant<Element, HeadDim, Variant::Extras>(instance);
+  using Gradient = GradientTiles<Element, HeadDim>;
+  for (const char* kernel : {"backward_bias_kernel", "backward_relative_kernel"})
+    print(kernel, instance, Gradient::kThreads, Gradient::kSharedBytes);
+}
+
+template <class Element>
+void print_element(const std::string& element) {
+  print_head_dim<Element, 32>(element);
+  print_head_dim<Element, 64>(element);
+  print_head_dim<Element, 96>(element);
+  print_head_dim<Element, 128>(element);
+  print_head_dim<Element, 192>(element);
+  print_head_dim<Element, 256>(element);
+}
+
+}  // namespace
+
+int main() {
+  std::printf("{\n");
+  print_element<Float16>("Float16");
+  print_element<BFloat16>("BFloat16");
+  print_element<Float32>("Float32");
+  std::printf("\n}\n");
+}

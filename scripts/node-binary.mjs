@@ -1,0 +1,20 @@
+// Binaries of Node from the npm registry, by version, kept in build/nodes.
+import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const windows = process.platform === 'win32';
+
+/** The path of Node's binary for this platform, installed if need be. */
+export function nodeBinary(version) {
+  const prefix = join(root, 'build', 'nodes', version);
+  const name = `node-${windows ? 'win' : process.platform}-${process.arch}`;
+  const binary = join(prefix, 'node_modules', name, 'bin', windows ? 'node.exe' : 'node');
+  if (existsSync(binary)) return binary;
+  const install = ['install', '--prefix', prefix, '--no-save', '--no-audit', '--no-fund', `${name}@${version}`];
+  const { status, stderr } = spawnSync('npm', install, { cwd: root, encoding: 'utf8', shell: windows });
+  if (status !== 0) throw new Error(`${name} cannot be installed: ${stderr.trim().split('\n')[0]}`);
+  return binary;
+}

@@ -1,0 +1,267 @@
+/** Plans, merging and gathering. */
+import {
+  type AttentionOptions,
+  type DeviceName,
+  type DType,
+  gatherRows,
+  memory,
+  mergeStates,
+  mergeStatesBackward,
+  plan,
+  RowMap,
+  type Tensor,
+  tensor,
+} from 'flashattn';
+import type { ForwardResult } from '../oracle/attention.js';
+import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE } from '../oracle/compare.js';
+import { round, ulp } from '../oracle/float16.js';
+import { headMajorRows, mergeBackward, mergeForward, type RowMap as Rows, seqMajorRows } from '../oracle/merge.js';
+import { normal, uniform } from '../oracle/random.js';
+import { type Case, type CaseDType, instantiate, roundTo } from '../support/case.js';
+import { LibraryProblem, lseShape, optionsOf, shapeOf, widen } from '../support/library.js';
+import { make } from '../support/views.js';
+import { type Check, CheckFailure, ensure } from './check.js';
+import { DTYPES } from './grid.js';
+
+/** Runs with a function that takes hold of tensors, and disposes of them. */
+function owning<T>(run: (own: <U extends Tensor>(t: U) => U) => T): T {
+  const owned: Tensor[] = [];
+  try {
+    return run((t) => {
+      owned.push(t);
+      return t;
+    });
+  } finally {
+    for (const t of owned) t.dispose();
+  }
+}
+
+const PLANNED: Readonly<Record<string, Omit<Case, 'dtype'>>> = {
+  'every term': {
+    seed: 3,
+    layout: 'bshd',
+    batch: 2,
+    kvHeads: 2,
+    group: 2,
+    queryLength: 35,
+    keyLength: 70,
+    headDim: 33,
+    valueDim: 20,
+    causal: true,
+    softcap: 2,
+    bias: [false, false, true, false],
+    alibi: 'heads',
+    relative: 'positions',
+    sink: true,
+    dropout: { p: 0.3, seed: 7 },
+    dLse: true,
+  },
+  packed: { seed: 4, layout: 'varlen', group: 2, qLens: [4, 0, 33, 2], kLens: [5, 3, 40, 4], headDim: 64, dLse: true },
+};
+
+const planned = (name: string, problem: Omit<Case, 'dtype'>, dtype: DType): Check => ({
+  name: `a plan, ${name}, ${dtype}: bit-equal to attention, and allocates nothing`,
+  run(device) {
+    const c: Case = { ...problem, dtype, deterministic: true };
+    const instances = [instantiate(c), instantiate({ ...c, seed: c.seed + 100 })];
+    const [first] = instances;
+    if (!first) return;
+    owning((own) => {
+      const p = first.problem;
+      const options: AttentionOptions = { ...optionsOf(p, dtype, own, device), deterministic: true };
+      const shapes = { q: shapeOf(p, 'query'), k: shapeOf(p, 'key'), v: shapeOf(p, 'value') };
+      const made = plan<DType>({ ...shapes, dtype, device, backward: true, ...options });
+      try {
+        // Other inputs in between, so that nothing is left of an earlier run.
+        for (const {
+          problem: { query, key, value },
+          dOut,
+          dLse,
+        } of [...instances, ...instances]) {
+          const q = own(make(query, shapes.q, dtype, device));
+          const k = own(make(key, shapes.k, dtype, device));
+          const v = own(make(value, shapes.v, dtype, device));
+          const g = own(make(dOut, shapeOf(p, 'out'), dtype, device));
+          const gLse = dLse && (own(make(dLse, lseShape(p), 'float32', device)) as Tensor<'float32'>);
+          const before = memory(device);
+          const { out, lse } = made.run(q, k, v);
+          const gradients = made.runBackward(g, gLse);
+          const after = memory(device);
+          ensure(
+            after.bytesInUse === before.bytesInUse && after.tensors === before.tensors,
+            'the plan allocated memory',
+          );
+          const results: Record<string, Tensor | undefined> = {
+            out,
+            lse,
+            dQuery: gradients.dq,
+            dKey: gradients.dk,
+            dValue: gradients.dv,
+            dBias: gradients.dBias,
+            dRelativeBias: gradients.dRelativeBias,
+            dSink: gradients.dSink,
+          };
+          // The terms are those of the first instance.
+          const terms = { ...p, query, key, value };
+          const expected = new LibraryProblem({ problem: terms, dOut, dLse }, { dtype, device, deterministic: true });
+          try {
+            const same = expected.results((t) => t.dataSync());
+            for (const [tensorName, data] of Object.entries(same)) {
+              const found = results[tensorName]?.dataSync();
+              ensure(found !== undefined && data.every((x, n) => Object.is(x, found[n])), `${tensorName} differs`);
+            }
+          } finally {
+            expected.dispose();
+          }
+        }
+      } finally {
+        made.dispose();
+      }
+    });
+  },
+});
+
+const [batch, seq, heads, dim] = [2, 37, 3, 19];
+
+interface Form {
+  readonly name: string;
+  readonly options: { readonly layout?: 'bshd' | 'bhsd' };
+  readonly out: readonly number[];
+  readonly lse: readonly number[];
+  readonly rows: Rows;
+}
+
+const FORMS: readonly Form[] = [
+  {
+    name: 'bshd',
+    options: { layout: 'bshd' },
+    out: [batch, seq, heads, dim],
+    lse: [batch, heads, seq],
+    rows: seqMajorRows(heads, seq),
+  },
+  {
+    name: 'bhsd',
+    options: { layout: 'bhsd' },
+    out: [batch, heads, seq, dim],
+    lse: [batch, heads, seq],
+    rows: headMajorRows,
+  },
+  { name: 'packed', options: {}, out: [seq, heads, dim], lse: [heads, seq], rows: seqMajorRows(heads, seq) },
+];
+
+const count = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
+
+/** States of random rows; a third of the rows of every state is empty, and the last row of all states. */
+function randomStates(form: Form, parts: number, dtype: CaseDType, seed: number): ForwardResult[] {
+  const next = uniform(seed);
+  return Array.from({ length: parts }, (_, p) => {
+    const lse = normal(count(form.lse), seed + 10 + p, 4).map(Math.fround);
+    const out = roundTo(normal(count(form.out), seed + 50 + p), dtype);
+    lse.forEach((_x, row) => {
+      if (next() > 1 / 3 && row !== lse.length - 1) return;
+      lse[row] = -Infinity;
+      out.fill(0, form.rows(row) * dim, (form.rows(row) + 1) * dim);
+    });
+    return { out, lse };
+  });
+}
+
+/** Results of one rounding to the dtype. */
+function ensureClose(name: string, t: Tensor, exact: Float64Array, tolerance: number): void {
+  const error = maxError(widen(t), exact) / magnitude(exact);
+  ensure(error <= tolerance, `${name}: error ${error.toExponential(2)} > ${tolerance.toExponential(2)}`);
+}
+
+const merged = (form: Form, parts: number, dtype: CaseDType): Check => ({
+  name: `merging ${parts} states, ${form.name}, ${dtype}`,
+  run: (device) =>
+    owning((own) => {
+      const rounding = (float32: number) => (dtype === 'float32' ? float32 : ulp(1, dtype));
+      const lseTensor = (values: Float64Array) => own(make(values, form.lse, 'float32', device)) as Tensor<'float32'>;
+      const states = randomStates(form, parts, dtype, 7 * parts);
+      const uploads = states.map(({ out, lse }) => ({
+        out: own(make(out, form.out, dtype, device)),
+        lse: lseTensor(lse),
+      }));
+      const { out, lse } = mergeStates(uploads, form.options);
+      const saved = { states: uploads, out: own(out), lse: own(lse) };
+      const expected = mergeForward(states, form.rows);
+      ensureClose('out', out, expected.out, rounding(OUTPUT_TOLERANCE));
+      ensureClose('lse', lse, expected.lse, OUTPUT_TOLERANCE);
+
+      const dOut = roundTo(normal(count(form.out), 300), dtype);
+      const dOutTensor = own(make(dOut, form.out, dtype, device));
+      for (const dLse of [undefined, normal(count(form.lse), 301).map(Math.fround)]) {
+        const extras = dLse ? { dLse: lseTensor(dLse) } : {};
+        const gradients = mergeStatesBackward(dOutTensor, saved, { ...form.options, ...extras });
+        for (const gradient of gradients) {
+          own(gradient.dOut);
+          own(gradient.dLse);
+        }
+        for (const [p, reference] of mergeBackward(states, form.rows, dOut, dLse).entries()) {
+          const gradient = gradients[p];
+          if (!gradient) throw new CheckFailure(`state ${p} has no gradient`);
+          ensureClose(`dOut of state ${p}`, gradient.dOut, reference.dOut, rounding(GRADIENT_TOLERANCE));
+          // dLse holds dOut . (out_p - out), with an out that was rounded to the dtype.
+          ensureClose(`dLse of state ${p}`, gradient.dLse, reference.dLse, 4 * rounding(GRADIENT_TOLERANCE));
+        }
+      }
+    }),
+});
+
+/** Lists of several rows, of one, and of none. */
+function randomLists(rows: number, sourceRows: number): number[][] {
+  const next = uniform(rows);
+  return Array.from({ length: rows }, (_, row) =>
+    Array.from({ length: row % 4 }, () => Math.floor(next() * sourceRows)),
+  );
+}
+
+const gathered = (dtype: CaseDType, width: number): Check => ({
+  name: `gathering rows of ${width}, ${dtype}`,
+  run: (device) =>
+    owning((own) => {
+      const [entries, sourceRows, rows, scale] = [2, 23, 41, 0.75];
+      const source = roundTo(normal(entries * sourceRows * width, width), dtype);
+      const lists = randomLists(rows, sourceRows);
+      const whole = own(make(source, [entries, sourceRows, width], dtype, device));
+      const result = own(gatherRows(whole, RowMap.fromLists(lists, sourceRows), { scale }));
+      const exact = new Float64Array(entries * rows * width);
+      for (let b = 0; b < entries; b++)
+        for (const [row, list] of lists.entries())
+          for (let d = 0; d < width; d++) {
+            const at = (b * rows + row) * width + d;
+            exact[at] = scale * list.reduce((sum, r) => sum + (source[(b * sourceRows + r) * width + d] ?? NaN), 0);
+          }
+      const nearest = dtype === 'float32' ? exact : exact.map((x) => round(x, dtype));
+      ensureClose('result', result, nearest, dtype === 'float32' ? OUTPUT_TOLERANCE : ulp(1, dtype));
+    }),
+});
+
+const transfers = (device: DeviceName): void =>
+  owning((own) => {
+    const values = Float32Array.from(normal(7 * 11 * 13, 5));
+    const t = own(tensor(values, [7, 11, 13], { device }));
+    const view = own(own(t.slice(1, 2, 9)).transpose(0, 1));
+    ensure(
+      t.dataSync().every((x, n) => x === values[n]),
+      'a tensor does not read back as it was written',
+    );
+    const found = view.dataSync();
+    for (let n = 0; n < found.length; n++) {
+      const [i, j, d] = [Math.floor(n / (7 * 13)), Math.floor(n / 13) % 7, n % 13];
+      ensure(found[n] === values[(j * 11 + i + 2) * 13 + d], `element ${n} of a view is another`);
+    }
+    t.write(values.map((x) => -x));
+    ensure(
+      t.dataSync().every((x, n) => x === -(values[n] ?? NaN)),
+      'a tensor does not read back as it was overwritten',
+    );
+  });
+
+export const operationChecks = (): Check[] => [
+  { name: 'tensors and views read back', run: transfers },
+  ...DTYPES.flatMap((dtype) => Object.entries(PLANNED).map(([name, problem]) => planned(name, problem, dtype))),
+  ...DTYPES.flatMap((dtype) => FORMS.flatMap((form) => [1, 2, 17].map((parts) => merged(form, parts, dtype)))),
+  ...DTYPES.flatMap((dtype) => [1, 7, 64, 200].map((width) => gathered(dtype, width))),
+];

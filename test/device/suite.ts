@@ -1,0 +1,25 @@
+/** Everything that a device has to pass, in groups. */
+import { canaryChecks } from './canaries.js';
+import type { Group, Settings } from './check.js';
+import { determinismChecks } from './determinism.js';
+import { gridChecks } from './grid.js';
+import { maskChecks } from './masks.js';
+import { emptyChecks, lengthChecks, numberChecks, occupancyChecks } from './numbers.js';
+import { operationChecks } from './operations.js';
+import { precisionChecks } from './precision.js';
+import { maskPropertyChecks, propertyChecks } from './property.js';
+
+export function suite(settings: Settings): Group[] {
+  return [
+    { name: 'grid', checks: gridChecks(settings) },
+    { name: 'lengths', checks: [...lengthChecks(settings), ...occupancyChecks(settings)] },
+    { name: 'nothing', checks: emptyChecks() },
+    { name: 'numbers', checks: numberChecks() },
+    { name: 'precision', checks: precisionChecks() },
+    { name: 'masks', checks: maskChecks() },
+    { name: 'canaries', checks: canaryChecks(settings) },
+    { name: 'operations', checks: operationChecks() },
+    { name: 'properties', checks: [...propertyChecks(settings), ...maskPropertyChecks(settings)] },
+    { name: 'determinism', checks: determinismChecks(settings) },
+  ];
+}

@@ -1,0 +1,37 @@
+// native/cpu under the sanitizers of the compiler: `program` runs a spread of cases of every kind, `program <kind>` those
+// of one, `program <kind> <seed>` one case.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cases.h"
+
+namespace {
+
+struct Kind {
+  const char* name;
+  bool (*run)(uint64_t seed);
+  int cases;
+};
+
+constexpr Kind kKinds[] = {
+    {"attention", flashattn::test::attention_case, 240},
+    {"merge", flashattn::test::merge_case, 60},
+    {"gather", flashattn::test::gather_case, 60},
+    {"elementwise", flashattn::test::elementwise_case, 40},
+};
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  int failed = 0;
+  for (const Kind& kind : kKinds) {
+    if (count > 1 && strcmp(arguments[1], kind.name) != 0) continue;
+    if (count > 2) return kind.run(strtoull(arguments[2], nullptr, 10)) ? 0 : 1;
+    int passed = 0;
+    for (int seed = 1; seed <= kind.cases; ++seed) passed += kind.run(seed);
+    failed += kind.cases - passed;
+    printf("%s: %d of %d cases passed\n", kind.name, passed, kind.cases);
+  }
+  return failed ? 1 : 0;
+}
