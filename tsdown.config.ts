@@ -9,6 +9,20 @@ const common = {
   logLevel: 'warn',
 } as const;
 
+/** Results of original implementations, small ones of many kinds: `flashattn verify` compares with them. */
+const vectors = [
+  'alibi__h6_bidir',
+  'attention_sink__full',
+  'bigbird__r1',
+  'dense_bias__bcast_batch_head',
+  'dense_mha__causal_br_nq_gt_nk_emptyrows',
+  'longformer__local',
+  'mqa__mqa',
+  'ring_merge__tree_reduce',
+  'softcap__softcap_window',
+  'varlen__docs_cross',
+];
+
 export default defineConfig([
   {
     ...common,
@@ -21,5 +35,16 @@ export default defineConfig([
       'lib/backends/wasm/flashattn.relaxed.wasm',
       'lib/backends/wasm/flashattn.simd.wasm',
     ],
+  },
+  {
+    // The checks of a device, with all that they need but the package itself: `flashattn verify`.
+    ...common,
+    entry: { verify: 'test/device/verify.ts' },
+    outDir: 'dist',
+    clean: false,
+    dts: false,
+    minify: true,
+    deps: { neverBundle: ['flashattn'] },
+    copy: vectors.map((name) => ({ from: `test/golden/vectors/${name}.safetensors`, to: 'dist/vectors' })),
   },
 ]);

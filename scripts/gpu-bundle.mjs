@@ -1,7 +1,9 @@
 // Makes build/gpu-bundle: everything that shows on a GPU what no other machine can, in one folder that runs where there
 // is a driver and nothing else (see bench/gpu/README.md).
 //
-//   npm run gpu:bundle
+//   npm run gpu:bundle [-- --xz]
+//
+// --xz packs a quarter smaller, for machines that have xz.
 import { spawnSync } from 'node:child_process';
 import {
   chmodSync,
@@ -16,6 +18,7 @@ import {
 } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
 import { missingTools } from './build-addon.mjs';
 import { nodeBinary } from './node-binary.mjs';
 
@@ -75,10 +78,20 @@ function copyNode() {
 }
 
 /** The same bytes for the same files. */
-function pack() {
-  const archive = join(bundle, 'payload.tar.gz');
+function pack({ xz }) {
+  const archive = join(bundle, xz ? 'payload.tar.xz' : 'payload.tar.gz');
+  const compress = xz ? 'xz --threads=0 -9' : 'gzip -9n';
   const same = ['--sort=name', '--mtime=@0', '--owner=0', '--group=0', '--numeric-owner'];
-  run('tar', ['--create', '--file', archive, '--use-compress-program=gzip -9n', ...same, '--directory', payload, '.']);
+  run('tar', [
+    '--create',
+    '--file',
+    archive,
+    `--use-compress-program=${compress}`,
+    ...same,
+    '--directory',
+    payload,
+    '.',
+  ]);
   for (const file of ['run.sh', 'README.md']) copyFileSync(join(root, 'bench', 'gpu', file), join(bundle, file));
   chmodSync(join(bundle, 'run.sh'), 0o755);
 }
@@ -93,6 +106,7 @@ function measure() {
 }
 
 function main() {
+  const { values: flags } = parseArgs({ options: { xz: { type: 'boolean', default: false } } });
   if (process.platform !== 'linux') throw new Error('the GPU bundle is for Linux and is made there');
   const missing = new Set([...missingTools({ emulator: false }), ...missingTools({ emulator: true })]);
   if (missing.size > 0) throw new Error(`the GPU bundle cannot be made; missing: ${[...missing].join(', ')}`);
@@ -104,7 +118,7 @@ function main() {
   buildConformance();
   copyPrograms();
   copyNode();
-  pack();
+  pack({ xz: flags.xz });
   rmSync(payload, { recursive: true });
   measure();
 }

@@ -7,6 +7,9 @@ import { fileURLToPath } from 'node:url';
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const windows = process.platform === 'win32';
 
+/** The newest of each major that the package supports. */
+export const nodeVersions = ['20.19.5', '22.23.3', '24.21.0', '26.10.0'];
+
 /** The path of Node's binary for this platform, installed if need be. */
 export function nodeBinary(version) {
   const prefix = join(root, 'build', 'nodes', version);

@@ -2,15 +2,14 @@
 import { spawnSync } from 'node:child_process';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { nodeBinary } from './node-binary.mjs';
+import { nodeBinary, nodeVersions } from './node-binary.mjs';
 
-const versions = ['20.19.5', '22.23.3', '24.21.0', '26.10.0'];
 const tests = ['tensor', 'errors', 'pool', 'cli', 'golden'].map((name) => `test/${name}.test.ts`);
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 
 let failed = false;
-for (const version of versions) {
+for (const version of nodeVersions) {
   let binary;
   try {
     binary = nodeBinary(version);

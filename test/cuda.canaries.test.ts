@@ -1,4 +1,4 @@
 import { canaryChecks } from './device/canaries.js';
-import { describeOnEmulator, emulatorSettings } from './support/onEmulator.js';
+import { describeOnEmulator } from './support/onEmulator.js';
 
-describeOnEmulator('canaries', canaryChecks(emulatorSettings));
+describeOnEmulator('canaries', canaryChecks());

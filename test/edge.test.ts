@@ -1,12 +1,13 @@
 /** Memory around tensors, NaN behind masks, rows and sequences of nothing, and numbers at the ends of their range. */
 import { attention, type Tensor, tensor, zeros } from 'flashattn';
 import { describe, expect, it } from 'vitest';
-import { magnitude, maxError } from './oracle/compare.js';
+import { GRADIENT_TOLERANCE, magnitude, maxError } from './oracle/compare.js';
 import { extent, type Layout, type Problem } from './oracle/problem.js';
 import { normal } from './oracle/random.js';
 import { type Named, solve } from './oracle/sensitivity.js';
 import { type Case, type CaseDType, type Instance, instantiate } from './support/case.js';
 import { failuresOf, float32Failures } from './support/check.js';
+import { testDevice } from './support/device.js';
 import { runLibrary, shapeOf } from './support/library.js';
 import { patternFailures, poisoned } from './support/poison.js';
 import { CASES } from './support/references.js';
@@ -27,6 +28,13 @@ function expectSame(actual: Named, expected: Named): void {
   for (const [name, values] of Object.entries(expected)) {
     expect(maxError(actual[name] ?? [], values), name).toBe(0);
   }
+}
+
+/** Equal bits, or on CUDA those of kernels that leave hidden pairs out instead of multiplying them by 0. */
+function expectUntouched(actual: Named, expected: Named): void {
+  if (testDevice === 'wasm') expectSame(actual, expected);
+  for (const [name, values] of Object.entries(expected))
+    expect(maxError(actual[name] ?? [], values) / magnitude(values), name).toBeLessThan(GRADIENT_TOLERANCE);
 }
 
 describe('memory around tensors', () => {
@@ -91,7 +99,7 @@ describe('numbers that nobody sees', () => {
       const expected = runLibrary({ problem: p, dOut, dLse });
       const key = poisoned(p, 'key', p.key, 1, [34, 67], poison);
       const value = poisoned(p, 'value', p.value, 1, [34, 67], poison);
-      expectSame(runLibrary({ problem: { ...p, key, value }, dOut, dLse }), expected);
+      expectUntouched(runLibrary({ problem: { ...p, key, value }, dOut, dLse }), expected);
     }
   });
 
@@ -103,7 +111,7 @@ describe('numbers that nobody sees', () => {
       const hidden = [44, 67] as const;
       const key = poisoned(p, 'key', p.key, 0, hidden, poison);
       const value = poisoned(p, 'value', p.value, 0, hidden, poison);
-      expectSame(runLibrary({ problem: { ...p, key, value }, dOut, dLse }), expected);
+      expectUntouched(runLibrary({ problem: { ...p, key, value }, dOut, dLse }), expected);
     }
   });
 
@@ -116,7 +124,7 @@ describe('numbers that nobody sees', () => {
       const expected = runLibrary({ problem: p, dOut, dLse });
       const key = poisoned(p, 'key', p.key, 1, [31, 32], poison);
       const value = poisoned(p, 'value', p.value, 1, [3, 4], poison);
-      expectSame(runLibrary({ problem: { ...p, key, value }, dOut, dLse }), expected);
+      expectUntouched(runLibrary({ problem: { ...p, key, value }, dOut, dLse }), expected);
     }
   });
 
@@ -127,7 +135,7 @@ describe('numbers that nobody sees', () => {
       const query = poisoned(p, 'query', p.query, 1, [18, 37], poison);
       const poisonedOut = poisoned(p, 'out', dOut, 1, [18, 37], poison);
       const lse = dLse?.map((x, n) => (n >= dLse.length / 2 && n % 37 >= 18 ? poison : x));
-      expectSame(runLibrary({ problem: { ...p, query }, dOut: poisonedOut, dLse: lse }), expected);
+      expectUntouched(runLibrary({ problem: { ...p, query }, dOut: poisonedOut, dLse: lse }), expected);
     }
   });
 
@@ -136,7 +144,7 @@ describe('numbers that nobody sees', () => {
     const expected = runLibrary({ problem: p, dOut, dLse });
     const query = poisoned(p, 'query', p.query, 0, [0, 30], poison);
     const poisonedOut = poisoned(p, 'out', dOut, 0, [0, 30], poison);
-    expectSame(runLibrary({ problem: { ...p, query }, dOut: poisonedOut, dLse }), expected);
+    expectUntouched(runLibrary({ problem: { ...p, query }, dOut: poisonedOut, dLse }), expected);
   });
 
   it('NaN in another packed sequence', () => {

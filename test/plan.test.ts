@@ -2,6 +2,7 @@
 import { attention, attentionBackward, type DType, memory, plan, type Tensor } from 'flashattn';
 import { describe, expect, it } from 'vitest';
 import { type Case, instantiate } from './support/case.js';
+import { testDevice } from './support/device.js';
 import { lseShape, optionsOf, shapeOf } from './support/library.js';
 import { CASES } from './support/references.js';
 import { make } from './support/views.js';
@@ -15,7 +16,7 @@ function problemOf(c: Case, dtype: DType) {
   const v = make(p.value, shapeOf(p, 'value'), dtype);
   const g = make(dOut, shapeOf(p, 'out'), dtype);
   const gLse = dLse && (make(dLse, lseShape(p), 'float32') as Tensor<'float32'>);
-  const problem = { q: q.shape, k: k.shape, v: v.shape, dtype, ...options };
+  const problem = { q: q.shape, k: k.shape, v: v.shape, dtype, device: testDevice, ...options };
   return { problem, options, q, k, v, g, gLse };
 }
 
@@ -41,21 +42,21 @@ describe('plan', () => {
     const { problem, q, k, v, g, gLse } = problemOf(CASES['dense, with everything'], 'float32');
     using planned = plan<DType>({ ...problem, backward: true });
     const [first, firstGradients] = [planned.run(q, k, v), planned.runBackward(g, gLse)];
-    const before = memory();
+    const before = memory(testDevice);
     for (let run = 0; run < 20; run++) {
       const [again, gradients] = [planned.run(q, k, v), planned.runBackward(g, gLse)];
       expect(again.out).toBe(first.out);
       expect(gradients.dq).toBe(firstGradients.dq);
     }
-    expect(memory()).toMatchObject({ bytesInUse: before.bytesInUse, tensors: before.tensors });
-    expect(memory().bytesPeak).toBe(before.bytesPeak);
+    expect(memory(testDevice)).toMatchObject({ bytesInUse: before.bytesInUse, tensors: before.tensors });
+    expect(memory(testDevice).bytesPeak).toBe(before.bytesPeak);
   });
 
   it('gives its memory back', () => {
     const { problem } = problemOf(CASES.plain, 'float32');
-    const before = memory();
+    const before = memory(testDevice);
     plan<DType>({ ...problem, backward: true }).dispose();
-    expect(memory()).toMatchObject({ bytesInUse: before.bytesInUse, tensors: before.tensors });
+    expect(memory(testDevice)).toMatchObject({ bytesInUse: before.bytesInUse, tensors: before.tensors });
   });
 
   it('sees what is written into its inputs', () => {

@@ -26,9 +26,10 @@ now() {
 
 # The files of this bundle, unpacked once into a folder that is named after what is in it.
 unpack() {
-  work=${WORK:-$here/unpacked}/$(cksum <"$here/payload.tar.gz" | tr ' ' '-')
+  payload=$(ls "$here"/payload.tar.*)
+  work=${WORK:-$here/unpacked}/$(cksum <"$payload" | tr ' ' '-')
   [ -e "$work/.complete" ] && return
-  mkdir -p "$work" && tar -xzf "$here/payload.tar.gz" -C "$work" && : >"$work/.complete"
+  mkdir -p "$work" && tar -xf "$payload" -C "$work" && : >"$work/.complete"
 }
 
 # limited <seconds> <command> ...: no longer than that, nor than what is left of the budget.

@@ -8,8 +8,11 @@
 // (see BackwardTiles). dQ is the sum over key tiles, so blocks add theirs to d_query_sum in float32, by atomics: in
 // whatever order, or in a fixed one (turns.cuh).
 //
-// A hidden pair has P = dS = 0, but 0 * NaN is NaN: rows that turn out NaN where something was hidden are computed again,
-// pair by pair (repair_backward.cuh).
+// Accumulators leave few registers for the rest. What a phase needs to know is therefore asked for when it begins
+// (`locate`, `head`, `after`), from shared memory and parameters, rather than kept.
+//
+// A hidden pair has P = dS = 0, but 0 * NaN is NaN: rows that turn out NaN where something was hidden are computed
+// again, pair by pair (repair_backward.cuh).
 #pragma once
 #include "../launch_error.h"
 #include "../scores.cuh"
@@ -28,10 +31,10 @@ class BackwardBlock {
   using QueryTile = typename Tiles::QueryTile;
   using ScoreTile = typename Tiles::ScoreTile;
   // Two of them, one below the other: what reads both has one place that moves by constants.
-  using KeyTiles = Tile<Element, 2 * Tiles::kKeyTile, HeadDim>;      // keys, values
-  using QueryTiles = Tile<Element, 2 * Tiles::kQueryTile, HeadDim>;  // queries, d_out
+  using KeyTiles = Tile<Element, 2 * Tiles::kKeyTile, HeadDim>;              // keys, values
+  using QueryTiles = Tile<Element, 2 * Tiles::kQueryTile, HeadDim>;          // queries, d_out
   using ScoreTiles = Tile<Element, 2 * Tiles::kKeyTile, Tiles::kQueryTile>;  // dS, P
-  using ChunkScores = Scores<Tiles::kRowTiles, Tiles::kChunk / 8>;  // [warp's keys, queries scored at once]
+  using ChunkScores = Scores<Tiles::kRowTiles, Tiles::kChunk / 8>;           // [warp's keys, queries scored at once]
   static constexpr bool kExtras = Kind == Variant::Extras;
   static constexpr int kRowTiles = Tiles::kRowTiles, kColumnWarps = Tiles::kColumnWarps;
 
@@ -48,8 +51,7 @@ class BackwardBlock {
     store();
     ptx::sync_threads();
     if (nan && hides())
-      repair_d_keys<Element>(p_, b_, kv_head_, first_key_ + warp_row_, Tiles::kWarpRows, warp_column_,
-                             kColumnWarps);
+      repair_d_keys<Element>(p_, b_, kv_head_, first_key_ + warp_row_, Tiles::kWarpRows, warp_column_, kColumnWarps);
   }
 
  private:
@@ -77,6 +79,8 @@ class BackwardBlock {
   /** Batch entry, key/value head and first key of this block. */
   FLASHATTN_DEVICE static uint32_t work() { return row_stats() + Tiles::kQueryTile * sizeof(float2); }
 
+  // Where this block and thread are -----------------------------------------------------------------------------------
+
   FLASHATTN_DEVICE void choose_work() const {
     const int index = p_.deterministic ? ptx::fetch_add(p_.turns, 1) : static_cast<int>(ptx::block().x);
     // Under a causal mask the first keys have the most work: they go first.
@@ -84,8 +88,21 @@ class BackwardBlock {
     ptx::store_shared(work(), int4{head / p_.kv_heads, head % p_.kv_heads, index % tiles * Tiles::kKeyTile, 0});
   }
 
-  /** Made anew for each use: it would hold too many registers in between. */
+  FLASHATTN_DEVICE void locate() {
+    thread_ = ptx::opaque(ptx::thread());
+    lane_ = Lane(thread_);
+    warp_ = thread_ / kWarpSize;
+    warp_row_ = warp_ / kColumnWarps * Tiles::kWarpRows;
+    warp_column_ = warp_ % kColumnWarps;
+    const int4 work = ptx::load_shared<int4>(this->work());
+    b_ = work.x;
+    kv_head_ = work.y;
+    first_key_ = work.z;
+  }
+
   FLASHATTN_DEVICE Head head(int h) const { return Head(p_, b_, h); }
+
+  // Copies ------------------------------------------------------------------------------------------------------------
 
   FLASHATTN_DEVICE void load(const Visit& visit, int slot) const {
     if (visit.begin >= 0) {
@@ -114,32 +131,19 @@ class BackwardBlock {
       ptx::store_shared(row_stats() + static_cast<uint32_t>(thread_ * sizeof(float2)), stats);
   }
 
-  FLASHATTN_DEVICE void locate() {
-    thread_ = ptx::opaque(ptx::thread());
-    lane_ = Lane(thread_);
-    warp_ = thread_ / kWarpSize;
-    warp_row_ = warp_ / kColumnWarps * Tiles::kWarpRows;
-    warp_column_ = warp_ % kColumnWarps;
-    const int4 work = ptx::load_shared<int4>(this->work());
-    b_ = work.x;
-    kv_head_ = work.y;
-    first_key_ = work.z;
-  }
-
   // The walk ----------------------------------------------------------------------------------------------------------
 
-  /** Of all query heads of the group; the walk is made anew each time, which costs less than the registers it holds. */
+  /** The next one, over all query heads of the group. */
   FLASHATTN_DEVICE Visit after(Visit visit) const {
     const Head head = this->head(visit.h);
     const Range keys = head.keys_at(first_key_, Tiles::kKeyTile);
-    const int end = (kv_head_ + 1) * (p_.heads / p_.kv_heads);
     for (;;) {
       QueryWalk<Tiles::kQueryTile> walk(p_, head.band, b_, visit.h, keys, head.sequence.query_length, visit.taken);
       const Met met = walk.take();
       visit.taken = walk.taken();
       visit.begin = met.begin;
       visit.bits = met.bits ? static_cast<int>(met.bits - p_.block_mask.bits) : -1;
-      if (visit.begin >= 0 || visit.h + 1 == end) return visit;
+      if (visit.begin >= 0 || (visit.h + 1) % (p_.heads / p_.kv_heads) == 0) return visit;
       visit = {visit.h + 1, 0, 0, 0};
     }
   }
@@ -219,8 +223,8 @@ class BackwardBlock {
     const Range columns = head.queries_at(visit.begin + first, count);
     if (rows.end <= rows.begin || columns.end <= columns.begin) return Cover::Empty;
     const Cover cover = head.band.cover(columns, rows);
-    const bool whole = visit.bits < 0 && rows.end - rows.begin == Tiles::kWarpRows && columns.end - columns.begin == count;
-    return cover == Cover::Full && !whole ? Cover::Partial : cover;
+    const bool cut = rows.end - rows.begin < Tiles::kWarpRows || columns.end - columns.begin < count;
+    return cover == Cover::Full && (cut || visit.bits >= 0) ? Cover::Partial : cover;
   }
 
   /** P^T and dS^T of this warp's keys and kChunk queries of a tile, from its row `chunk` on. */
@@ -237,7 +241,8 @@ class BackwardBlock {
     const Positions<RowsAre::Keys> at(first_key_ + warp_row_, visit.begin + chunk, lane_);
     ChunkScores slopes;
     if constexpr (kExtras) finish_scores(head, at, p, &slopes);
-    if (cover == Cover::Partial) hide_scores(head, visit.bits < 0 ? nullptr : p_.block_mask.bits + visit.bits, at, p);
+    if (cover == Cover::Partial)
+      hide_scores(head, visit.bits < 0 ? nullptr : p_.block_mask.bits + visit.bits, at, p);
     add_scores<1>(row, column, d);
     ChunkScores factors;
     if constexpr (kExtras)
@@ -316,7 +321,7 @@ class BackwardBlock {
 
   // Products with them ------------------------------------------------------------------------------------------------
 
-  /** dV += P^T dO and dK += dS^T Q of `Count` queries from row `first` of the tile on; p(m, k) and d(m, k): fragments. */
+  /** dV += P^T dO and dK += dS^T Q, of `Count` queries from row `first` of the tile on. p(m, k), d(m, k): fragments. */
   template <int Count, class P, class D>
   FLASHATTN_DEVICE void add_products(int slot, int first, P p, D d) {
     // The warps of a row take blocks of 16 dims in turn.
@@ -439,8 +444,8 @@ class BackwardBlock {
   const AttentionParams& p_;
   int b_, kv_head_, first_key_;
   Lane lane_;
-  int thread_;
-  int warp_, warp_row_, warp_column_;
+  int thread_, warp_;
+  int warp_row_, warp_column_;  // first key row of the tile, and which part of the dims
   Scores<kRowTiles, Tiles::kDims / 8> d_key_, d_value_;
 };
 

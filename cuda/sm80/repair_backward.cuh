@@ -50,8 +50,8 @@ FLASHATTN_DEVICE bool all_nan(const LaneDims& sum, int dim) {
 
 /** Of each run of 16 * parts dims the 16 of `part`. */
 template <class Element>
-FLASHATTN_DEVICE void store_part(const LaneDims& sum, const TensorRef& to, const Head& head, int j, int dim, float factor,
-                                 int part, int parts) {
+FLASHATTN_DEVICE void store_part(const LaneDims& sum, const TensorRef& to, const Head& head, int j, int dim,
+                                 float factor, int part, int parts) {
   const Rows rows = Rows::of<Element>(to, head.b, head.sequence.key_begin, head.kv_head(), dim);
   typename Element::Storage* data = reinterpret_cast<typename Element::Storage*>(rows.data + j * rows.stride);
   for (int i = 0; i < LaneDims::kCount; ++i) {
@@ -72,7 +72,8 @@ FLASHATTN_CALLED void repair_d_keys(const AttentionParams& p, int b, int kv_head
   const Sequence& s = head.sequence;
   for (int j = first; j < min_of(first + count, s.key_length); ++j) {
     const detail::HeadRows rows = detail::HeadRows::of<Element>(head);
-    const LaneDims key = LaneDims::load<Element>(rows.key, j, lane), value = LaneDims::load<Element>(rows.value, j, lane);
+    const LaneDims key = LaneDims::load<Element>(rows.key, j, lane);
+    const LaneDims value = LaneDims::load<Element>(rows.value, j, lane);
     LaneDims d_key, d_value;
     d_key.clear();
     d_value.clear();

@@ -51,10 +51,10 @@ struct ForwardTiles {
 
 /**
  * A block of backward is key_tile / warp_rows rows of warps, and the warps of one row share its keys: each has
- * 1 / column_warps of the dims of dK and dV. Registers a thread, of 255: warp_rows / 16 * (head_dim / column_warps for dK
- * and dV + the queries scored at once for P and dP), then dQ in the place of the scores, and about 50 for fragments and
- * addresses. Bytes of fragments read from shared memory bound its speed: per 16 x 16 x 16 of all five products, forward's
- * way of counting gives 4 fragments for 32 rows by one warp, 4.5 for 32 rows by two, 6 for 16 rows by one.
+ * 1 / column_warps of the dims of dK and dV. Registers a thread, of 255: warp_rows / 16 * (head_dim / column_warps for
+ * dK and dV + the queries scored at once for P and dP), then dQ in the place of the scores, and about 50 for fragments
+ * and addresses. What it reads from shared memory bounds its speed: for each 16 x 16 x 16 of all five products 4
+ * fragments where one warp has 32 rows, 4.5 where two share them, 6 where one warp has 16.
  */
 struct BackwardShape {
   int key_tile, query_tile, warps, warp_rows;
@@ -91,8 +91,8 @@ constexpr int backward_shared_bytes(int bytes, int head_dim, Variant variant) {
   const BackwardShape shape = backward_shape(bytes, head_dim, variant);
   const int rows = 2 * (shape.key_tile + shape.slots * shape.query_tile);  // keys, values, queries and d_out
   const int score_tiles = backward_exchanges(bytes, head_dim, variant) ? 2 : 1;
-  const int row_stats = shape.query_tile * 2 * 4, ticket = 16;
-  return (rows * head_dim + score_tiles * shape.key_tile * shape.query_tile) * bytes + row_stats + ticket;
+  const int row_stats = shape.query_tile * 2 * 4, work = 16;  // see BackwardBlock
+  return (rows * head_dim + score_tiles * shape.key_tile * shape.query_tile) * bytes + row_stats + work;
 }
 
 template <class ElementType, int HeadDim, Variant Kind>

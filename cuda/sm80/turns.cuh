@@ -5,9 +5,13 @@
 // only, and the smallest ticket that is not done waits for nobody. Every sum keeps its order and nothing can lock up,
 // however few blocks run at once.
 //
-// Queries are walked from the last to the first (QueryWalk). Then under a causal mask all blocks start at the same query
-// tile and follow each other one addition apart, and with a sliding window each starts where it is the first to add; from
-// the first query on, a block would find its first query tile only after all blocks before it have passed there.
+// Queries are walked from the last to the first (QueryWalk). Then under a causal mask all blocks start at the same
+// query tile and follow each other one addition apart, and with a sliding window each starts where it is the first to
+// add. From the first query on, a block would have to wait at its first query tile for all blocks before it to get
+// there.
+//
+// The other way to a fixed order, dQ in a kernel of its own with a block for each query tile, computes S and dP again:
+// two products more than the five.
 #pragma once
 #include "../scores.cuh"
 #include "../walk.cuh"
@@ -41,8 +45,8 @@ FLASHATTN_DEVICE int count_tiles(const BlockLists& lists, int list, int per_bloc
 template <int KeyTile, int QueryTile>
 FLASHATTN_DEVICE Turn turn_of(const Head& head, int first_query, int first_key) {
   const AttentionParams& p = head.p;
-  const int query_tiles = divide_up(p.query_length, QueryTile);
-  int32_t* count = p.turns + 1 + static_cast<int64_t>(head.b * p.heads + head.h) * query_tiles + first_query / QueryTile;
+  const int64_t row = head.b * p.heads + head.h;
+  int32_t* count = p.turns + 1 + row * divide_up(p.query_length, QueryTile) + first_query / QueryTile;
   // The band hides no key tile between the first one that a query tile meets and another that it meets.
   const Range before{max_of(0, first_query + head.band.low) / KeyTile, first_key / KeyTile};
   const BlockMaskParams& mask = p.block_mask;

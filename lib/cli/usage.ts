@@ -1,6 +1,6 @@
 import { type ParseArgsConfig, parseArgs } from 'node:util';
 
-/** The command line itself is wrong: the message is followed by the usage, and the exit code is 2. */
+/** The command line itself is wrong: the message is followed by the usage, and the exit code is 64. */
 export class UsageError extends Error {}
 
 /** `parseArgs`, with its complaints as usage errors. */
@@ -10,6 +10,22 @@ export function readFlags<const T extends NonNullable<ParseArgsConfig['options']
   } catch (error) {
     throw new UsageError((error as Error).message);
   }
+}
+
+/** `readFlags` of commands that take words besides. */
+export function readFlagsAndWords<const T extends NonNullable<ParseArgsConfig['options']>>(args: string[], options: T) {
+  try {
+    const { values, positionals } = parseArgs({ args, options, strict: true, allowPositionals: true });
+    return { flags: values, words: positionals };
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
+
+export function readInteger(text: string, flag: string, least: number): number {
+  const number = Number(text);
+  if (text.trim() !== '' && Number.isInteger(number) && number >= least) return number;
+  throw new UsageError(`${flag} is '${text}'; it must be an integer >= ${least}`);
 }
 
 /** '1,4096,8,64' -> [1, 4096, 8, 64] */

@@ -25,11 +25,11 @@ export const occupancyChecks = ({ large }: Settings): Check[] =>
     ? []
     : DTYPES.flatMap((dtype, n) =>
         [32, 64, 96, 128, 192, 256].flatMap((headDim) => {
-          const sizes = { batch: 12, kvHeads: 20, queryLength: 13, keyLength: 22 } as const;
+          const sizes = { batch: 12, kvHeads: 13, queryLength: 9, keyLength: 11 } as const;
           const c: Case = { seed: n, layout: 'bshd', ...sizes, dtype, headDim };
           return [
-            caseCheck(`240 heads, ${dtype}, head dim ${headDim}`, c),
-            caseCheck(`240 heads, causal, ${dtype}, head dim ${headDim}`, { ...c, causal: true }),
+            caseCheck(`156 heads, ${dtype}, head dim ${headDim}`, c),
+            caseCheck(`156 heads, causal, ${dtype}, head dim ${headDim}`, { ...c, causal: true }),
           ];
         }),
       );

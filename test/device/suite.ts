@@ -17,7 +17,7 @@ export function suite(settings: Settings): Group[] {
     { name: 'numbers', checks: numberChecks() },
     { name: 'precision', checks: precisionChecks() },
     { name: 'masks', checks: maskChecks() },
-    { name: 'canaries', checks: canaryChecks(settings) },
+    { name: 'canaries', checks: canaryChecks() },
     { name: 'operations', checks: operationChecks() },
     { name: 'properties', checks: [...propertyChecks(settings), ...maskPropertyChecks(settings)] },
     { name: 'determinism', checks: determinismChecks(settings) },

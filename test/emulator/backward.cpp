@@ -98,6 +98,8 @@ int main(int count, char** names) {
   for (const Problem& problem : problems)
     if (is_wanted(problem)) check_problem(problem, random);
   for (const emulator::ConflictSite& site : emulator::conflict_sites())
-    expect(ELEMENT::kDType == DType::Float32, "%llu bank conflicts at %s", static_cast<unsigned long long>(site.conflicts), site.place.c_str());
+    // Pairs of float32 are stored at two to a bank.
+    expect(ELEMENT::kDType == DType::Float32, "%llu bank conflicts at %s",
+           static_cast<unsigned long long>(site.conflicts), site.place.c_str());
   return finish();
 }

@@ -16,10 +16,10 @@ struct Problem {
   int window_left = kUnbounded, window_right = kUnbounded;
   bool top_left = false, sink = false, bias = false, alibi = false, relative = false;
   float softcap = 0, dropout = 0;
-  int block_size = 0;                        // of a random block mask; 0: none
-  std::vector<Sequence> sequences = {};      // packed into one batch entry; empty: `batch` whole ones
-  int nan_query = -1, nan_key = -1;          // whose rows of the inputs hold a NaN, in the first sequence and head
-  bool hide_nan_key = false;                 // by the bits of the block mask, or the bias
+  int block_size = 0;                    // of a random block mask; 0: none
+  std::vector<Sequence> sequences = {};  // packed into one batch entry; empty: `batch` whole ones
+  int nan_query = -1, nan_key = -1;      // whose rows of the inputs hold a NaN, in the first sequence and head
+  bool hide_nan_key = false;             // by the bits of the block mask, or the bias
 
   bool has_nan() const { return nan_query >= 0 || nan_key >= 0; }
 };
@@ -28,8 +28,9 @@ struct Problem {
 class BlockMask {
  public:
   BlockMask(const Problem& p, Random& random)
-      : size_(std::max(p.block_size, 1)), rows_((p.queries + size_ - 1) / size_), columns_((p.keys + size_ - 1) / size_),
-        kinds_(static_cast<size_t>(rows_) * columns_), words_(std::max(size_ / 32, 1)) {
+      : size_(std::max(p.block_size, 1)), rows_((p.queries + size_ - 1) / size_),
+        columns_((p.keys + size_ - 1) / size_), kinds_(static_cast<size_t>(rows_) * columns_),
+        words_(std::max(size_ / 32, 1)) {
     for (int& kind : kinds_) kind = random.below(3);
     if (p.hide_nan_key)
       for (int row = 0; row < rows_; ++row) kind(row, p.nan_key / size_) = 2;
@@ -196,7 +197,7 @@ class Backward {
     return p;
   }
 
-  int sequence_count() const { return problem.sequences.empty() ? problem.batch : static_cast<int>(problem.sequences.size()); }
+  int sequence_count() const { return static_cast<int>(sequences.host.size()); }
   size_t lse_rows() const { return static_cast<size_t>(problem.batch) * problem.heads * problem.queries; }
 
   void check_gradients() {

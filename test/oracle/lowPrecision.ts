@@ -199,13 +199,10 @@ export function unfused(
 }
 
 /** Other rounding errors of the same size show how much of an error is luck. */
-export const VARIANTS: readonly UnfusedVariant[] = [
-  { grid: 1.09 },
-  { grid: 1.21 },
-  { grid: 1.37 },
-  { grid: 1.53 },
-  { rowTerm: 'output' },
-];
+export const VARIANTS: readonly UnfusedVariant[] = [1, 1.09, 1.21, 1.37, 1.53].flatMap((grid) => [
+  ...(grid === 1 ? [] : [{ grid, rowTerm: 'probabilities' } as const]),
+  { grid, rowTerm: 'output' } as const,
+]);
 
 const NOISE = 1e-6;
 

@@ -19,6 +19,8 @@ const { values: options } = parseArgs({
   },
 });
 const device = options.device as DeviceName;
+// The emulator's records of accesses grow until every address has been used; they are many times its memory.
+process.env.FLASHATTN_EMULATOR_MEMORY ??= String(32 * 2 ** 20);
 const count = Number(options.operations);
 const sizes: Sizes = device === 'emulator' ? { tokens: 40, heads: 2, dim: 24 } : { tokens: 200, heads: 3, dim: 64 };
 
@@ -28,12 +30,14 @@ const warmUpCheckpoints = 3;
 const mebibyte = 2 ** 20;
 /** How much larger than after warming up each may become. */
 const bounds: Readonly<Record<keyof NodeJS.MemoryUsage, number>> = {
-  rss: 96 * mebibyte,
+  rss: device === 'emulator' ? 640 * mebibyte : 96 * mebibyte,
   heapTotal: 32 * mebibyte,
   heapUsed: 4 * mebibyte,
   external: 4 * mebibyte,
   arrayBuffers: 4 * mebibyte,
 };
+
+const mostReserved = 64 * mebibyte;
 
 setFlagsFromString('--expose-gc');
 const collect = runInNewContext('gc') as () => void;
@@ -76,7 +80,7 @@ function growth(sample: Sample, empty: Sample, warm: Sample | undefined): string
     if (grown > bound) found.push(`${name} has grown by ${inMebibytes(grown)}, more than ${inMebibytes(bound)}`);
   }
   const reserved = sample.bytesReserved - warm.bytesReserved;
-  if (reserved > bounds.rss) found.push(`reserved device memory has grown by ${inMebibytes(reserved)}`);
+  if (reserved > mostReserved) found.push(`reserved device memory has grown by ${inMebibytes(reserved)}`);
   return found;
 }
 

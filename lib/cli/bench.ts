@@ -1,0 +1,173 @@
+import { readFileSync, writeFileSync } from 'node:fs';
+import { type DeviceName, measurePeak, status } from '../device.js';
+import type { DType } from '../dtype.js';
+import { version } from '../version.js';
+import { drawChart } from './chart.js';
+import { exitCode } from './exit.js';
+import { type BenchRow, type BenchShape, defaultDType, defaultSizes, measureShape } from './measurements.js';
+import { isEmulated } from './selfTest.js';
+import { readFlagsAndWords, readInteger, readIntegers, UsageError } from './usage.js';
+
+/** What `--json` writes and `--baseline` reads. */
+interface Results {
+  readonly date: string;
+  readonly flashattn: string;
+  readonly node: string;
+  readonly device: string;
+  /** The name of the GPU. */
+  readonly name?: string;
+  readonly computeCapability?: string;
+  readonly driverCuda?: string;
+  readonly threads?: number;
+  readonly simd?: string;
+  readonly rounds: number;
+  /** Multiply-adds on registers alone, on the units for 16-bit numbers where there are such; 0 where it is emulated. */
+  readonly peakGflops: number;
+  readonly rows: readonly BenchRow[];
+}
+
+function describe(device: DeviceName) {
+  const found = status(device);
+  if (found.device === 'wasm') return { device: found.device, threads: found.threads, simd: found.simd };
+  const { name, computeCapability, driver } = found;
+  return { device: found.device, name, computeCapability, driverCuda: driver };
+}
+
+function readShapes(texts: readonly string[], device: DeviceName) {
+  if (texts.length === 0) return defaultSizes(device);
+  return texts
+    .flatMap((text) => text.split(';'))
+    .map((text) => readIntegers(text, '--shapes', 4) as [number, number, number, number]);
+}
+
+const bestOf = (rows: readonly BenchRow[]) => Math.max(...rows.flatMap((r) => [r.forwardGflops, r.backwardGflops]));
+
+/** TFLOP/s for GPUs, GFLOP/s otherwise. */
+const unitOf = (most: number) => (most >= 2000 ? { name: 'TFLOP/s', gflops: 1000 } : { name: 'GFLOP/s', gflops: 1 });
+
+const shapeName = ({ batch, length, heads, dim }: BenchShape) => `${batch},${length},${heads},${dim}`;
+
+const header = ({ device, name, threads, simd, rounds }: Omit<Results, 'rows' | 'peakGflops'>): string =>
+  `${device}: ${name ?? `${threads} threads, ${simd} SIMD`}; medians of ${rounds} rounds`;
+
+/** The best of several: engines and clocks take a while to reach it. */
+async function findPeak(device: DeviceName): Promise<number> {
+  let best = 0;
+  for (let i = 0; i < 5; i++) best = Math.max(best, await measurePeak(device));
+  return best / 1e9;
+}
+
+const columns = '   B       N    H    D  dtype     mask    forward ms  GFLOP/s  backward ms  GFLOP/s';
+
+function line({ batch, length, heads, dim, dtype, causal, ...row }: BenchRow): string {
+  const number = (value: number, width: number) =>
+    (value >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(4)))).padStart(width);
+  return [
+    String(batch).padStart(4),
+    String(length).padStart(8),
+    String(heads).padStart(5),
+    String(dim).padStart(5),
+    `  ${dtype.padEnd(9)} ${(causal ? 'causal' : 'full').padEnd(6)}`,
+    `${number(row.forwardMs, 12)} ${number(row.forwardGflops, 8)}`,
+    ` ${number(row.backwardMs, 11)} ${number(row.backwardGflops, 8)}`,
+  ].join('');
+}
+
+function draw(results: Results): string {
+  const unit = unitOf(bestOf(results.rows));
+  const { dtype, causal } = results.rows[0];
+  return drawChart({
+    title: `flashattn ${results.flashattn} on ${results.name ?? results.device}: ${dtype}${causal ? ', causal' : ''}`,
+    unit: unit.name,
+    series: ['forward', 'backward'],
+    groups: results.rows.map((row) => ({
+      label: shapeName(row),
+      values: [row.forwardGflops / unit.gflops, row.backwardGflops / unit.gflops],
+    })),
+  });
+}
+
+function readBaseline(path: string): Results {
+  try {
+    const results = JSON.parse(readFileSync(path, 'utf8')) as Results;
+    if (Array.isArray(results.rows)) return results;
+  } catch (error) {
+    throw new UsageError(`--baseline ${path} cannot be read: ${(error as Error).message}`);
+  }
+  throw new UsageError(`--baseline ${path} is not what --json writes`);
+}
+
+/** What was measured now and before. */
+type Pair = readonly [now: BenchRow, before: BenchRow];
+
+function pairWith(rows: readonly BenchRow[], baseline: readonly BenchRow[]): Pair[] {
+  const sameShape = (a: BenchShape, b: BenchShape) =>
+    shapeName(a) === shapeName(b) && a.dtype === b.dtype && a.causal === b.causal;
+  return rows.flatMap((row) => {
+    const before = baseline.find((other) => sameShape(row, other));
+    return before ? [[row, before] as const] : [];
+  });
+}
+
+/** What has become slower by more than `slack` percent. */
+function findSlower(pairs: readonly Pair[], slack: number): string[] {
+  return pairs.flatMap(([row, before]) =>
+    (['forward', 'backward'] as const).flatMap((pass) => {
+      const [now, then] = [row[`${pass}Gflops`], before[`${pass}Gflops`]];
+      if (now >= then * (1 - slack / 100)) return [];
+      const percent = (100 * (1 - now / then)).toFixed(1);
+      return [
+        `${shapeName(row)} ${pass}: ${now.toPrecision(3)} GFLOP/s, ${percent} % less than ${then.toPrecision(3)}`,
+      ];
+    }),
+  );
+}
+
+/** `flashattn bench` */
+export async function benchCommand(args: string[]): Promise<number> {
+  const { flags, words } = readFlagsAndWords(args, {
+    shapes: { type: 'string', multiple: true },
+    dtype: { type: 'string' },
+    device: { type: 'string', default: 'auto' },
+    causal: { type: 'boolean', default: false },
+    rounds: { type: 'string', default: '5' },
+    json: { type: 'string' },
+    svg: { type: 'string' },
+    baseline: { type: 'string' },
+    slack: { type: 'string', default: '10' },
+  });
+  const device = flags.device as DeviceName;
+  const rounds = readInteger(flags.rounds, '--rounds', 1);
+  const slack = readInteger(flags.slack, '--slack', 0);
+  const baseline = flags.baseline === undefined ? undefined : readBaseline(flags.baseline);
+  const about = describe(device);
+  const sizes = readShapes([...(flags.shapes ?? []), ...words], device);
+  const dtype = (flags.dtype as DType | undefined) ?? defaultDType(device);
+
+  const heading = {
+    date: new Date().toISOString(),
+    flashattn: version,
+    node: process.versions.node,
+    ...about,
+    rounds,
+  };
+  console.log(`${header(heading)}\n\n${columns}`);
+  const rows: BenchRow[] = [];
+  for (const [batch, length, heads, dim] of sizes) {
+    const row = await measureShape({ batch, length, heads, dim, dtype, causal: flags.causal }, device, rounds);
+    rows.push(row);
+    console.log(line(row));
+  }
+  const results: Results = { ...heading, peakGflops: isEmulated(device) ? 0 : await findPeak(device), rows };
+  const { gflops, name: unit } = unitOf(results.peakGflops);
+  if (results.peakGflops > 0)
+    console.log(`\nmultiply-add peak ${(results.peakGflops / gflops).toPrecision(3)} ${unit}`);
+  if (flags.json !== undefined) writeFileSync(flags.json, `${JSON.stringify(results, null, 2)}\n`);
+  if (flags.svg !== undefined) writeFileSync(flags.svg, draw(results));
+  if (!baseline) return exitCode.fine;
+  const pairs = pairWith(rows, baseline.rows);
+  const slower = findSlower(pairs, slack);
+  console.log(`\n${pairs.length} of ${rows.length} shapes compared with ${flags.baseline}, ${slack} % of slack`);
+  for (const fault of slower) console.log(`SLOWER  ${fault}`);
+  return slower.length > 0 || pairs.length === 0 ? exitCode.failed : exitCode.fine;
+}

@@ -1,0 +1,4 @@
+const flashattn = require('flashattn');
+const { report } = require('./report.cjs');
+
+report(flashattn);

@@ -1,0 +1,5 @@
+// TypeScript that compiles to CommonJS.
+import flashattn = require('flashattn');
+
+const t: flashattn.Tensor<'float32'> = flashattn.tensor([1], [1]);
+export const size: number = t.size;
