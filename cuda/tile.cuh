@@ -135,7 +135,7 @@ FLASHATTN_DEVICE void store_rows(TileType tile, const Rows& to, int row, int fir
   using Storage = typename Element::Storage;
   constexpr int kChunks = Count * TileType::kRowChunks;
   static_assert(kChunks % kWarpSize == 0);
-#pragma unroll
+#pragma unroll 4  // addresses of all chunks at once would not fit in registers
   for (int i = 0; i < kChunks / kWarpSize; ++i) {
     const int index = i * kWarpSize + lane, r = row + index / TileType::kRowChunks, c = index % TileType::kRowChunks;
     const int count = first + r < end ? min_of(to.dim - c * TileType::kChunk, TileType::kChunk) : 0;

@@ -20,33 +20,34 @@ FLASHATTN_DEVICE int grid_of(const BlockMaskParams& m, int b, int h) {
 /** Tiles of `Size` along the blocks of two lists, or along a range where there is no block mask. */
 template <int Size>
 struct TileList {
-  const int32_t *full, *partial, *bits_of_partial;
-  int full_count, partial_begin, count;  // count: tiles in all
-  int first, per_block;                  // first: of a range
+  int full_begin, full_count, partial_begin;  // of lists
+  int first;                                  // of a range
+  int count;                                  // tiles in all
 
   FLASHATTN_DEVICE static TileList of_range(Range range) {
     const int first = range.begin / Size * Size;
-    return {nullptr, nullptr, nullptr, 0, 0, range.end > first ? divide_up(range.end - first, Size) : 0, first, 1};
+    return {0, 0, 0, first, range.end > first ? divide_up(range.end - first, Size) : 0};
   }
 
-  FLASHATTN_DEVICE static TileList of_lists(const BlockLists& full, const BlockLists& partial, const int32_t* blocks,
-                                            int list, int block_size) {
+  FLASHATTN_DEVICE static TileList of_lists(const BlockLists& full, const BlockLists& partial, int list,
+                                            int block_size) {
     const int full_begin = ptx::load_global(full.offsets + list);
     const int partial_begin = ptx::load_global(partial.offsets + list);
     const int full_count = ptx::load_global(full.offsets + list + 1) - full_begin;
     const int partial_count = ptx::load_global(partial.offsets + list + 1) - partial_begin;
-    const int per_block = block_size / Size;
-    return {full.indices + full_begin, partial.indices + partial_begin, blocks,
-            full_count, partial_begin, (full_count + partial_count) * per_block, 0, per_block};
+    return {full_begin, full_count, partial_begin, 0, (full_count + partial_count) * (block_size / Size)};
   }
 
-  FLASHATTN_DEVICE Met at(int index, const BlockMaskParams& m) const {
-    if (!full) return {first + index * Size, nullptr};
-    const int entry = index / per_block, within = index % per_block * Size;
-    if (entry < full_count) return {ptx::load_global(full + entry) * m.block_size + within, nullptr};
-    const int at = entry - full_count, number = partial_begin + at;
-    const int block = bits_of_partial ? ptx::load_global(bits_of_partial + number) : number;
-    return {ptx::load_global(partial + at) * m.block_size + within,
+  /** `blocks`: see BlockMaskParams::partial_blocks; null: an entry is its block. */
+  FLASHATTN_DEVICE Met at(int index, const BlockMaskParams& m, const BlockLists& full, const BlockLists& partial,
+                          const int32_t* blocks) const {
+    if (!m.block_size) return {first + index * Size, nullptr};
+    const int position = index * Size, within = position & (m.block_size - 1);
+    const int entry = position >> (m.block_size == 64 ? 6 : 7);
+    if (entry < full_count) return {ptx::load_global(full.indices + full_begin + entry) * m.block_size + within, nullptr};
+    const int number = partial_begin + entry - full_count;
+    const int block = blocks ? ptx::load_global(blocks + number) : number;
+    return {ptx::load_global(partial.indices + number) * m.block_size + within,
             m.bits + static_cast<int64_t>(block) * m.block_size * (m.block_size / 32)};
   }
 };
@@ -80,7 +81,7 @@ class KeyWalk {
   FLASHATTN_DEVICE KeyWalk(const AttentionParams& p, const Band& band, int b, int h, Range queries, int key_length)
       : mask_(p.block_mask), visible_(band.visible_keys(queries, key_length)),
         list_(mask_.block_size
-                  ? detail::TileList<KeyTile>::of_lists(mask_.full, mask_.partial, nullptr,
+                  ? detail::TileList<KeyTile>::of_lists(mask_.full, mask_.partial,
                                                         detail::grid_of(mask_, b, h) * mask_.query_blocks +
                                                             queries.begin / mask_.block_size,
                                                         mask_.block_size)
@@ -89,7 +90,7 @@ class KeyWalk {
 
   FLASHATTN_DEVICE Met take() {
     while (next_ < list_.count) {
-      const Met met = list_.at(next_++, mask_);
+      const Met met = list_.at(next_++, mask_, mask_.full, mask_.partial, nullptr);
       if (met.begin < visible_.end && met.begin + KeyTile > visible_.begin) return met;
     }
     return {-1, nullptr};
@@ -111,7 +112,6 @@ class QueryWalk {
       : mask_(p.block_mask), seeing_(band.seeing_queries(keys, query_length)),
         list_(mask_.block_size
                   ? detail::TileList<QueryTile>::of_lists(mask_.full_queries, mask_.partial_queries,
-                                                          mask_.partial_blocks,
                                                           detail::grid_of(mask_, b, h) * mask_.key_blocks +
                                                               keys.begin / mask_.block_size,
                                                           mask_.block_size)
@@ -120,7 +120,8 @@ class QueryWalk {
 
   FLASHATTN_DEVICE Met take() {
     while (taken_ < list_.count) {
-      const Met met = list_.at(list_.count - ++taken_, mask_);
+      const Met met = list_.at(list_.count - ++taken_, mask_, mask_.full_queries, mask_.partial_queries,
+                               mask_.partial_blocks);
       if (met.begin < seeing_.end && met.begin + QueryTile > seeing_.begin) return met;
     }
     return {-1, nullptr};

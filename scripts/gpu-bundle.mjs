@@ -1,9 +1,7 @@
 // Makes build/gpu-bundle: everything that shows on a GPU what no other machine can, in one folder that runs where there
 // is a driver and nothing else (see bench/gpu/README.md).
 //
-//   npm run gpu:bundle [-- --xz]
-//
-// --xz packs a quarter smaller, for machines that have xz.
+//   npm run gpu:bundle
 import { spawnSync } from 'node:child_process';
 import {
   chmodSync,
@@ -16,9 +14,8 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { dirname, join, relative } from 'node:path';
+import { basename, dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import { missingTools } from './build-addon.mjs';
 import { nodeBinary } from './node-binary.mjs';
 
@@ -33,6 +30,12 @@ const payload = join(root, 'build', 'gpu-payload'); // what the bundle holds, no
 function run(command, args, options = {}) {
   const { status, error } = spawnSync(command, args, { cwd: root, stdio: 'inherit', ...options });
   if (status !== 0) throw new Error(`${[command, ...args].join(' ')} failed${error ? `: ${error.message}` : ''}`);
+}
+
+function output(command, args) {
+  const { status, stdout, error } = spawnSync(command, args, { encoding: 'utf8' });
+  if (status !== 0) throw new Error(`${[command, ...args].join(' ')} failed${error ? `: ${error.message}` : ''}`);
+  return stdout;
 }
 
 /** The conformance test, as a program for the GPU and with what it gives on the emulator. */
@@ -77,28 +80,29 @@ function copyNode() {
   spawnSync('strip', ['--strip-all', target]);
 }
 
+/** What unpacks the bundle where there is no xz: this machine's, with the library that it needs. */
+function copyUnpacker() {
+  const folder = join(bundle, 'xz');
+  mkdirSync(folder);
+  const program = output('sh', ['-c', 'command -v xz']).trim();
+  const [, library] = /liblzma\S* => (\S+)/.exec(output('ldd', [program])) ?? [];
+  for (const file of [program, library]) if (file) copyFileSync(file, join(folder, basename(file)));
+}
+
 /** The same bytes for the same files. */
-function pack({ xz }) {
-  const archive = join(bundle, xz ? 'payload.tar.xz' : 'payload.tar.gz');
-  const compress = xz ? 'xz --threads=0 -9' : 'gzip -9n';
+function pack() {
+  const archive = join(bundle, 'payload.tar.xz');
   const same = ['--sort=name', '--mtime=@0', '--owner=0', '--group=0', '--numeric-owner'];
-  run('tar', [
-    '--create',
-    '--file',
-    archive,
-    `--use-compress-program=${compress}`,
-    ...same,
-    '--directory',
-    payload,
-    '.',
-  ]);
+  const compress = '--use-compress-program=xz -9 --threads=0';
+  run('tar', ['--create', '--file', archive, compress, ...same, '--directory', payload, '.']);
+  copyUnpacker();
   for (const file of ['run.sh', 'README.md']) copyFileSync(join(root, 'bench', 'gpu', file), join(bundle, file));
   chmodSync(join(bundle, 'run.sh'), 0o755);
 }
 
 function measure() {
-  const files = readdirSync(bundle).map((file) => ({ file, bytes: statSync(join(bundle, file)).size }));
-  const bytes = files.reduce((sum, file) => sum + file.bytes, 0);
+  const files = readdirSync(bundle, { recursive: true }).map((file) => statSync(join(bundle, file)));
+  const bytes = files.reduce((sum, { size }) => sum + size, 0);
   const size = `${(bytes / mebibyte).toFixed(1)} MiB`;
   if (bytes > mostBytes)
     throw new Error(`${relative(root, bundle)} has ${size}, more than ${mostBytes / mebibyte} MiB`);
@@ -106,9 +110,9 @@ function measure() {
 }
 
 function main() {
-  const { values: flags } = parseArgs({ options: { xz: { type: 'boolean', default: false } } });
   if (process.platform !== 'linux') throw new Error('the GPU bundle is for Linux and is made there');
   const missing = new Set([...missingTools({ emulator: false }), ...missingTools({ emulator: true })]);
+  if (spawnSync('xz', ['--version']).status !== 0) missing.add('xz');
   if (missing.size > 0) throw new Error(`the GPU bundle cannot be made; missing: ${[...missing].join(', ')}`);
   for (const folder of [bundle, payload]) {
     rmSync(folder, { recursive: true, force: true });
@@ -118,7 +122,7 @@ function main() {
   buildConformance();
   copyPrograms();
   copyNode();
-  pack({ xz: flags.xz });
+  pack();
   rmSync(payload, { recursive: true });
   measure();
 }

@@ -142,13 +142,24 @@ function* absoluteProblems(name, kernel, architectures) {
   }
 }
 
-function* growth(name, kernel, recorded, architectures) {
-  for (const architecture of architectures)
-    for (const [i, column] of columns.entries()) {
-      const [now = 0, before = 0] = [kernel[architecture]?.[i], recorded[architecture]?.[i]];
-      if (column !== 'registers' && now > before)
-        yield `${name} on sm_${architecture}: ${column} ${now} bytes, ${before} recorded`;
-    }
+/** '255 54/112 s48': registers, spill stores and loads, stack. */
+function formatCell([registers, stack, stores, loads]) {
+  const spills = stores + loads > 0 ? [`${stores}/${loads}`] : [];
+  return [String(registers), ...spills, ...(stack > 0 ? [`s${stack}`] : [])].join(' ');
+}
+
+function parseCell(text) {
+  const [, registers, stores = 0, loads = 0, stack = 0] = /^(\d+)(?: (\d+)\/(\d+))?(?: s(\d+))?$/.exec(text);
+  return [registers, stack, stores, loads].map(Number);
+}
+
+function* growth(name, kernel, record) {
+  for (const [at, architecture] of record.architectures.entries()) {
+    const [now, before] = [kernel[architecture] ?? [], parseCell(record.kernels[name][at])];
+    for (const [i, column] of columns.entries())
+      if (column !== 'registers' && now[i] > before[i])
+        yield `${name} on sm_${architecture}: ${column} ${now[i]} bytes, ${before[i]} recorded`;
+  }
 }
 
 /** What is wrong with the kernels, a line each. `record`: cuda/resources.json, where it is to be compared with. */
@@ -162,7 +173,7 @@ export function problems({ kernels, shapes }, record, toolkit) {
     return found;
   }
   for (const [name, kernel] of Object.entries(kernels))
-    if (record.kernels[name]) found.push(...growth(name, kernel, record.kernels[name], architectures));
+    if (record.kernels[name]) found.push(...growth(name, kernel, record));
     else found.push(`${name}: not recorded`);
   for (const name of Object.keys(record.kernels)) if (!kernels[name]) found.push(`${name}: recorded, but gone`);
   return found;
@@ -170,33 +181,30 @@ export function problems({ kernels, shapes }, record, toolkit) {
 
 function print({ kernels }) {
   const architectures = architecturesOf(kernels);
-  const cell = ([registers, stack, stores, loads]) =>
-    [
-      String(registers).padStart(3),
-      ...(stores + loads > 0 ? [`${stores}/${loads}`] : []),
-      ...(stack > 0 ? [`s${stack}`] : []),
-    ].join(' ');
-  const width = 12;
+  const width = 15;
   console.log('registers, bytes spilled (stored/loaded) and s: bytes of stack, by architecture\n');
   const heads = architectures.map((architecture) => `sm_${architecture}`.padEnd(width)).join(' ');
   console.log(`${'kernel'.padEnd(44)} threads shared KB  ${heads}`);
   for (const [name, kernel] of Object.entries(kernels)) {
     const shared = kernel.shared === undefined ? '' : (kernel.shared / 1024).toFixed(1);
-    const cells = architectures.map((key) => (kernel[key] ? cell(kernel[key]) : 'none').padEnd(width)).join(' ');
+    const cells = architectures
+      .map((key) => (kernel[key] ? formatCell(kernel[key]).padStart(3) : 'none').padEnd(width))
+      .join(' ');
     console.log(
       `${name.padEnd(44)} ${String(kernel.threads ?? '').padStart(7)} ${shared.padStart(9)}  ${cells}`.trimEnd(),
     );
   }
 }
 
-/** JSON with a line for each kernel. */
+/** JSON with a line for each kernel, as the formatter has it. */
 function write({ kernels }, toolkit) {
-  const spaced = (value) =>
-    JSON.stringify(value)
-      .replace(/([:,])/g, '$1 ')
-      .replace(/\{(.*)\}/, '{ $1 }');
-  const lines = Object.entries(kernels).map(([name, kernel]) => `    ${JSON.stringify(name)}: ${spaced(kernel)}`);
-  const head = `  "nvcc": "${toolkit}",\n  "columns": ${spaced(columns)},\n`;
+  const architectures = architecturesOf(kernels).map(Number);
+  const line = (value) => JSON.stringify(value).replaceAll(',', ', ');
+  const lines = Object.entries(kernels).map(([name, kernel]) => {
+    const cells = architectures.map((architecture) => `"${formatCell(kernel[architecture])}"`);
+    return `    ${JSON.stringify(name)}: [${cells.join(', ')}]`;
+  });
+  const head = `  "nvcc": "${toolkit}",\n  "architectures": ${line(architectures)},\n`;
   writeFileSync(recordPath, `{\n${head}  "kernels": {\n${lines.join(',\n')}\n  }\n}\n`);
   console.log(`\nrecorded ${lines.length} kernels in ${relative(root, recordPath)}`);
 }

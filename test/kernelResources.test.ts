@@ -54,7 +54,7 @@ describe('the check of kernel resources', () => {
   const kernel = (columns: number[]) => ({ threads: 128, shared: 1024, 80: columns });
   const problems = (kernels: object, record?: object) =>
     evaluate(`problems(${JSON.stringify({ kernels, shapes: {} })}, ${JSON.stringify(record)}, '13.0.88')`);
-  const recorded = (kernels: object, nvcc = '13.0.88') => ({ nvcc, kernels });
+  const recorded = (kernels: object, nvcc = '13.0.88') => ({ nvcc, architectures: [80], kernels });
 
   it('allows no spills where all has to stay in registers', async () => {
     const [small, extras, wide] = ['64, Small', '64, Extras', '256, Small'].map(
@@ -69,7 +69,7 @@ describe('the check of kernel resources', () => {
   });
 
   it('finds spills and stack that have grown since they were recorded', async () => {
-    const record = { same: kernel([10, 8, 4, 4]), worse: kernel([10, 8, 4, 4]), gone: kernel([10, 0, 0, 0]) };
+    const record = { same: ['10 4/4 s8'], worse: ['10 4/4 s8'], gone: ['10'] };
     const kernels = { same: kernel([20, 8, 4, 4]), worse: kernel([10, 16, 4, 8]), added: kernel([1, 0, 0, 0]) };
     expect(await problems(kernels, recorded(record))).toEqual([
       'worse on sm_80: stack 16 bytes, 8 recorded',

@@ -26,10 +26,12 @@ now() {
 
 # The files of this bundle, unpacked once into a folder that is named after what is in it.
 unpack() {
-  payload=$(ls "$here"/payload.tar.*)
+  payload=$here/payload.tar.xz
   work=${WORK:-$here/unpacked}/$(cksum <"$payload" | tr ' ' '-')
   [ -e "$work/.complete" ] && return
-  mkdir -p "$work" && tar -xf "$payload" -C "$work" && : >"$work/.complete"
+  xz=xz
+  command -v xz >/dev/null || xz="env LD_LIBRARY_PATH=$here/xz $here/xz/xz"
+  mkdir -p "$work" && $xz -dc "$payload" | tar -xf - -C "$work" && : >"$work/.complete"
 }
 
 # limited <seconds> <command> ...: no longer than that, nor than what is left of the budget.

@@ -26,9 +26,7 @@ class ForwardBlock {
 
   FLASHATTN_DEVICE ForwardBlock(const AttentionParams& p, int first_query, int h, int b)
       : p_(p), head_(p, b, h), lane_(ptx::thread()), first_query_(first_query),
-        warp_row_(ptx::thread() / kWarpSize * Tiles::kShape.warp_rows), queries_{ptx::shared_base()},
-        keys_(Rows::of<Element>(p.key, b, head_.sequence.key_begin, head_.kv_head(), p.head_dim)),
-        values_(Rows::of<Element>(p.value, b, head_.sequence.key_begin, head_.kv_head(), p.value_dim)) {}
+        warp_row_(ptx::thread() / kWarpSize * Tiles::kShape.warp_rows), queries_{ptx::shared_base()} {}
 
   FLASHATTN_DEVICE void run() {
     if (first_query_ >= head_.sequence.query_length) return;
@@ -39,16 +37,33 @@ class ForwardBlock {
   }
 
  private:
+  /** A key tile; in fewer registers than `Met`. */
+  struct Visit {
+    int begin;  // first key of the tile; negative: the walk is over
+    int bits;   // of a partial block: where they begin in the mask's words; negative: none
+  };
+
+  FLASHATTN_DEVICE Visit next(KeyWalk<Tiles::kKeyTile>& walk) const {
+    const Met met = walk.take();
+    return {met.begin, met.bits ? static_cast<int>(met.bits - p_.block_mask.bits) : -1};
+  }
+
   FLASHATTN_DEVICE KeyTile slot(int number) const {
     return {queries_.base + static_cast<uint32_t>(QueryTile::kBytes + number * KeyTile::kBytes)};
   }
 
   /** One group of copies, also where there is nothing left to copy: waiting counts groups. */
-  FLASHATTN_DEVICE void load(const Rows& from, int slot_number, const Met& met) {
-    if (met.begin >= 0)
-      load_rows<Tiles::kThreads>(slot(slot_number), from, met.begin, head_.sequence.key_length, ptx::thread());
+  FLASHATTN_DEVICE void load(const TensorRef& from, int dim, int slot_number, Visit met) {
+    if (met.begin >= 0) {
+      // Made anew for each tile: kept from the start, addresses would take registers that accumulators need.
+      const int b = ptx::opaque(head_.b), thread = ptx::opaque(ptx::thread());
+      const Rows rows = Rows::of<Element>(from, b, head_.sequence.key_begin, head_.kv_head(), dim);
+      load_rows<Tiles::kThreads>(slot(slot_number), rows, met.begin, head_.sequence.key_length, thread);
+    }
     ptx::cp_async_commit();
   }
+  FLASHATTN_DEVICE void load_keys(int slot_number, Visit met) { load(p_.key, p_.head_dim, slot_number, met); }
+  FLASHATTN_DEVICE void load_values(int slot_number, Visit met) { load(p_.value, p_.value_dim, slot_number, met); }
 
   FLASHATTN_DEVICE void wait_for_oldest() const {
     ptx::cp_async_wait<Tiles::kSlots - 2>();
@@ -59,26 +74,26 @@ class ForwardBlock {
     out_.clear();
     const Range queries = head_.queries_at(first_query_, Tiles::kQueryTile);
     KeyWalk<Tiles::kKeyTile> walk(p_, head_.band, head_.b, head_.h, queries, head_.sequence.key_length);
-    Met met[kAhead + 1];
+    Visit met[kAhead + 1];
     const Rows rows = Rows::of<Element>(p_.query, head_.b, head_.sequence.query_begin, head_.h, p_.head_dim);
     load_rows<Tiles::kThreads>(queries_, rows, first_query_, head_.sequence.query_length, ptx::thread());
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      met[i] = walk.take();
-      load(keys_, 2 * i, met[i]);
-      if (i + 1 < kAhead) load(values_, 2 * i + 1, met[i]);
+      met[i] = next(walk);
+      load_keys(2 * i, met[i]);
+      if (i + 1 < kAhead) load_values(2 * i + 1, met[i]);
     }
     for (int turn = 0; met[0].begin >= 0; turn = turn + 1 == kAhead ? 0 : turn + 1) {
       wait_for_oldest();  // the keys have landed, and nobody reads the slot that the next values go to
-      load(values_, 2 * (turn == 0 ? kAhead - 1 : turn - 1) + 1, met[kAhead - 1]);
+      load_values(2 * (turn == 0 ? kAhead - 1 : turn - 1) + 1, met[kAhead - 1]);
       Scores<kRowTiles, Tiles::kKeyTile / 8> scores;
       const Range keys = head_.keys_at(met[0].begin, Tiles::kKeyTile);
       const Cover cover = cover_of(met[0], keys);
       if (cover != Cover::Empty) score(slot(2 * turn), met[0], cover, scores);
 
       wait_for_oldest();  // the values have landed, and nobody reads the keys' slot
-      met[kAhead] = walk.take();
-      load(keys_, 2 * turn, met[kAhead]);
+      met[kAhead] = next(walk);
+      load_keys(2 * turn, met[kAhead]);
       if (cover != Cover::Empty) add_values(slot(2 * turn + 1), met[0].begin, scores);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) met[i] = met[i + 1];
@@ -88,10 +103,10 @@ class ForwardBlock {
   }
 
   /** How this warp's queries meet a key tile. */
-  FLASHATTN_DEVICE Cover cover_of(const Met& met, Range keys) const {
+  FLASHATTN_DEVICE Cover cover_of(Visit met, Range keys) const {
     const int first = first_query_ + warp_row_;
     const Cover cover = head_.band.cover({first, first + Tiles::kShape.warp_rows}, keys);
-    const bool whole = !met.bits && met.begin + Tiles::kKeyTile <= head_.sequence.key_length;
+    const bool whole = met.bits < 0 && met.begin + Tiles::kKeyTile <= head_.sequence.key_length;
     return cover == Cover::Full && !whole ? Cover::Partial : cover;
   }
 
@@ -100,7 +115,7 @@ class ForwardBlock {
   }
 
   template <class ScoreTile>
-  FLASHATTN_DEVICE void score(KeyTile tile, const Met& met, Cover cover, ScoreTile& scores) {
+  FLASHATTN_DEVICE void score(KeyTile tile, Visit met, Cover cover, ScoreTile& scores) {
     scores.clear();
     const RowsAsA<QueryTile> query(queries_, warp_row_, lane_);
     const RowsAsB<KeyTile> key(tile, 0, lane_);
@@ -121,7 +136,7 @@ class ForwardBlock {
       hid_ = hid_ || p_.bias.data;
     }
     if (cover == Cover::Partial) {
-      hide_scores(head_, met.bits, positions(met.begin), scores);
+      hide_scores(head_, met.bits < 0 ? nullptr : p_.block_mask.bits + met.bits, positions(met.begin), scores);
       hid_ = true;
     }
   }
@@ -186,7 +201,6 @@ class ForwardBlock {
   Lane lane_;
   int first_query_, warp_row_;
   QueryTile queries_;
-  Rows keys_, values_;
   SoftmaxState<kRowTiles> state_;
   Scores<kRowTiles, HeadDim / 8> out_;
   bool hid_ = false;

@@ -73,12 +73,16 @@ export function checkBlockMaskShape(shape: BlockMaskShape): void {
     );
 }
 
-function checkLists(lists: BlockLists, name: string, count: number, columns: number): void {
+function copyLists(lists: BlockLists, name: string): BlockLists {
   if (lists === null || typeof lists !== 'object')
     throw optionError(`${name} is ${show(lists)}; it must be block lists`);
   const { offsets, indices } = lists;
   if (!(offsets instanceof Int32Array && indices instanceof Int32Array))
     throw optionError(`${name} must have Int32Arrays offsets and indices`);
+  return { offsets: new Int32Array(offsets), indices: new Int32Array(indices) };
+}
+
+function checkLists({ offsets, indices }: BlockLists, name: string, count: number, columns: number): void {
   if (offsets.length !== count + 1 || offsets[0] !== 0 || offsets[count] !== indices.length)
     throw shapeError(`${name}.offsets must have ${count + 1} entries, from 0 to the ${indices.length} indices`);
   for (let row = 0; row < count; row++) {
@@ -181,21 +185,26 @@ export class BlockMask implements BlockMaskParts {
     this.bits = parts.bits;
   }
 
-  /** A block mask from parts made elsewhere. @throws ERR_OPTION, ERR_SHAPE */
+  /** A block mask from parts made elsewhere, which are copied. @throws ERR_OPTION, ERR_SHAPE */
   static from(parts: BlockMaskParts): BlockMask {
     if (parts === null || typeof parts !== 'object') throw optionError(`parts is ${show(parts)}; it must be an object`);
-    checkBlockMaskShape(parts);
-    const { batch, heads, queries, keys, blockSize, full, partial, bits } = parts;
+    const { batch, heads, queries, keys, blockSize } = parts;
+    const shape = { batch, heads, queries, keys, blockSize };
+    checkBlockMaskShape(shape);
     const rows = batch * heads * Math.ceil(queries / blockSize);
     const columns = Math.ceil(keys / blockSize);
+    // Copied before they are checked: whoever made them may still write to them.
+    const full = copyLists(parts.full, 'full');
+    const partial = copyLists(parts.partial, 'partial');
     checkLists(full, 'full', rows, columns);
     checkLists(partial, 'partial', rows, columns);
     checkDisjoint(full, partial);
     const words = (partial.indices.length * blockSize * blockSize) / 32;
-    if (!(bits instanceof Uint32Array) || bits.length !== words)
+    const bits = parts.bits instanceof Uint32Array ? new Uint32Array(parts.bits) : undefined;
+    if (bits?.length !== words)
       throw shapeError(`bits must be a Uint32Array of ${words} words for ${partial.indices.length} partial blocks`);
-    checkBits(parts, partial, bits);
-    return new BlockMask(parts);
+    checkBits(shape, partial, bits);
+    return new BlockMask({ ...shape, full, partial, bits });
   }
 
   /** Made when first asked for: bytes of a mask hold only the other direction. */

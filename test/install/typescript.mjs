@@ -8,7 +8,7 @@ const tsc = join(createRequire(join(root, 'package.json')).resolve('typescript/p
 const compiles = (name, file, flags) => ({
   name: `TypeScript, ${name}`,
   run(context) {
-    const strict = ['--strict', '--noEmit', '--target', 'es2022', '--lib', 'es2023,esnext.disposable', '--types', ''];
+    const strict = ['--strict', '--noEmit', '--target', 'es2022', '--lib', 'es2023,esnext.disposable'];
     // No --skipLibCheck: the declarations of the package are compiled too.
     context.run([tsc, ...strict, ...flags, file], { cwd: context.installed });
   },
