@@ -55,6 +55,9 @@ export function parseNeeds(text) {
 
 export const readNeeds = (path) => parseNeeds(readelf(['--dynamic', '--version-info', '--dyn-syms'], path));
 
+const nameSome = (names) =>
+  names.length > 5 ? `${names.slice(0, 4).join(', ')} and ${names.length - 4} more` : names.join(', ');
+
 /**
  * What keeps an addon from being released: `faults` always, `newer` where it needs a glibc newer than `floor`. `newest`
  * is the version of glibc that it needs.
@@ -68,8 +71,8 @@ export function judgeNeeds({ libraries, glibc }, floor = releaseFloor) {
   const newer = [...versions, ...[...glibc.keys()].filter((version) => !isNumber(version))]
     .filter((version) => !isNumber(version) || compareVersions(version, floor) > 0)
     .map((version) => {
-      const symbols = [...glibc.get(version)].join(', ') || 'the way it is linked';
-      return `it needs glibc ${version} (${symbols}); a release may need ${floor} at most`;
+      const because = nameSome([...glibc.get(version)]) || 'the way it is linked';
+      return `it needs glibc ${version} (${because}); a release may need ${floor} at most`;
     });
   return { faults, newer, newest: versions.at(-1) };
 }

@@ -93,7 +93,7 @@ function copyUnpacker() {
 function pack() {
   const archive = join(bundle, 'payload.tar.xz');
   const same = ['--sort=name', '--mtime=@0', '--owner=0', '--group=0', '--numeric-owner'];
-  const compress = '--use-compress-program=xz -9 --threads=0';
+  const compress = '--use-compress-program=xz -6 --threads=0';
   run('tar', ['--create', '--file', archive, compress, ...same, '--directory', payload, '.']);
   copyUnpacker();
   for (const file of ['run.sh', 'README.md']) copyFileSync(join(root, 'bench', 'gpu', file), join(bundle, file));

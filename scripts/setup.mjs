@@ -40,10 +40,15 @@ const steps = [
   },
   {
     name: 'tools',
-    title: 'Building the example, the benchmark and the golden runner',
+    title: 'Building the example, the benchmarks and the test programs',
     stamp: 'build/setup/tools',
-    from: ['examples', 'bench', 'test/golden', 'test/oracle', 'tsdown.tools.config.ts', 'package-lock.json'],
-    makes: ['build/examples/charlm.js', 'build/bench/attention.js', 'build/golden/run.js'],
+    from: [
+      ...['examples', 'bench', 'test/golden', 'test/oracle', 'test/support', 'test/device', 'test/fuzz', 'test/soak'],
+      ...['tsdown.tools.config.ts', 'package-lock.json'],
+    ],
+    makes: ['examples/charlm', 'bench/attention', 'golden/run', 'device/verify', 'fuzz/run', 'soak/soak'].map(
+      (name) => `build/${name}.js`,
+    ),
     run: () => node([tsdown, '--config', 'tsdown.tools.config.ts']),
   },
   {

@@ -246,8 +246,27 @@ describe('from outside', () => {
     ['bits', () => BlockMask.from({ ...good, bits: good.bits.slice(1) }), 'bits must be a Uint32Array of'],
     ['dims', () => BlockMask.from({ ...good, queries: 200 }), 'full.offsets must have 5 entries'],
     ['twice', () => BlockMask.from({ ...good, full: good.partial }), 'is listed as full and as partial'],
+    ['no lists', () => BlockMask.from({ ...good, full: undefined as never }), 'full is undefined'],
+    ['nothing', () => BlockMask.from(null as never), 'parts is null'],
+    [
+      'bits beyond the last query',
+      () => BlockMask.from({ ...good, bits: good.bits.slice().fill(1, -1) }),
+      /bits of partial block \d+ lie outside of the 300 queries x 300 keys/,
+    ],
+    [
+      'more lists than kernels can count',
+      () => BlockMask.from({ ...good, batch: 2 ** 20, heads: 2 ** 20, queries: 0 }),
+      'lists of blocks; at most 268435456 can be held',
+    ],
   ])('refuses %s', (_, f, message) => {
-    expect(code(f)).toContain(message);
+    expect(code(f)).toMatch(message);
+  });
+
+  it('does not see what is written to the arrays later', () => {
+    const bits = good.bits.slice();
+    const mask = BlockMask.from({ ...good, bits });
+    bits.fill(0);
+    expect(mask).toEqual(good);
   });
 
   it('reads its own bytes and refuses all others', () => {

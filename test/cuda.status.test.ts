@@ -50,7 +50,7 @@ describe.skipIf(!hasEmulator)(onEmulator('without a usable GPU'), () => {
     expect(code).toBe(0);
     expect(stdout).toMatch(/not cuda +there is no NVIDIA driver: .* \(NO_DRIVER\)/);
     expect(await runNode([cliPath, 'doctor', '--device', 'cuda'], env)).toMatchObject({
-      code: 1,
+      code: 2,
       stdout: expect.stringContaining('NOT healthy'),
     });
   });

@@ -29,7 +29,7 @@ describe('the fuzzer', () => {
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
   it('finds a bug behind four bytes, one after the other, and says how to see it again', async () => {
-    const found = await fuzz('--target', 'planted', '--executions', '300000', '--seed', '1');
+    const found = await fuzz('--target', 'planted', '--executions', '300000', '--seed', '5');
     expect(found.stdout).toMatch(/^planted: failed on \d+ bytes: TypeError: planted$/m);
     expect(found.code).toBe(1);
     const [, args] = /^again: npm run fuzz -- (.*)$/m.exec(found.stdout) ?? [];

@@ -1,4 +1,7 @@
-/** The same call gives the same bits. */
+/**
+ * The same call gives the same bits. An emulated device runs blocks one after the other, so there only the order within
+ * a block changes; in which order blocks add to a sum shows on a GPU.
+ */
 import { type Case, instantiate } from '../support/case.js';
 import { LibraryProblem } from '../support/library.js';
 import { type Check, CheckFailure, type Settings } from './check.js';

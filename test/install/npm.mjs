@@ -6,15 +6,27 @@ import { ensure, Skipped } from './context.mjs';
 
 const packageOf = (folder) => join(folder, 'node_modules', 'flashattn');
 
+const readManifest = ({ installed }) => JSON.parse(readFileSync(join(packageOf(installed), 'package.json'), 'utf8'));
+
 function checkContents(context) {
   const folder = packageOf(context.installed);
-  const manifest = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
+  const manifest = readManifest(context);
   for (const hook of ['preinstall', 'install', 'postinstall'])
     ensure(manifest.scripts?.[hook] === undefined, `package.json has the script ${hook}`);
   // npm runs node-gyp for one.
   ensure(!existsSync(join(folder, 'binding.gyp')), 'binding.gyp is in the package');
   for (const file of ['flashattn.relaxed.wasm', 'flashattn.simd.wasm', 'worker.mjs', 'index.d.ts', 'verify.js'])
     ensure(existsSync(join(folder, 'dist', file)), `dist/${file} is not in the package`);
+}
+
+/** A tarball that brings what it depends on needs no registry. */
+function tryAirGapped(context) {
+  const { bundleDependencies = [], dependencies = {} } = readManifest(context);
+  const missing = Object.keys(dependencies).filter((name) => !bundleDependencies.includes(name));
+  if (missing.length > 0) throw new Skipped(`the tarball does not bring ${missing.join(', ')}`);
+  const folder = context.folder('air-gapped');
+  context.install(folder, { flags: ['--offline', '--cache', join(folder, 'empty-cache')] });
+  context.tryIn(folder);
 }
 
 function* allPaths(folder) {
@@ -85,6 +97,7 @@ export const npmChecks = [
   tryInstall('npm install --ignore-scripts', ['--ignore-scripts']),
   tryInstall('npm install --omit=optional', ['--omit=optional']),
   tryInstall('npm install --offline, from the cache', ['--offline']),
+  { name: 'npm install --offline, with an empty cache', run: tryAirGapped },
   tryInstall('npm install --omit=dev --install-strategy=linked', ['--omit=dev', '--install-strategy=linked']),
   { name: 'node_modules that nobody may write', run: tryReadOnly },
   { name: 'no compiler on the PATH', run: tryWithoutCompiler },

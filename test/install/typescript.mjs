@@ -15,7 +15,7 @@ const compiles = (name, file, flags) => ({
 });
 
 export const typescriptChecks = [
-  compiles('moduleResolution node16', 'consumer.ts', ['--module', 'node16', '--moduleResolution', 'node16']),
-  compiles('moduleResolution bundler', 'consumer.ts', ['--module', 'esnext', '--moduleResolution', 'bundler']),
+  compiles('moduleResolution node16', 'consumer.mts', ['--module', 'node16', '--moduleResolution', 'node16']),
+  compiles('moduleResolution bundler', 'consumer.mts', ['--module', 'esnext', '--moduleResolution', 'bundler']),
   compiles('CommonJS that requires the package', 'consumer.cts', ['--module', 'nodenext']),
 ];

@@ -6,7 +6,7 @@ import { hasEmulator, onEmulator } from './emulator.js';
 
 /** What stays within a minute or two. */
 export const emulatorSettings: Settings = {
-  cases: 60,
+  cases: 100,
   repeats: 4,
   large: false,
   emulator: hasEmulator ? emulatorControls() : undefined,

@@ -2,4 +2,4 @@
 import flashattn = require('flashattn');
 
 const t: flashattn.Tensor<'float32'> = flashattn.tensor([1], [1]);
-export const size: number = t.size;
+export = t.size satisfies number;

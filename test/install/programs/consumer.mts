@@ -1,9 +1,19 @@
 // Compiled against the installed package under several settings of moduleResolution.
-import { type AttentionResult, attention, FlashAttnError, masks, type Status, status, Tensor, tensor } from 'flashattn';
+import {
+  type AttentionResult,
+  attention,
+  FlashAttnError,
+  masks,
+  type Shape4,
+  type Status,
+  status,
+  Tensor,
+  tensor,
+} from 'flashattn';
 
-const q: Tensor<'float32', readonly [1, 2, 1, 4]> = tensor(new Float32Array(8), [1, 2, 1, 4]);
+const q: Tensor<'float32', Shape4> = tensor(new Float32Array(8), [1, 2, 1, 4]);
 const half: Tensor<'bfloat16'> = tensor([1, 2], [2], { dtype: 'bfloat16' });
-const { out, lse }: AttentionResult<'float32', readonly [1, 2, 1, 4]> = attention(q, q, q, { mask: masks.causal() });
+const { out, lse }: AttentionResult<'float32', Shape4> = attention(q, q, q, { mask: masks.causal() });
 const found: Status = status();
 export const threads: number | string = found.device === 'wasm' ? found.threads : found.computeCapability;
 
