@@ -46,7 +46,7 @@ function check(release) {
   if (!linux) return true;
   const needs = readNeeds(file);
   const { faults, newer, newest } = judgeNeeds(needs);
-  console.log(`needs ${needs.libraries.join(', ')} and glibc ${newest} or later; releases may need ${releaseFloor}`);
+  console.log(`needs ${[...needs.libraries, `glibc ${newest}`].join(', ')}; releases may need glibc ${releaseFloor}`);
   for (const fault of faults) console.error(`error: ${fault}`);
   for (const fault of newer) console.error(`${release ? 'error' : 'warning'}: ${fault}`);
   if (newer.length > 0) console.error('Build it in a container with glibc 2.28: docs/install.md says how.');
