@@ -34,8 +34,11 @@ const steps = [
     name: 'library',
     title: 'Building dist/',
     stamp: 'build/setup/library',
-    from: ['lib', 'tsdown.config.ts', 'tsconfig.json', 'package.json', 'package-lock.json'],
-    makes: ['dist/index.js'],
+    from: [
+      ...['lib', 'test/device', 'test/support', 'test/oracle', 'test/golden'],
+      ...['tsdown.config.ts', 'tsconfig.json', 'package.json', 'package-lock.json'],
+    ],
+    makes: ['dist/index.js', 'dist/verify.js'],
     run: () => node([tsdown, '--config', 'tsdown.config.ts']),
   },
   {

@@ -79,9 +79,9 @@ export const platformChecks = [
   { name: 'the addon of the package loads', run: loadsAddon },
   { name: 'an addon in prebuilds is found', run: findsAddon },
   fallsBack('like musl', { ...like('linux', 'x64'), LIBC: 'musl' }, /needs glibc and this system has musl/),
-  fallsBack('like macOS', like('darwin', 'arm64'), /for linux-x64.*, not for darwin-arm64/),
-  fallsBack('like Windows', like('win32', 'x64'), /for linux-x64.*, not for win32-x64/),
-  fallsBack('like FreeBSD', like('freebsd', 'x64'), /for linux-x64.*, not for freebsd-x64/),
+  fallsBack('like macOS', like('darwin', 'arm64'), /linux-x64.*, not for darwin-arm64/),
+  fallsBack('like Windows', like('win32', 'x64'), /linux-x64.*, not for win32-x64|damaged or for another platform/),
+  fallsBack('like FreeBSD', like('freebsd', 'x64'), /linux-x64.*, not for freebsd-x64/),
   { name: 'a damaged addon', run: survivesDamage },
   { name: 'without node-gyp-build', run: survivesWithoutLoader },
 ];
