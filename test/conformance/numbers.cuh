@@ -87,6 +87,12 @@ struct LowestBit {
     return position;
   }
 };
+struct Opaque {
+  static FLASHATTN_DEVICE uint32_t apply(uint32_t a, uint32_t) {
+    return static_cast<uint32_t>(ptx::opaque(static_cast<int>(a)));
+  }
+  static uint32_t expect(uint32_t a, uint32_t) { return a; }
+};
 struct MultiplyHigh {
   static FLASHATTN_DEVICE uint32_t apply(uint32_t a, uint32_t b) { return ptx::multiply_high(a, b); }
   static uint32_t expect(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
@@ -177,6 +183,7 @@ inline void add_number_cases(Cases& cases) {
   cases.push_back(map_case<Tanh>("tanh", "-12 to 12", three_ulp, alone(evenly(-12, 12, 4097))));
   cases.push_back(map_case<Tanh>("tanh", "special numbers", three_ulp, alone(specials)));
   cases.push_back(map_case<LowestBit>("lowest_bit", "", kSameBits, alone(one_bit_and_above())));
+  cases.push_back(map_case<Opaque>("opaque", "", kSameBits, alone(one_bit_and_above())));
   const Words extremes = {0, 0, ~0u, ~0u, 1, ~0u, 1u << 31, 2};
   cases.push_back(map_case<MultiplyHigh>("multiply_high", "", kSameBits, joined(random, extremes)));
 }

@@ -196,6 +196,28 @@ inline Words added() {
   return words;
 }
 
+/** The same in pairs, the second twice the first. */
+struct AddPairsBody {
+  static constexpr int kThreads = 64, kBlocks = 8, kPairs = 4, kSharedBytes = 0;
+  static FLASHATTN_DEVICE void run(const Arrays& arrays) {
+    const int index = static_cast<int>(ptx::block().x) * kThreads + ptx::thread();
+    const float value = static_cast<float>(index) * AddBody::kUnit;
+    ptx::add_global(reinterpret_cast<float2*>(arrays.out) + index % kPairs, make_float2(value, 2 * value));
+  }
+};
+
+inline Words added_pairs() {
+  Words words;
+  for (int pair = 0; pair < AddPairsBody::kPairs; ++pair) {
+    float total = 0;
+    for (int i = pair; i < AddPairsBody::kThreads * AddPairsBody::kBlocks; i += AddPairsBody::kPairs)
+      total += static_cast<float>(i) * AddBody::kUnit;
+    words.push_back(std::bit_cast<uint32_t>(total));
+    words.push_back(std::bit_cast<uint32_t>(2 * total));
+  }
+  return words;
+}
+
 /** More shared memory than a block gets without asking. */
 struct LargeBody {
   static constexpr int kThreads = 128, kBytes = 96 * 1024;
@@ -234,6 +256,7 @@ inline void add_thread_cases(Cases& cases) {
   all_drawn.back() = DrawBody::kDrawn;
   cases.push_back(started_case<DrawBody>("fetch_add", "", Words(DrawBody::kWords, 0), all_drawn));
   cases.push_back(started_case<AddBody>("add_global", "", Words(AddBody::kSums, 0), added()));
+  cases.push_back(started_case<AddPairsBody>("add_global", "pairs", Words(2 * AddPairsBody::kPairs, 0), added_pairs()));
   cases.push_back(body_case<LargeBody>("launch", "96 KB of shared memory", kSameBits, {0}, last_words(),
                                        {dim3(1), LargeBody::kBytes}));
 }
