@@ -233,7 +233,10 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     if (this.#disposed) throw new FlashAttnError('ERR_DISPOSED', `${argument} has been disposed`);
     const { backend: own, buffer } = this.#storage;
     if (own !== backend)
-      throw new FlashAttnError('ERR_DEVICE', `${argument} is on ${own.device}; it must be on ${backend.device} like q`);
+      throw new FlashAttnError(
+        'ERR_DEVICE',
+        `${argument} is on ${own.device}; all tensors of this call must be on ${backend.device}`,
+      );
     own.checkIntact(buffer, argument);
     return { buffer, offset: this.#offset };
   }

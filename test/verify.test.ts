@@ -10,7 +10,7 @@ const VECTORS = join(import.meta.dirname, 'golden/vectors');
 describe('verify', () => {
   let folder: string;
   const printed: string[] = [];
-  const run = async (...argv: string[]): Promise<number> => main(['--device', 'wasm', ...argv]);
+  const run = async (...argv: string[]): Promise<number> => main(['--device', 'wasm', ...argv], 'verify');
 
   beforeAll(() => {
     folder = mkdtempSync(join(tmpdir(), 'verify-'));

@@ -7,7 +7,7 @@ import { readFlags } from './usage.js';
 /** dist/verify.js: the checks of test/device with all that they need but this package. */
 interface Program {
   /** 0 everything passed, 1 something failed, 2 nothing could be run. */
-  main(args: readonly string[]): Promise<number>;
+  main(args: readonly string[], command: string): Promise<number>;
 }
 
 /** `flashattn verify` */
@@ -32,6 +32,6 @@ export async function verifyCommand(args: string[]): Promise<number> {
     return value === undefined ? [] : [`--${name}=${value}`];
   });
   const program = (await import(new URL('./verify.js', import.meta.url).href)) as Program;
-  const code = await program.main(rest);
+  const code = await program.main(rest, 'npx flashattn verify');
   return code === 2 ? exitCode.usage : code;
 }

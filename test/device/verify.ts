@@ -184,20 +184,19 @@ async function runGroup({ name, checks }: Group, device: DeviceName, settings: S
   return { name, passed, failed: failures.length, unsupported, seconds, failures };
 }
 
-function print({ name, passed, failed, unsupported, seconds, failures }: GroupReport, device: DeviceName): void {
+function print({ name, passed, failed, unsupported, seconds, failures }: GroupReport, alone: string): void {
   const rest = unsupported > 0 ? `, ${unsupported} unsupported` : '';
   console.log(
     `${failed > 0 ? 'FAIL' : 'pass'}  ${name.padEnd(12)} ${passed} passed, ${failed} failed${rest}  ${seconds.toFixed(1)} s`,
   );
   for (const { check, message, replay } of failures) {
     console.log(`  ${check}\n    ${message.replaceAll('\n', '\n    ')}`);
-    if (replay)
-      console.log(`    alone: node build/device/verify.js --device ${device} --case '${JSON.stringify(replay)}'`);
+    if (replay) console.log(`    alone: ${alone} --case '${JSON.stringify(replay)}'`);
   }
 }
 
-/** Exit code. */
-export async function main(argv: readonly string[] = process.argv.slice(2)): Promise<number> {
+/** `command` is what a user typed before `argv`. Returns the exit code. */
+export async function main(argv: readonly string[], command: string): Promise<number> {
   try {
     const options = parseArguments(argv);
     const { device, settings, replay, json } = options;
@@ -212,7 +211,7 @@ export async function main(argv: readonly string[] = process.argv.slice(2)): Pro
     const reports: GroupReport[] = [];
     for (const group of groups) {
       const report = await runGroup(group, device, settings);
-      print(report, device);
+      print(report, `${command} --device ${device}`);
       reports.push(report);
     }
     const sum = (count: (report: GroupReport) => number) => reports.reduce((total, report) => total + count(report), 0);
@@ -232,4 +231,6 @@ export async function main(argv: readonly string[] = process.argv.slice(2)): Pro
 }
 
 const entry = process.argv[1];
-if (entry && realpathSync(entry) === fileURLToPath(import.meta.url)) process.exitCode = await main();
+if (entry && realpathSync(entry) === fileURLToPath(import.meta.url)) {
+  process.exitCode = await main(process.argv.slice(2), 'node build/device/verify.js');
+}
