@@ -3,7 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
-import { compileProgram, missingCompiler, runProgram } from './emulator/compile.js';
+import { compileProgram, missingCompiler } from './emulator/compile.js';
+import { runProgram } from './support/child.js';
 
 const source = fileURLToPath(new URL('conformance/wrappers.cu', import.meta.url));
 const wrappers = fileURLToPath(new URL('../cuda/ptx.cuh', import.meta.url));

@@ -1,7 +1,8 @@
 /** The forward kernel in several schedules, and bugs sown into copies of it: the emulator has to find each of them. */
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
-import { compileProgram, missingCompiler, type Patch, type Program, runProgram } from './emulator/compile.js';
+import { compileProgram, missingCompiler, type Patch, type Program } from './emulator/compile.js';
+import { runProgram } from './support/child.js';
 
 const sources = ['forward.cpp', fileURLToPath(new URL('../cuda/launch_error.cu', import.meta.url))];
 const program = (options: Partial<Program> = {}) => compileProgram({ sources, hooks: true, ...options });

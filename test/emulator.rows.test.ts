@@ -1,6 +1,7 @@
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
-import { compileProgram, missingCompiler, type Patch, type Program, runProgram } from './emulator/compile.js';
+import { compileProgram, missingCompiler, type Patch, type Program } from './emulator/compile.js';
+import { runProgram } from './support/child.js';
 
 const cuda = (name: string) => fileURLToPath(new URL(`../cuda/${name}`, import.meta.url));
 

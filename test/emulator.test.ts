@@ -3,7 +3,8 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { compileProgram, missingCompiler, type Program, runProgram } from './emulator/compile.js';
+import { compileProgram, missingCompiler, type Program } from './emulator/compile.js';
+import { runProgram } from './support/child.js';
 
 const checks = fileURLToPath(new URL('emulator/checks', import.meta.url));
 

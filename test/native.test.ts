@@ -1,7 +1,7 @@
 /** The kernels of native/cpu as native code: no access out of bounds, no undefined behaviour, right results. */
 import { describe, expect, it } from 'vitest';
-import { runProgram } from './emulator/compile.js';
 import { compileCases, missingSanitizers, type Patch } from './native/compile.js';
+import { runProgram } from './support/child.js';
 
 // Leaks would be the test program's own, and finding them needs rights that containers lack.
 const env = { ASAN_OPTIONS: 'detect_leaks=0' };

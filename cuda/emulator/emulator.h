@@ -33,6 +33,7 @@ void clear_reports();
 struct Statistics {
   uint64_t launches, blocks, switches, barriers, collectives, mma, ldmatrix, copies;
   uint64_t bank_conflicts;  // passes over shared memory beyond the first, per warp access
+  uint64_t unordered_adds;  // additions to global memory in an order that nothing fixes: no race, other bits each run
 };
 Statistics& statistics();
 

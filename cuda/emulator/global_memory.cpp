@@ -86,6 +86,13 @@ std::string race_of_access(const void* address, size_t bytes, uint64_t flags) {
   return race ? describe_race(*race, address) : "";
 }
 
+/** Whether another thread has added to the same number, before or after by chance. */
+bool follows_unordered_add(const float* to) {
+  if (!machine.config.global_races) return false;
+  const StoreRecord* last = find_race(device_memory().shadow(to), granules(sizeof *to), 0);
+  return last && Stamp(last->stamp).has(Stamp::kAtomic);
+}
+
 std::string record_store(Allocation& allocation, const void* to, size_t bytes, uint64_t flags, Site site) {
   if (!machine.config.global_races) return "";
   const std::string race = race_of_access(to, bytes, flags);
@@ -153,6 +160,7 @@ void store_global(void* to, const void* value, size_t bytes, size_t alignment, S
 void add_global(float* to, float value, Site site) {
   Allocation* allocation = check_global(to, sizeof *to, alignof(float), "add_global", site);
   if (!allocation) return;
+  if (follows_unordered_add(to)) ++machine.statistics.unordered_adds;
   note_atomic(*allocation, to, sizeof *to, "add_global", site);
   machine.current->fenced = false;
   *to += value;

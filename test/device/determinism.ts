@@ -1,6 +1,6 @@
 /**
  * The same call gives the same bits. An emulated device runs blocks one after the other, so there only the order within
- * a block changes; in which order blocks add to a sum shows on a GPU.
+ * a block changes; it counts what blocks add to a sum in an order that only chance decides.
  */
 import { type Case, instantiate } from '../support/case.js';
 import { LibraryProblem } from '../support/library.js';
@@ -13,6 +13,8 @@ function repeatCheck(name: string, c: Case, settings: Settings): Check {
     run(device) {
       const problem = new LibraryProblem(instantiate(c), { ...c, device });
       const bits = () => problem.results((t) => Buffer.from(t.dataSync().buffer));
+      const unordered = () => settings.emulator?.statistics().unorderedAdds ?? 0;
+      const before = unordered();
       try {
         const first = bits();
         for (let repeat = 1; repeat <= settings.repeats; repeat++) {
@@ -22,6 +24,8 @@ function repeatCheck(name: string, c: Case, settings: Settings): Check {
           const different = Object.keys(first).filter((tensor) => !first[tensor]?.equals(again[tensor] as Buffer));
           if (different.length > 0) throw new CheckFailure(`${different.join(', ')} differ in repeat ${repeat}`, c);
         }
+        const count = unordered() - before;
+        if (count > 0) throw new CheckFailure(`${count} additions to sums are in no fixed order`, c);
       } finally {
         problem.dispose();
       }

@@ -29,7 +29,7 @@ void run(Backward& problem, AttentionParams p, const DeviceLimits& limits, Devic
   sum.download();
 }
 
-/** Also in a fixed order, and in another schedule of the emulator, whose blocks run in their order anyway. */
+/** Also in a fixed order, and in another schedule of the emulator; its blocks run in their order anyway. */
 void check_instance(Backward& problem, AttentionParams p, const DeviceLimits& limits) {
   const int schedule = emulator::config().schedule;
   DeviceArray<float> sum(problem.lse_rows() * HEAD_DIM, 0.0f), other(problem.lse_rows() * HEAD_DIM, 0.0f);
@@ -37,8 +37,10 @@ void check_instance(Backward& problem, AttentionParams p, const DeviceLimits& li
   if (problem.problem.has_nan()) return;
   p.deterministic = 1;
   emulator::config().schedule = schedule + 3;
+  const uint64_t unordered = emulator::statistics().unordered_adds;
   run(problem, p, limits, other);
   emulator::config().schedule = schedule;
+  expect(emulator::statistics().unordered_adds == unordered, "%s: additions in no fixed order", problem.problem.name);
   expect(sum.host == other.host, "%s: other bits", problem.problem.name);
 }
 

@@ -1,4 +1,4 @@
-/** Compiles C++ programs against the CUDA emulator and runs them. Needs g++. */
+/** Compiles C++ programs against the CUDA emulator. Needs g++. */
 import { execFile, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
@@ -6,7 +6,6 @@ import { extname, join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import type { ChildResult } from '../support/child.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const cudaDirectory = join(root, 'cuda');
@@ -188,21 +187,4 @@ export async function compileProgram(program: Program): Promise<string> {
     return [...read, emulator];
   });
   return join(directory, 'program');
-}
-
-/** Runs a compiled program to its end. */
-export async function runProgram(
-  path: string,
-  args: readonly string[] = [],
-  env: Record<string, string> = {},
-): Promise<ChildResult> {
-  try {
-    const options = { env: { ...process.env, ...env }, timeout: 100_000, maxBuffer: 1 << 26 };
-    const { stdout, stderr } = await run(path, args, options);
-    return { code: 0, stdout, stderr };
-  } catch (error) {
-    const { code, stdout = '', stderr = '', killed } = error as ChildResult & { killed?: boolean };
-    if (killed) throw new Error(`${path} did not end by itself: ${stdout}${stderr}`);
-    return { code, stdout, stderr };
-  }
 }

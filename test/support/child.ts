@@ -11,18 +11,25 @@ export interface ChildResult {
   readonly stderr: string;
 }
 
-/** Runs node to its end, within a minute: a process that hangs fails. */
-export async function runNode(args: readonly string[], env: Record<string, string> = {}): Promise<ChildResult> {
+/** Runs a program to its end, within 100 seconds: one that hangs fails. */
+export async function runProgram(
+  path: string,
+  args: readonly string[] = [],
+  env: Record<string, string> = {},
+): Promise<ChildResult> {
   try {
-    const options = { env: { ...process.env, ...env }, timeout: 60_000 };
-    const { stdout, stderr } = await promisify(execFile)(process.execPath, args, options);
+    const options = { env: { ...process.env, ...env }, timeout: 100_000, maxBuffer: 1 << 26 };
+    const { stdout, stderr } = await promisify(execFile)(path, args, options);
     return { code: 0, stdout, stderr };
   } catch (error) {
     const { code, stdout = '', stderr = '', killed } = error as ChildResult & { killed?: boolean };
-    if (killed) throw new Error(`the process did not end by itself: ${stdout}${stderr}`);
+    if (killed) throw new Error(`${path} did not end by itself: ${stdout}${stderr}`);
     return { code, stdout, stderr };
   }
 }
+
+export const runNode = (args: readonly string[], env: Record<string, string> = {}): Promise<ChildResult> =>
+  runProgram(process.execPath, args, env);
 
 /** Runs a module that sees the built package as `fa`. */
 export function runScript(

@@ -4,9 +4,9 @@ import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import type { Addon } from '../../lib/backends/cuda/addon.js';
 
-export const emulatorPath = fileURLToPath(
-  new URL('../../build/emulator/Release/flashattn_emulator.node', import.meta.url),
-);
+export const emulatorPath =
+  process.env.FLASHATTN_EMULATOR_ADDON ??
+  fileURLToPath(new URL('../../build/emulator/Release/flashattn_emulator.node', import.meta.url));
 
 export const hasEmulator = existsSync(emulatorPath);
 

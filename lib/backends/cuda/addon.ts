@@ -159,7 +159,8 @@ export function loadEmulator(): LoadResult {
     const missing = 'the emulator is for tests and not part of the package: use another device';
     return { problem: 'NO_PREBUILD', missing, tried: [] };
   }
-  const path = join(root, 'build', 'emulator', 'Release', 'flashattn_emulator.node');
+  const { FLASHATTN_EMULATOR_ADDON: given } = process.env;
+  const path = given ? resolve(given) : join(root, 'build', 'emulator', 'Release', 'flashattn_emulator.node');
   if (existsSync(path)) return loadFile(path, false);
   const missing = 'the emulator has not been built: run npm run build:emulator, which needs g++ and cmake';
   return { problem: 'NOT_BUILT', missing, tried: [{ path, result: 'is not there' }] };

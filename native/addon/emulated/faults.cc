@@ -55,6 +55,7 @@ Napi::Value statistics(const Napi::CallbackInfo& info) {
   add("ldmatrix", s.ldmatrix);
   add("copies", s.copies);
   add("bankConflicts", s.bank_conflicts);
+  add("unorderedAdds", s.unordered_adds);
   return result;
 }
 

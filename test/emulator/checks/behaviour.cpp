@@ -163,6 +163,38 @@ void check_statistics() {
   EXPECT(s.ldmatrix == 6 && s.mma == 12 && s.collectives == 18 && s.switches > 0 && s.bank_conflicts == 0);
 }
 
+/** Every block adds to a sum; `in_turn`: after the block before it, by a flag. */
+struct Turns {
+  int32_t* flag;  // [1]
+  float* sum;     // [1]
+  bool in_turn;
+};
+
+FLASHATTN_KERNEL(kThreads) add_up(const Turns t) {
+  const int block = static_cast<int>(ptx::block().x);
+  if (t.in_turn && ptx::thread() == 0) ptx::wait_for(t.flag, block);
+  ptx::sync_threads();
+  if (ptx::thread() == 5) ptx::add_global(t.sum, 1.0f);
+  ptx::sync_threads();
+  if (t.in_turn && ptx::thread() == 0) ptx::signal(t.flag, block + 1);
+}
+
+/** Additions in no fixed order are counted: not the first one, nor those of another launch. */
+void check_adds() {
+  for (const bool in_turn : {false, true}) {
+    emulator::Buffer<int32_t> flag(1);
+    emulator::Buffer<float> sum(1);
+    flag[0] = 0, sum[0] = 0;
+    for (const int blocks : {4, 1}) {
+      flag[0] = 0;
+      emulator::clear_statistics();
+      ptx::launch(add_up, "add_up", dim3(blocks), kThreads, 0, nullptr, Turns{flag.data(), sum.data(), in_turn});
+      EXPECT(emulator::statistics().unordered_adds == static_cast<uint64_t>(in_turn ? 0 : blocks - 1));
+    }
+    EXPECT(sum[0] == 5 && emulator::reports().empty());
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -177,5 +209,6 @@ int main() {
   check_schedules();
   check_host_threads();
   check_statistics();
+  check_adds();
   return finish();
 }
