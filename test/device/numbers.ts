@@ -66,7 +66,8 @@ const logits = (size: number, options: Partial<Case> = {}): Extreme => ({
 const EXTREMES: Readonly<Record<string, Extreme>> = {
   'logits up to 100': logits(100),
   'logits up to 1000, causal': logits(1000, { causal: true }),
-  'logits up to 10000': logits(1e4),
+  // For larger ones the log-sum-exp in float32 is coarser than the tolerance of gradients.
+  'logits up to 3000': logits(3000),
   'logits up to 1000 with a sink': logits(1000, { sink: true }),
   'capped logits up to 1000': logits(1000, { softcap: 1000 }),
   'a bias of 10000 on all logits': {

@@ -9,7 +9,7 @@
  */
 import { realpathSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { basename, dirname, join } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { type DeviceName, type Status, status } from 'flashattn';
@@ -65,12 +65,13 @@ function extentOf(found: Status, quick: boolean): Pick<Settings, 'cases' | 'repe
   return isGpu ? { cases: 100, repeats: 1000, large: true } : { cases: 20, repeats: 3, large: false };
 }
 
-/** The emulator's switches and findings: the addon that the library has loaded lies beside its folder. */
+/** The emulator's switches and findings: those of the addon that the library has loaded. */
 function emulatorOf(found: Status): EmulatorControls | undefined {
   if (found.device !== 'emulator') return undefined;
   const require = createRequire(import.meta.url);
   const root = dirname(dirname(require.resolve('flashattn')));
-  const addon = require(join(root, 'build', 'emulator', 'Release', 'flashattn_emulator.node')) as Addon;
+  const built = join(root, 'build', 'emulator', 'Release', 'flashattn_emulator.node');
+  const addon = require(resolve(process.env.FLASHATTN_EMULATOR_ADDON ?? built)) as Addon;
   return addon.emulator;
 }
 
