@@ -70,8 +70,13 @@ struct Split {
 
 }  // namespace detail
 
+/**
+ * Tensor cores cut sums towards zero, which adds up: over thousands of keys to far more than float32 rounds away. They
+ * only add what belongs to one product; the sums that go on are left to additions that round (Ootomo and Yokota too).
+ */
 FLASHATTN_DEVICE void multiply(float (&left)[4], float (&right)[4], const FragmentA<Float32>& a,
                                const FragmentB<Float32>& b) {
+  float left_part[4] = {}, right_part[4] = {};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     uint32_t big[4], small[4];
@@ -82,13 +87,27 @@ FLASHATTN_DEVICE void multiply(float (&left)[4], float (&right)[4], const Fragme
       small[i] = split.small;
     }
     const detail::Split b0(b.r[half][0]), b1(b.r[half][1]), b2(b.r[half][2]), b3(b.r[half][3]);
-    ptx::mma_tf32(left, small, b0.big, b1.big);
-    ptx::mma_tf32(left, big, b0.small, b1.small);
-    ptx::mma_tf32(left, big, b0.big, b1.big);
-    ptx::mma_tf32(right, small, b2.big, b3.big);
-    ptx::mma_tf32(right, big, b2.small, b3.small);
-    ptx::mma_tf32(right, big, b2.big, b3.big);
+    ptx::mma_tf32(left_part, small, b0.big, b1.big);
+    ptx::mma_tf32(left_part, big, b0.small, b1.small);
+    ptx::mma_tf32(left_part, big, b0.big, b1.big);
+    ptx::mma_tf32(right_part, small, b2.big, b3.big);
+    ptx::mma_tf32(right_part, big, b2.small, b3.small);
+    ptx::mma_tf32(right_part, big, b2.big, b3.big);
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    left[i] += left_part[i];
+    right[i] += right_part[i];
+  }
+}
+
+/**
+ * How many of `steps` along the inner dim to unroll: products of float32 do not wait for each other's sums, so that
+ * unrolled ones would all begin at once, and registers run out.
+ */
+template <class Element>
+constexpr int unrolled(int steps) {
+  return sizeof(typename Element::Storage) == 4 ? 1 : steps;
 }
 
 /** A from two neighbouring accumulators [16, 8] each. */

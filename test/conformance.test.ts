@@ -32,8 +32,15 @@ describe.skipIf(missingCompiler)(
       expect([...tried].sort()).toEqual([...new Set(wrapperNames())].sort());
     });
 
-    it.each(['1', '7'])('do the same in schedule %s', async (schedule) => {
-      const env = { FLASHATTN_EMULATOR_SCHEDULE: schedule, FLASHATTN_EMULATOR_COPIES: 'eager' };
+    it.each([
+      ['1', 'rounded'],
+      ['7', 'cut'],
+    ])('do the same in schedule %s, with sums that are %s', async (schedule, sums) => {
+      const env = {
+        FLASHATTN_EMULATOR_SCHEDULE: schedule,
+        FLASHATTN_EMULATOR_COPIES: 'eager',
+        FLASHATTN_EMULATOR_SUMS: sums,
+      };
       const { code, stdout } = await runProgram(await compile(), ['--compare', file], env);
       expect(stdout).toMatch(/, 0 failed\n$/);
       expect(code).toBe(0);

@@ -155,10 +155,11 @@ describe.skipIf(missingCompiler)(`emulator${missingCompiler ? ` (skipped: ${miss
     const env = {
       FLASHATTN_EMULATOR_SCHEDULE: '7',
       FLASHATTN_EMULATOR_COPIES: 'eager',
+      FLASHATTN_EMULATOR_SUMS: 'cut',
       FLASHATTN_EMULATOR_RACES: '0',
     };
-    expect((await runProgram(program)).stdout.trim()).toBe('schedule 0, late copies, races 1');
-    expect((await runProgram(program, [], env)).stdout.trim()).toBe('schedule 7, eager copies, races 0');
+    expect((await runProgram(program)).stdout.trim()).toBe('schedule 0, late copies, rounded sums, races 1');
+    expect((await runProgram(program, [], env)).stdout.trim()).toBe('schedule 7, eager copies, cut sums, races 0');
     const wrong = await runProgram(program, [], { FLASHATTN_EMULATOR_COPIES: 'soon' });
     expect(wrong.stderr).toContain('FLASHATTN_EMULATOR_COPIES is "soon", not eager or late');
   });

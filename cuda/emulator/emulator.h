@@ -16,6 +16,7 @@ enum class PlainAccesses {
 struct Config {
   int schedule = 0;           // 0: lowest thread first, 1: highest first, 2 and up: random with this seed
   bool eager_copies = false;  // async copies land when issued, instead of as late as allowed
+  bool cut_sums = false;      // mma adds as coarsely as tensor cores may (see README.md), instead of rounding
   bool races = true;          // shared memory: races, copies in flight, reads of what nobody wrote
   bool global_races = true;   // global memory: unordered writes, and reads of them, within one launch
   bool bank_conflicts = true;
@@ -23,7 +24,7 @@ struct Config {
   int max_reports = 20;       // later ones are dropped
 };
 
-/** Starts from FLASHATTN_EMULATOR_SCHEDULE, _COPIES (eager or late) and _RACES (0 or 1). A launch takes a copy. */
+/** Starts from the environment, FLASHATTN_EMULATOR_* (see README.md). A launch takes a copy. */
 Config& config();
 
 /** One line a kind and place since the last clear_reports: "file:line: kind: what happened [kernel, block, thread]". */

@@ -26,9 +26,9 @@ namespace {
 constexpr int kFirstOfB = 4;  // of the registers that the lanes hand in
 constexpr int kRows = 16, kColumns = 8, kBlock = 8;  // a register covers kBlock rows
 
-
 using Floats = float __attribute__((vector_size(32)));    // 8 of each
 using Words = uint32_t __attribute__((vector_size(32)));
+using Integers = int32_t __attribute__((vector_size(32)));
 using Halves = uint16_t __attribute__((vector_size(16)));
 
 #define FLASHATTN_INLINE inline __attribute__((always_inline))
@@ -102,30 +102,73 @@ FLASHATTN_INLINE void unpack(const Exchange& exchange, Operands<8>& operands) {
       }
 }
 
+/** c + the sum of `count` products, rounded as C++ does. */
+template <int count>
+FLASHATTN_INLINE Floats add_rounded(Floats c, const Floats (&products)[count]) {
+  Floats total{};
+#pragma GCC unroll 16
+  for (int i = 0; i < count; ++i) total += products[i];
+  return c + total;
+}
+
+/**
+ * The same with c and all products cut, towards zero, to the last bit of a float32 of the largest one's size, and their
+ * exact sum cut to float32.
+ */
+template <int count>
+FLASHATTN_INLINE Floats add_cut(Floats c, const Floats (&products)[count]) {
+  constexpr uint32_t kBits = 23, kBias = 127, kInfinite = 255;
+  Words largest = (Words)c & 0x7fffffff;
+  for (int i = 0; i < count; ++i) {
+    const Words magnitude = (Words)products[i] & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const Words least = Words{} + (kBits + 1), exponent = largest >> kBits > least ? largest >> kBits : least;
+  // 2^(23 - exponent) makes the largest one an integer of 24 bits, and 2^(exponent - 23) undoes it.
+  const Floats up = (Floats)((2 * kBias + kBits - exponent) << kBits), down = (Floats)((exponent - kBits) << kBits);
+  Integers total = __builtin_convertvector(c * up, Integers);
+  for (int i = 0; i < count; ++i) total += __builtin_convertvector(products[i] * up, Integers);
+  const Words magnitude = (Words)(total < 0 ? -total : total);
+  Words excess = magnitude >> (kBits + 1);  // then as many ones as it has bits
+  excess |= excess >> 1;
+  excess |= excess >> 2;
+  const Floats size = __builtin_convertvector((Integers)(magnitude & ~excess), Floats) * down;
+  const Floats cut = total < 0 ? -size : size;
+  return exponent >= kInfinite ? add_rounded(c, products) : cut;
+}
+
 /** Every product of two such numbers is exact in float32, so that fused and separate additions give the same bits. */
-template <Format format>
+template <Format format, bool cut>
 FLASHATTN_INLINE void product(Exchange& exchange) {
-  constexpr int kDepth = format == Format::TF32 ? 8 : 16;
+  constexpr int kDepth = format == Format::TF32 ? 8 : 16, kParts = cut ? 2 : 1, kPart = kDepth / kParts;
   Operands<kDepth> operands;
   unpack<format>(exchange, operands);
   for (int r = 0; r < kRows; ++r) {
-    Floats total{};
-#pragma GCC unroll 16
-    for (int k = 0; k < kDepth; ++k)
-      total += operands.a[k / (kDepth / 2)][r / kBlock][r % kBlock][k % (kDepth / 2)] * operands.b[k];
     float* sum = &exchange.sum[r / kBlock][0][0] + r % kBlock * kColumns;
-    const Floats c = load<Floats>(sum) + total;
+    Floats c = load<Floats>(sum);
+    for (int part = 0; part < kParts; ++part) {
+      Floats products[kPart];
+#pragma GCC unroll 16
+      for (int i = 0; i < kPart; ++i) {
+        const int k = part * kPart + i;
+        products[i] = operands.a[k / (kDepth / 2)][r / kBlock][r % kBlock][k % (kDepth / 2)] * operands.b[k];
+      }
+      if constexpr (cut)
+        c = add_cut(c, products);
+      else
+        c = add_rounded(c, products);
+    }
     std::memcpy(sum, &c, sizeof c);
   }
 }
 
-template <Format format>
+template <Format format, bool cut>
 void product_narrow(Exchange& exchange) {
-  product<format>(exchange);
+  product<format, cut>(exchange);
 }
-template <Format format>
+template <Format format, bool cut>
 FLASHATTN_WIDE void product_wide(Exchange& exchange) {
-  product<format>(exchange);
+  product<format, cut>(exchange);
 }
 
 bool is_wide() {
@@ -136,10 +179,15 @@ bool is_wide() {
 #endif
 }
 
+template <Format format, bool cut>
+void choose(Exchange& exchange) {
+  static const bool wide = is_wide();
+  wide ? product_wide<format, cut>(exchange) : product_narrow<format, cut>(exchange);
+}
+
 template <Format format>
 void dispatch(Exchange& exchange) {
-  static const bool wide = is_wide();
-  wide ? product_wide<format>(exchange) : product_narrow<format>(exchange);
+  machine.config.cut_sums ? choose<format, true>(exchange) : choose<format, false>(exchange);
 }
 
 }  // namespace

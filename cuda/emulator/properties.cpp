@@ -61,6 +61,9 @@ Config read_config() {
   const std::string copies = variable("FLASHATTN_EMULATOR_COPIES", "late");
   if (copies != "eager" && copies != "late") refuse("FLASHATTN_EMULATOR_COPIES", copies, "eager or late");
   config.eager_copies = copies == "eager";
+  const std::string sums = variable("FLASHATTN_EMULATOR_SUMS", "rounded");
+  if (sums != "rounded" && sums != "cut") refuse("FLASHATTN_EMULATOR_SUMS", sums, "rounded or cut");
+  config.cut_sums = sums == "cut";
   config.races = config.global_races = variable("FLASHATTN_EMULATOR_RACES", "1") != "0";
   return config;
 }

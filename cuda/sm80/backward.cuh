@@ -262,7 +262,7 @@ class BackwardBlock {
   template <int Which>
   FLASHATTN_DEVICE static void add_scores(const RowsAsA<KeyTiles>& row, const RowsAsB<QueryTiles>& column,
                                           ChunkScores& sums) {
-#pragma unroll
+#pragma unroll(unrolled<Element>(HeadDim / 16))
     for (int d = 0; d < HeadDim; d += 16) {
       FragmentA<Element> a[kRowTiles];
 #pragma unroll

@@ -119,7 +119,7 @@ class ForwardBlock {
     scores.clear();
     const RowsAsA<QueryTile> query(queries_, warp_row_, lane_);
     const RowsAsB<KeyTile> key(tile, 0, lane_);
-#pragma unroll
+#pragma unroll(unrolled<Element>(HeadDim / 16))
     for (int d = 0; d < HeadDim; d += 16) {
       FragmentA<Element> a[kRowTiles];
 #pragma unroll

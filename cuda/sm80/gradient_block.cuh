@@ -86,7 +86,7 @@ class GradientBlock {
     result.clear();
     const RowsAsA<typename Tiles::QueryTile> a(a_tile, warp_row_, lane_);
     const RowsAsB<typename Tiles::KeyTile> b(b_tile, 0, lane_);
-#pragma unroll
+#pragma unroll(unrolled<Element>(HeadDim / 16))
     for (int d = 0; d < HeadDim; d += 16) {
       const FragmentA<Element> fragment = a.load(0, d);
 #pragma unroll

@@ -105,8 +105,8 @@ struct BackwardTiles {
   static constexpr int kWarpRows = kShape.warp_rows, kRowTiles = kWarpRows / 16;
   static constexpr int kColumnWarps = kShape.column_warps(), kDims = HeadDim / kColumnWarps;  // of a warp's dK and dV
   static constexpr bool kExchange = backward_exchanges(kElementBytes, HeadDim, Kind);
-  /** Queries that a warp scores at once. */
-  static constexpr int kChunk = kExchange ? kQueryTile / kColumnWarps : kQueryTile < 32 ? kQueryTile : 32;
+  /** Queries that a warp scores at once: fewer in float32, whose fragments take twice the registers. */
+  static constexpr int kChunk = kExchange ? kQueryTile / kColumnWarps : kElementBytes == 4 ? 16 : 32;
 
   /** Of the warps, those side by side along the queries of dQ: the two sides of a warp's part as equal as can be. */
   static constexpr int query_warps() {

@@ -5,10 +5,11 @@ import { type Case, instantiate } from '../support/case.js';
 import { failureOf, Judge, runOptionsOf } from '../support/check.js';
 import { runLibrary } from '../support/library.js';
 
-/** In what order an emulated device runs threads, and when asynchronous copies land. */
+/** In what order an emulated device runs threads, when asynchronous copies land, and how tensor cores add. */
 export interface Schedule {
   readonly schedule: number;
   readonly eagerCopies: boolean;
+  readonly cutSums: boolean;
 }
 
 export interface Settings {
@@ -22,15 +23,18 @@ export interface Settings {
   readonly emulator?: EmulatorControls | undefined;
 }
 
-/** Lowest thread first, with copies as late as allowed. */
-export const FIRST_SCHEDULE: Schedule = { schedule: 0, eagerCopies: false };
+/** Lowest thread first, with copies as late as allowed and sums that round. */
+export const FIRST_SCHEDULE: Schedule = { schedule: 0, eagerCopies: false, cutSums: false };
 
-/** Lowest thread first, highest first, and at random. Late copies show missing waits, early ones inputs overwritten too soon. */
+/**
+ * Lowest thread first, highest first, and at random. Late copies show missing waits, early ones inputs overwritten too
+ * soon; sums that are cut, what tensor cores may do to results.
+ */
 export const schedulesOf = (seed: number): readonly Schedule[] => [
   FIRST_SCHEDULE,
-  { schedule: 1, eagerCopies: false },
-  { schedule: 2 + seed, eagerCopies: false },
-  { schedule: seed % 2, eagerCopies: true },
+  { schedule: 1, eagerCopies: false, cutSums: true },
+  { schedule: 2 + seed, eagerCopies: false, cutSums: false },
+  { schedule: seed % 2, eagerCopies: true, cutSums: true },
 ];
 
 export interface Check {

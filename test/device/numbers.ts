@@ -86,6 +86,20 @@ const EXTREMES: Readonly<Record<string, Extreme>> = {
       return { ...rest, problem: { ...p, bias: { shape: [1, 1, 1, 300], values } } };
     },
   },
+  // What additions lose is then lost on one side: it shows which ones cut instead of rounding.
+  'values of one sign over thousands of keys': {
+    options: { queryLength: 9, keyLength: 3000, kvHeads: 1 },
+    change: ({ problem: p, ...rest }, dtype) => ({
+      ...rest,
+      problem: {
+        ...p,
+        value: roundTo(
+          p.value.map((x) => 0.6 + 0.3 * Math.abs(x)),
+          dtype,
+        ),
+      },
+    }),
+  },
   'values near the largest float16': {
     dtypes: ['float16'],
     change: ({ problem: p, ...rest }) => ({
@@ -96,11 +110,13 @@ const EXTREMES: Readonly<Record<string, Extreme>> = {
   },
 };
 
-const extremeChecks = (): Check[] =>
+const extremeChecks = (settings: Settings): Check[] =>
   Object.entries(EXTREMES).flatMap(([name, { options, dtypes = DTYPES, change }]) =>
     dtypes.map((dtype) => ({
       name: `${name}, ${dtype}`,
       run(device) {
+        // Tensor cores cut.
+        settings.emulator?.configure({ cutSums: true });
         const c: Case = { ...base, ...options, dtype };
         const instance = change(instantiate(c), dtype);
         const failures = failuresIn(instance, dtype, runLibrary(instance, { ...c, device }));
@@ -141,7 +157,11 @@ const sinks = (dtype: CaseDType): Check => ({
   },
 });
 
-export const numberChecks = (): Check[] => [...extremeChecks(), subnormal, ...DTYPES.map(sinks)];
+export const numberChecks = (settings: Settings): Check[] => [
+  ...extremeChecks(settings),
+  subnormal,
+  ...DTYPES.map(sinks),
+];
 
 const nothing: Readonly<Record<string, Partial<Case>>> = {
   'no keys': { batch: 2, queryLength: 5, keyLength: 0 },

@@ -14,7 +14,7 @@ export function suite(settings: Settings): Group[] {
     { name: 'grid', checks: gridChecks(settings) },
     { name: 'lengths', checks: [...lengthChecks(settings), ...occupancyChecks(settings)] },
     { name: 'nothing', checks: emptyChecks() },
-    { name: 'numbers', checks: numberChecks() },
+    { name: 'numbers', checks: numberChecks(settings) },
     { name: 'precision', checks: precisionChecks() },
     { name: 'masks', checks: maskChecks() },
     { name: 'canaries', checks: canaryChecks() },

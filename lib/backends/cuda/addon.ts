@@ -84,6 +84,8 @@ export interface EmulatorControls {
     schedule?: number;
     /** Whether asynchronous copies land when issued instead of as late as allowed. */
     eagerCopies?: boolean;
+    /** Whether tensor cores add as coarsely as any does. */
+    cutSums?: boolean;
     races?: boolean;
     globalRaces?: boolean;
     bankConflicts?: boolean;

@@ -20,13 +20,14 @@ void read_integer(const Napi::Object& from, const char* name, int& to) {
   if (value.IsNumber()) to = value.As<Napi::Number>().Int32Value();
 }
 
-/** ({ schedule?, eagerCopies?, races?, globalRaces?, bankConflicts?, maxReports? }) */
+/** ({ schedule?, eagerCopies?, cutSums?, races?, globalRaces?, bankConflicts?, maxReports? }) */
 void configure(const Napi::CallbackInfo& info) {
   if (!info[0].IsObject()) return;
   const Napi::Object wanted = info[0].As<Napi::Object>();
   emulator::Config& config = emulator::config();
   read_integer(wanted, "schedule", config.schedule);
   read_flag(wanted, "eagerCopies", config.eager_copies);
+  read_flag(wanted, "cutSums", config.cut_sums);
   read_flag(wanted, "races", config.races);
   read_flag(wanted, "globalRaces", config.global_races);
   read_flag(wanted, "bankConflicts", config.bank_conflicts);

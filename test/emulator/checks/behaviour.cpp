@@ -1,4 +1,5 @@
-// What kernels compute: positions, exchanges between lanes, late and eager copies, poisoned memory, schedules.
+// What kernels compute: positions, exchanges between lanes, late and eager copies, poisoned memory, schedules, sums.
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <thread>
@@ -163,6 +164,43 @@ void check_statistics() {
   EXPECT(s.ldmatrix == 6 && s.mma == 12 && s.collectives == 18 && s.switches > 0 && s.bank_conflicts == 0);
 }
 
+/** All elements of a, of b and of c. */
+struct Product {
+  float a, b, c;
+  float* out;  // [1]
+};
+
+FLASHATTN_KERNEL(32) multiplied(const Product p) {
+  const uint32_t word = std::bit_cast<uint32_t>(p.a), a[4] = {word, word, word, word};
+  const uint32_t b = std::bit_cast<uint32_t>(p.b);
+  float c[4] = {p.c, p.c, p.c, p.c};
+  ptx::mma_tf32(c, a, b, b);
+  if (ptx::thread() == 0) ptx::store_global(p.out, c[0]);
+}
+
+/** c + 8 a b, as mma_tf32 adds it. */
+float product(bool cut, float a, float b, float c) {
+  const emulator::Buffer<float> out(1);
+  emulator::config().cut_sums = cut;
+  ptx::launch(multiplied, "multiplied", dim3(1), 32, 0, nullptr, Product{a, b, c, out.data()});
+  emulator::config().cut_sums = false;
+  return out[0];
+}
+
+/** Sums that are cut lose what is below the last bit of the largest addend, towards zero; others round. */
+void check_sums() {
+  constexpr float kUnit = 0x1p-23f;  // the last bit of 1
+  EXPECT(product(false, 1, 1, 2) == 10 && product(true, 1, 1, 2) == 10 && product(true, -1, 0.5f, 2) == -2);
+  // Each of the products is cut away, though together they are more than one bit.
+  EXPECT(product(false, kUnit / 4, 1, 1) == 1 + 2 * kUnit && product(true, kUnit / 4, 1, 1) == 1);
+  EXPECT(product(false, kUnit / 4, -1, -1) == -1 - 2 * kUnit && product(true, kUnit / 4, -1, -1) == -1);
+  // One unit and a half is cut to one.
+  EXPECT(product(true, kUnit * 1.5f, 1, 1) == 1 + 8 * kUnit && product(false, kUnit * 1.5f, 1, 1) == 1 + 12 * kUnit);
+  // The sum of four is cut again: its last bit is 2.
+  EXPECT(product(true, 0x1p22f, 1, 0x1p24f - 1) == 0x1p25f + 0x1p24f - 4);
+  EXPECT(std::isnan(product(true, NAN, 1, 1)) && product(true, INFINITY, 1, 1) == INFINITY);
+}
+
 /** Every block adds to a sum; `in_turn`: after the block before it, by a flag. */
 struct Turns {
   int32_t* flag;  // [1]
@@ -210,5 +248,6 @@ int main() {
   check_host_threads();
   check_statistics();
   check_adds();
+  check_sums();
   return finish();
 }

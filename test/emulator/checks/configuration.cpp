@@ -6,5 +6,6 @@
 int main() {
   const emulator::Config& config = emulator::config();
   const char* copies = config.eager_copies ? "eager" : "late";
-  std::printf("schedule %d, %s copies, races %d\n", config.schedule, copies, config.races);
+  const char* sums = config.cut_sums ? "cut" : "rounded";
+  std::printf("schedule %d, %s copies, %s sums, races %d\n", config.schedule, copies, sums, config.races);
 }
