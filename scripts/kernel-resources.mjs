@@ -122,9 +122,9 @@ const architecturesOf = (kernels) =>
     (a, b) => a - b,
   );
 
-/** Kernels that have to keep everything in registers: the plain ones of the common head dims. */
+/** Kernels that have to keep everything in registers: forward and backward of the common head dims. */
 function mayNotSpill(name) {
-  const [, headDim] = /^(?:forward|backward)_kernel<B?Float16, (\d+), (?:Large|Small)>$/.exec(name) ?? [];
+  const [, headDim] = /^(?:forward|backward|backward_bias|backward_relative)_kernel<\w+, (\d+)/.exec(name) ?? [];
   return headDim !== undefined && Number(headDim) <= 128;
 }
 

@@ -10,14 +10,17 @@ const windows = process.platform === 'win32';
 /** The newest of each major that the package supports. */
 export const nodeVersions = ['20.19.5', '22.23.3', '24.21.0', '26.10.0'];
 
-/** The path of Node's binary for this platform, installed if need be. */
-export function nodeBinary(version) {
+/** The path of Node's binary for this platform, or for another kind of processor, installed if need be. */
+export function nodeBinary(version, arch = process.arch) {
   const prefix = join(root, 'build', 'nodes', version);
-  const name = `node-${windows ? 'win' : process.platform}-${process.arch}`;
+  const name = `node-${windows ? 'win' : process.platform}-${arch}`;
   const binary = join(prefix, 'node_modules', name, 'bin', windows ? 'node.exe' : 'node');
   if (existsSync(binary)) return binary;
-  const install = ['install', '--prefix', prefix, '--no-save', '--no-audit', '--no-fund', `${name}@${version}`];
+  // npm refuses to install what cannot run here, unless it is forced.
+  const flags = ['--no-save', '--no-audit', '--no-fund', ...(arch === process.arch ? [] : ['--force'])];
+  const install = ['install', '--prefix', prefix, ...flags, `${name}@${version}`];
   const { status, stderr } = spawnSync('npm', install, { cwd: root, encoding: 'utf8', shell: windows });
-  if (status !== 0) throw new Error(`${name} cannot be installed: ${stderr.trim().split('\n')[0]}`);
+  const reason = stderr.split('\n').find((line) => line.startsWith('npm error')) ?? stderr;
+  if (status !== 0) throw new Error(`${name} cannot be installed: ${reason}`);
   return binary;
 }

@@ -122,7 +122,7 @@ class BiasBlock {
 };
 
 template <class Element, int HeadDim>
-FLASHATTN_KERNEL((GradientTiles<Element, HeadDim>::kThreads))
+FLASHATTN_KERNEL((GradientTiles<Element, HeadDim>::kThreads), GradientTiles<Element, HeadDim>::kLeastBlocks)
 backward_bias_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   BiasBlock<Element, HeadDim>(p, static_cast<int>(ptx::block().x)).run();
 }

@@ -25,7 +25,7 @@ FLASHATTN_CALLED void add_to_table(float* table /* [bucket_count] */, int bucket
 
 
 template <class Element, int HeadDim>
-FLASHATTN_KERNEL((GradientTiles<Element, HeadDim>::kThreads))
+FLASHATTN_KERNEL((GradientTiles<Element, HeadDim>::kThreads), GradientTiles<Element, HeadDim>::kLeastBlocks)
 backward_relative_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   using Tiles = GradientTiles<Element, HeadDim>;
   GradientBlock<Element, HeadDim> block(p);

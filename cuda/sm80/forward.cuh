@@ -207,7 +207,7 @@ class ForwardBlock {
 };
 
 template <class Element, int HeadDim, Variant Kind>
-FLASHATTN_KERNEL((ForwardTiles<Element, HeadDim, Kind>::kThreads))
+FLASHATTN_KERNEL((ForwardTiles<Element, HeadDim, Kind>::kThreads), ForwardTiles<Element, HeadDim, Kind>::kLeastBlocks)
 forward_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   constexpr int kQueryTile = ForwardTiles<Element, HeadDim, Kind>::kQueryTile;
   const int index = static_cast<int>(ptx::block().x), tiles = divide_up(p.query_length, kQueryTile);

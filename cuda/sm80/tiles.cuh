@@ -42,6 +42,8 @@ struct ForwardTiles {
   static constexpr int kQueryTile = kShape.query_tile, kKeyTile = kShape.key_tile, kSlots = kShape.slots;
   static constexpr int kWarps = kQueryTile / kShape.warp_rows, kThreads = kWarps * kWarpSize;
   static constexpr int kRowTiles = kShape.warp_rows / 16;  // of a warp
+  /** Blocks an SM that registers allow, 0: up to the compiler, which makes it four of some extras, and spills. */
+  static constexpr int kLeastBlocks = Kind == Variant::Extras && kElementBytes == 2 && HeadDim <= 128 ? 3 : 0;
   using QueryTile = Tile<Element, kQueryTile, HeadDim>;
   using KeyTile = Tile<Element, kKeyTile, HeadDim>;
   static constexpr int kSharedBytes = forward_shared_bytes(kElementBytes, HeadDim, Kind);
@@ -146,6 +148,7 @@ struct GradientTiles {
   static constexpr GradientShape kShape = gradient_shape(sizeof(typename Element::Storage), HeadDim);
   static constexpr int kQueryTile = kShape.query_tile, kKeyTile = kShape.key_tile;
   static constexpr int kWarps = kQueryTile / 16, kThreads = kWarps * kWarpSize;
+  static constexpr int kLeastBlocks = 3;  // as in ForwardTiles
   using QueryTile = Tile<Element, kQueryTile, HeadDim>;
   using KeyTile = Tile<Element, kKeyTile, HeadDim>;
   static constexpr int kSharedBytes = 2 * (QueryTile::kBytes + KeyTile::kBytes);

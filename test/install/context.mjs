@@ -4,6 +4,7 @@ import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, realpathSync, rm
 import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { nodeBinary } from '../../scripts/node-binary.mjs';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 const programs = join(root, 'test', 'install', 'programs');
@@ -13,6 +14,15 @@ export const emulatedAddon = join(root, 'build', 'emulator', 'Release', 'flashat
 
 /** A check that cannot be made here, and why. */
 export class Skipped extends Error {}
+
+/** Another Node, where it can be had. */
+export function otherNode(version, arch) {
+  try {
+    return nodeBinary(version, arch);
+  } catch (error) {
+    throw new Skipped(error.message);
+  }
+}
 
 export function ensure(condition, message) {
   if (!condition) throw new Error(message);

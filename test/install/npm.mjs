@@ -1,8 +1,8 @@
 // Ways to install.
 import { chmodSync, existsSync, readdirSync, readFileSync, statSync, symlinkSync } from 'node:fs';
 import { join } from 'node:path';
-import { nodeBinary, nodeVersions } from '../../scripts/node-binary.mjs';
-import { ensure, Skipped } from './context.mjs';
+import { nodeVersions } from '../../scripts/node-binary.mjs';
+import { ensure, otherNode, Skipped } from './context.mjs';
 
 const packageOf = (folder) => join(folder, 'node_modules', 'flashattn');
 
@@ -78,12 +78,7 @@ function tryInstall(name, flags) {
 const tryNode = (version) => ({
   name: `node ${version}`,
   run(context) {
-    let node;
-    try {
-      node = nodeBinary(version);
-    } catch (error) {
-      throw new Skipped(error.message);
-    }
+    const node = otherNode(version);
     const folder = context.folder(`node ${version}`);
     context.install(folder, { node });
     for (const program of ['consumer.mjs', 'consumer.cjs']) context.tryIn(folder, { program, node });

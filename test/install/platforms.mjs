@@ -1,8 +1,10 @@
 // Platforms that this machine is not, by the environment variables that node-gyp-build takes for them, and packages that
 // lack something.
-import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { emulatedAddon, ensure, Skipped, write } from './context.mjs';
+import { nodeVersions } from '../../scripts/node-binary.mjs';
+import { emulatedAddon, ensure, otherNode, Skipped, write } from './context.mjs';
 
 const here = `${process.platform}-${process.arch}`;
 const prebuildsOf = (folder) => join(folder, 'node_modules', 'flashattn', 'prebuilds');
@@ -56,6 +58,26 @@ function loadsAddon(context) {
   ensure(!reasons.some(({ code }) => code === 'NO_ADDON'), `it does not load: ${JSON.stringify(reasons)}`);
 }
 
+/** Node for 64-bit Arm, under QEMU with Debian's libraries for it (qemu-user, libc6-arm64-cross, libstdc++6-arm64-cross). */
+function runsOnArm(context) {
+  const libraries = '/usr/aarch64-linux-gnu';
+  if (here !== 'linux-x64' || spawnSync('qemu-aarch64', ['--version']).status !== 0 || !existsSync(libraries))
+    throw new Skipped(`it needs qemu-aarch64 and ${libraries}, on linux-x64`);
+  const folder = context.copyInstalled('arm64');
+  const node = join(folder, 'node');
+  const binary = otherNode(nodeVersions[1], 'arm64');
+  write(node, `#!/bin/sh\nexec qemu-aarch64 -L ${libraries} '${binary}' "$@"\n`);
+  chmodSync(node, 0o755);
+  for (const program of ['consumer.mjs', 'consumer.cjs']) {
+    const { device, reasons } = context.tryIn(folder, { program, node });
+    ensure(device === 'wasm', `the device is ${device}`);
+    ensure(/linux-arm64/.test(reasons[0]?.hint), `the reason is ${JSON.stringify(reasons)}`);
+  }
+  const cli = join(folder, 'node_modules', 'flashattn', 'dist', 'cli.js');
+  for (const command of [['doctor'], ['verify', '--quick', '--group', 'golden']])
+    context.run([cli, ...command, '--device', 'wasm'], { cwd: folder, node });
+}
+
 function survivesDamage(context) {
   if (process.platform !== 'linux') throw new Skipped('it would need an addon for this platform');
   const folder = context.copyInstalled('damaged');
@@ -82,6 +104,7 @@ export const platformChecks = [
   fallsBack('like macOS', like('darwin', 'arm64'), /linux-x64.*, not for darwin-arm64/),
   fallsBack('like Windows', like('win32', 'x64'), /linux-x64.*, not for win32-x64|damaged or for another platform/),
   fallsBack('like FreeBSD', like('freebsd', 'x64'), /linux-x64.*, not for freebsd-x64/),
+  { name: 'linux-arm64, under QEMU', run: runsOnArm },
   { name: 'a damaged addon', run: survivesDamage },
   { name: 'without node-gyp-build', run: survivesWithoutLoader },
 ];
