@@ -14,8 +14,9 @@ const addon = `${build}/sanitized/flashattn_sanitized.node`;
 
 /** A library of the compiler by its path. */
 function libraryOf(name: string): string | undefined {
-  const { stdout = '' } = spawnSync(process.env.CXX ?? 'g++', [`-print-file-name=${name}`], { encoding: 'utf8' });
-  return isAbsolute(stdout.trim()) ? stdout.trim() : undefined;
+  const { stdout } = spawnSync(process.env.CXX ?? 'g++', [`-print-file-name=${name}`], { encoding: 'utf8' });
+  const path = stdout?.trim() ?? ''; // null without a compiler
+  return isAbsolute(path) ? path : undefined;
 }
 
 // Node comes without them, and they have to be there before anything else is; the sanitizer looks for C++ exceptions.
