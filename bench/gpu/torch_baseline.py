@@ -16,8 +16,12 @@ import time
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+
+try:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+except ImportError:  # before torch 2.5
+    flex_attention = None
 
 TOKENS, WIDTH = 16384, 2048
 DIMS = (64, 128, 256)
@@ -141,6 +145,9 @@ def run_sdpa(dtype, inputs, rounds, results):
 
 
 def run_flex(dtype, inputs, rounds, results, deadline):
+    if flex_attention is None:
+        print("FlexAttention is not in this torch", flush=True)
+        return
     for length in FLEX_LENGTHS:
         for dim in FLEX_DIMS:
             for causal in (True, False):
