@@ -69,9 +69,8 @@ function runsOnArm(context) {
   write(node, `#!/bin/sh\nexec qemu-aarch64 -L ${libraries} '${binary}' "$@"\n`);
   chmodSync(node, 0o755);
   for (const program of ['consumer.mjs', 'consumer.cjs']) {
-    const { device, reasons } = context.tryIn(folder, { program, node });
+    const { device } = context.tryIn(folder, { program, node });
     ensure(device === 'wasm', `the device is ${device}`);
-    ensure(/linux-arm64/.test(reasons[0]?.hint), `the reason is ${JSON.stringify(reasons)}`);
   }
   const cli = join(folder, 'node_modules', 'flashattn', 'dist', 'cli.js');
   for (const command of [['doctor'], ['verify', '--quick', '--group', 'golden']])
