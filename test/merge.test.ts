@@ -9,53 +9,16 @@ import {
   type Tensor,
 } from 'flashattn';
 import { describe, expect, it } from 'vitest';
+import { DTYPES } from './device/grid.js';
+import { count, FORMS, type Form, mergeCheck, randomStates } from './device/merging.js';
 import type { ForwardResult } from './oracle/attention.js';
 import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE } from './oracle/compare.js';
-import { ulp } from './oracle/float16.js';
-import { headMajorRows, mergeBackward, mergeForward, type RowMap, seqMajorRows } from './oracle/merge.js';
-import { normal, uniform } from './oracle/random.js';
-import { type CaseDType, instantiate, roundTo } from './support/case.js';
+import { mergeForward } from './oracle/merge.js';
+import { normal } from './oracle/random.js';
+import { type CaseDType, instantiate } from './support/case.js';
+import { testDevice } from './support/device.js';
 import { widen } from './support/library.js';
 import { make } from './support/views.js';
-
-const [batch, seq, heads, dim] = [2, 37, 3, 19];
-
-interface Form {
-  readonly name: string;
-  readonly layout: 'bshd' | 'bhsd' | undefined;
-  readonly out: readonly number[];
-  readonly lse: readonly number[];
-  readonly rows: RowMap;
-}
-
-const FORMS: readonly Form[] = [
-  {
-    name: 'bshd',
-    layout: 'bshd',
-    out: [batch, seq, heads, dim],
-    lse: [batch, heads, seq],
-    rows: seqMajorRows(heads, seq),
-  },
-  { name: 'bhsd', layout: 'bhsd', out: [batch, heads, seq, dim], lse: [batch, heads, seq], rows: headMajorRows },
-  { name: 'packed', layout: undefined, out: [seq, heads, dim], lse: [heads, seq], rows: seqMajorRows(heads, seq) },
-];
-
-const count = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
-
-/** States of random rows; a third of the rows of every state is empty, and the last row of all states. */
-function randomStates(form: Form, parts: number, dtype: CaseDType, seed: number): ForwardResult[] {
-  const next = uniform(seed);
-  return Array.from({ length: parts }, (_, p) => {
-    const lse = normal(count(form.lse), seed + 10 + p, 4).map(Math.fround);
-    const out = roundTo(normal(count(form.out), seed + 50 + p), dtype);
-    lse.forEach((_x, row) => {
-      if (next() > 1 / 3 && row !== lse.length - 1) return;
-      lse[row] = -Infinity;
-      out.fill(0, form.rows(row) * dim, (form.rows(row) + 1) * dim);
-    });
-    return { out, lse };
-  });
-}
 
 interface Upload {
   readonly out: Tensor;
@@ -66,42 +29,11 @@ function upload(form: Form, dtype: CaseDType, state: ForwardResult): Upload {
   return { out: make(state.out, form.out, dtype), lse: make(state.lse, form.lse, 'float32') as Tensor<'float32'> };
 }
 
-/** Bounds of a result of one rounding to the dtype. */
-function tolerance(dtype: CaseDType, float32: number): number {
-  return dtype === 'float32' ? float32 : ulp(1, dtype);
-}
-
 describe.each(FORMS)('$name', (form) => {
-  const options = form.layout ? { layout: form.layout } : {};
+  const { options } = form;
 
-  it.each(['float32', 'float16', 'bfloat16'] as const)('merges and differentiates %s', (dtype) => {
-    for (const parts of [1, 2, 3, 16]) {
-      const states = randomStates(form, parts, dtype, 7 * parts);
-      const uploads = states.map((state) => upload(form, dtype, state));
-      const merged = mergeStates(uploads, options);
-      const expected = mergeForward(states, form.rows);
-      const error = maxError(widen(merged.out), expected.out) / magnitude(expected.out);
-      expect(error).toBeLessThanOrEqual(tolerance(dtype, OUTPUT_TOLERANCE));
-      expect(maxError(widen(merged.lse), expected.lse) / magnitude(expected.lse)).toBeLessThan(OUTPUT_TOLERANCE);
-
-      const dOut = roundTo(normal(count(form.out), 300), dtype);
-      for (const dLse of [undefined, normal(count(form.lse), 301).map(Math.fround)]) {
-        const gradients = mergeStatesBackward(
-          make(dOut, form.out, dtype),
-          { states: uploads, ...merged },
-          { ...options, ...(dLse && { dLse: make(dLse, form.lse, 'float32') as Tensor<'float32'> }) },
-        );
-        expect(gradients.length).toBe(parts);
-        mergeBackward(states, form.rows, dOut, dLse).forEach((reference, p) => {
-          const [foundOut, foundLse] = [widen(gradients[p]!.dOut), widen(gradients[p]!.dLse)];
-          const outError = maxError(foundOut, reference.dOut) / magnitude(reference.dOut);
-          expect(outError).toBeLessThanOrEqual(tolerance(dtype, GRADIENT_TOLERANCE));
-          // dLse holds dOut . (out_p - out), with an out that was rounded to the dtype.
-          const lseError = maxError(foundLse, reference.dLse) / magnitude(reference.dLse);
-          expect(lseError).toBeLessThanOrEqual(4 * tolerance(dtype, GRADIENT_TOLERANCE));
-        });
-      }
-    }
+  it.each(DTYPES)('merges and differentiates %s', async (dtype) => {
+    for (const parts of [1, 2, 3, 16]) await mergeCheck(form, parts, dtype).run(testDevice);
   });
 
   it('of empty states alone is empty and has no gradient', () => {

@@ -1,40 +1,25 @@
-/** Plans, merging and gathering. */
+/** Plans, merging, gathering and transfers. */
 import {
   type AttentionOptions,
   type DeviceName,
   type DType,
   gatherRows,
   memory,
-  mergeStates,
-  mergeStatesBackward,
   plan,
   RowMap,
   type Tensor,
   tensor,
 } from 'flashattn';
-import type { ForwardResult } from '../oracle/attention.js';
-import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE } from '../oracle/compare.js';
+import { OUTPUT_TOLERANCE } from '../oracle/compare.js';
 import { round, ulp } from '../oracle/float16.js';
-import { headMajorRows, mergeBackward, mergeForward, type RowMap as Rows, seqMajorRows } from '../oracle/merge.js';
 import { normal, uniform } from '../oracle/random.js';
 import { type Case, type CaseDType, instantiate, roundTo } from '../support/case.js';
-import { LibraryProblem, lseShape, optionsOf, shapeOf, widen } from '../support/library.js';
+import { LibraryProblem, lseShape, optionsOf, shapeOf } from '../support/library.js';
 import { make } from '../support/views.js';
-import { type Check, CheckFailure, ensure } from './check.js';
+import { type Check, ensure } from './check.js';
 import { DTYPES } from './grid.js';
-
-/** Runs with a function that takes hold of tensors, and disposes of them. */
-function owning<T>(run: (own: <U extends Tensor>(t: U) => U) => T): T {
-  const owned: Tensor[] = [];
-  try {
-    return run((t) => {
-      owned.push(t);
-      return t;
-    });
-  } finally {
-    for (const t of owned) t.dispose();
-  }
-}
+import { FORMS, mergeCheck } from './merging.js';
+import { ensureClose, owning } from './tensors.js';
 
 const PLANNED: Readonly<Record<string, Omit<Case, 'dtype'>>> = {
   'every term': {
@@ -121,94 +106,6 @@ const planned = (name: string, problem: Omit<Case, 'dtype'>, dtype: DType): Chec
   },
 });
 
-const [batch, seq, heads, dim] = [2, 37, 3, 19];
-
-interface Form {
-  readonly name: string;
-  readonly options: { readonly layout?: 'bshd' | 'bhsd' };
-  readonly out: readonly number[];
-  readonly lse: readonly number[];
-  readonly rows: Rows;
-}
-
-const FORMS: readonly Form[] = [
-  {
-    name: 'bshd',
-    options: { layout: 'bshd' },
-    out: [batch, seq, heads, dim],
-    lse: [batch, heads, seq],
-    rows: seqMajorRows(heads, seq),
-  },
-  {
-    name: 'bhsd',
-    options: { layout: 'bhsd' },
-    out: [batch, heads, seq, dim],
-    lse: [batch, heads, seq],
-    rows: headMajorRows,
-  },
-  { name: 'packed', options: {}, out: [seq, heads, dim], lse: [heads, seq], rows: seqMajorRows(heads, seq) },
-];
-
-const count = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, 1);
-
-/** States of random rows; a third of the rows of every state is empty, and the last row of all states. */
-function randomStates(form: Form, parts: number, dtype: CaseDType, seed: number): ForwardResult[] {
-  const next = uniform(seed);
-  return Array.from({ length: parts }, (_, p) => {
-    const lse = normal(count(form.lse), seed + 10 + p, 4).map(Math.fround);
-    const out = roundTo(normal(count(form.out), seed + 50 + p), dtype);
-    lse.forEach((_x, row) => {
-      if (next() > 1 / 3 && row !== lse.length - 1) return;
-      lse[row] = -Infinity;
-      out.fill(0, form.rows(row) * dim, (form.rows(row) + 1) * dim);
-    });
-    return { out, lse };
-  });
-}
-
-/** Results of one rounding to the dtype. */
-function ensureClose(name: string, t: Tensor, exact: Float64Array, tolerance: number): void {
-  const error = maxError(widen(t), exact) / magnitude(exact);
-  ensure(error <= tolerance, `${name}: error ${error.toExponential(2)} > ${tolerance.toExponential(2)}`);
-}
-
-const merged = (form: Form, parts: number, dtype: CaseDType): Check => ({
-  name: `merging ${parts} states, ${form.name}, ${dtype}`,
-  run: (device) =>
-    owning((own) => {
-      const rounding = (float32: number) => (dtype === 'float32' ? float32 : ulp(1, dtype));
-      const lseTensor = (values: Float64Array) => own(make(values, form.lse, 'float32', device)) as Tensor<'float32'>;
-      const states = randomStates(form, parts, dtype, 7 * parts);
-      const uploads = states.map(({ out, lse }) => ({
-        out: own(make(out, form.out, dtype, device)),
-        lse: lseTensor(lse),
-      }));
-      const { out, lse } = mergeStates(uploads, form.options);
-      const saved = { states: uploads, out: own(out), lse: own(lse) };
-      const expected = mergeForward(states, form.rows);
-      ensureClose('out', out, expected.out, rounding(OUTPUT_TOLERANCE));
-      ensureClose('lse', lse, expected.lse, OUTPUT_TOLERANCE);
-
-      const dOut = roundTo(normal(count(form.out), 300), dtype);
-      const dOutTensor = own(make(dOut, form.out, dtype, device));
-      for (const dLse of [undefined, normal(count(form.lse), 301).map(Math.fround)]) {
-        const extras = dLse ? { dLse: lseTensor(dLse) } : {};
-        const gradients = mergeStatesBackward(dOutTensor, saved, { ...form.options, ...extras });
-        for (const gradient of gradients) {
-          own(gradient.dOut);
-          own(gradient.dLse);
-        }
-        for (const [p, reference] of mergeBackward(states, form.rows, dOut, dLse).entries()) {
-          const gradient = gradients[p];
-          if (!gradient) throw new CheckFailure(`state ${p} has no gradient`);
-          ensureClose(`dOut of state ${p}`, gradient.dOut, reference.dOut, rounding(GRADIENT_TOLERANCE));
-          // dLse holds dOut . (out_p - out), with an out that was rounded to the dtype.
-          ensureClose(`dLse of state ${p}`, gradient.dLse, reference.dLse, 4 * rounding(GRADIENT_TOLERANCE));
-        }
-      }
-    }),
-});
-
 /** Lists of several rows, of one, and of none. */
 function randomLists(rows: number, sourceRows: number): number[][] {
   const next = uniform(rows);
@@ -262,6 +159,6 @@ const transfers = (device: DeviceName): void =>
 export const operationChecks = (): Check[] => [
   { name: 'tensors and views read back', run: transfers },
   ...DTYPES.flatMap((dtype) => Object.entries(PLANNED).map(([name, problem]) => planned(name, problem, dtype))),
-  ...DTYPES.flatMap((dtype) => FORMS.flatMap((form) => [1, 2, 17].map((parts) => merged(form, parts, dtype)))),
+  ...DTYPES.flatMap((dtype) => FORMS.flatMap((form) => [1, 2, 17].map((parts) => mergeCheck(form, parts, dtype)))),
   ...DTYPES.flatMap((dtype) => [1, 7, 64, 200].map((width) => gathered(dtype, width))),
 ];
