@@ -154,7 +154,7 @@ export function loadAddon(): LoadResult {
   return 'path' in found ? loadFile(found.path, false) : found;
 }
 
-/** The emulated addon, which only a checkout has: the one that was built, or the file FLASHATTN_EMULATOR_ADDON names. */
+/** The emulated addon, which only a checkout has: the file that FLASHATTN_EMULATOR_ADDON names, or what was built. */
 export function loadEmulator(): LoadResult {
   const root = packageFolder();
   if (root === undefined || !isCheckout(root)) {
