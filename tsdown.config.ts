@@ -26,7 +26,7 @@ const vectors = [
 export default defineConfig([
   {
     ...common,
-    entry: { index: 'lib/index.ts', cli: 'lib/cli.ts' },
+    entry: { index: 'lib/index.ts', cli: 'lib/cli/main.ts' },
     outDir: 'dist',
     dts: true,
     sourcemap: true,
@@ -39,12 +39,12 @@ export default defineConfig([
   {
     // The checks of a device, with all that they need but the package itself: `flashattn verify`.
     ...common,
-    entry: { verify: 'test/device/verify.ts' },
+    entry: { verify: 'verify/device/verify.ts' },
     outDir: 'dist',
     clean: false,
     dts: false,
     minify: true,
     deps: { neverBundle: ['flashattn'] },
-    copy: vectors.map((name) => ({ from: `test/golden/vectors/${name}.safetensors`, to: 'dist/vectors' })),
+    copy: vectors.map((name) => ({ from: `verify/golden/vectors/${name}.safetensors`, to: 'dist/vectors' })),
   },
 ]);

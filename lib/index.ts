@@ -14,8 +14,27 @@ export {
   type Shape2,
   type Shape3,
   type Shape4,
-} from './attention.js';
-export type { MemoryReport } from './backends/backend.js';
+} from './attention/attention.js';
+export { type Explanation, explain } from './attention/explain.js';
+export {
+  type AttentionState,
+  type MergeBackwardOptions,
+  type MergeOptions,
+  mergeStates,
+  mergeStatesBackward,
+  type StateGradients,
+} from './attention/merge.js';
+export type { AttentionOptions, CommonOptions, DenseOptions, Integers, VarlenOptions } from './attention/options.js';
+export { type Plan, type Problem, plan } from './attention/plan.js';
+export {
+  alibiSlopes,
+  type RelativeBias,
+  swinRelativeBias,
+  type T5Options,
+  t5RelativeBias,
+} from './attention/relative.js';
+export type { DataOf, DType } from './base/dtype.js';
+export { type ErrorCode, FlashAttnError } from './base/errors.js';
 export {
   type BlockLists,
   BlockMask,
@@ -26,6 +45,7 @@ export {
 export { type BlockMaskOptions, blockMask } from './blockmask/build.js';
 export { blockMaskFromBytes, blockMaskToBytes } from './blockmask/bytes.js';
 export type { DrawOptions } from './blockmask/draw.js';
+export { type DevicePointerOptions, fromDevicePointer, setStream } from './devices/interop.js';
 export {
   type CudaDeviceStatus,
   type CudaReasonCode,
@@ -38,27 +58,13 @@ export {
   status,
   synchronize,
   type WasmDeviceStatus,
-} from './device.js';
-export type { DataOf, DType } from './dtype.js';
-export { type ErrorCode, FlashAttnError } from './errors.js';
-export { type Explanation, explain } from './explain.js';
-export { type GatherOptions, gatherRows, RowMap } from './gather.js';
-export { type DevicePointerOptions, fromDevicePointer, setStream } from './interop.js';
+} from './devices/registry.js';
+export type { MemoryReport } from './kernels/device.js';
 export * as masks from './masks/index.js';
 export { Mask } from './masks/mask.js';
-export {
-  type AttentionState,
-  type MergeBackwardOptions,
-  type MergeOptions,
-  mergeStates,
-  mergeStatesBackward,
-  type StateGradients,
-} from './merge.js';
-export type { AttentionOptions, CommonOptions, DenseOptions, Integers, VarlenOptions } from './options.js';
+export { type GatherOptions, gatherRows, RowMap } from './ops/gather.js';
 export * as patterns from './patterns/index.js';
-export { type Plan, type Problem, plan } from './plan.js';
-export * from './regroup/index.js';
-export { alibiSlopes, type RelativeBias, swinRelativeBias, type T5Options, t5RelativeBias } from './relative.js';
+export * from './systems/index.js';
 export {
   type Float16ArrayLike,
   type Shape,
@@ -67,4 +73,4 @@ export {
   type TensorSource,
   tensor,
   zeros,
-} from './tensor.js';
+} from './tensor/tensor.js';

@@ -34,10 +34,7 @@ const steps = [
     name: 'library',
     title: 'Building dist/',
     stamp: 'build/setup/library',
-    from: [
-      ...['lib', 'test/device', 'test/support', 'test/oracle', 'test/golden'],
-      ...['tsdown.config.ts', 'tsconfig.json', 'package.json', 'package-lock.json'],
-    ],
+    from: [...['lib', 'verify'], ...['tsdown.config.ts', 'tsconfig.json', 'package.json', 'package-lock.json']],
     makes: ['dist/index.js', 'dist/verify.js'],
     run: () => node([tsdown, '--config', 'tsdown.config.ts']),
   },
@@ -46,7 +43,7 @@ const steps = [
     title: 'Building the example, the benchmarks and the test programs',
     stamp: 'build/setup/tools',
     from: [
-      ...['examples', 'bench', 'test/golden', 'test/oracle', 'test/support', 'test/device', 'test/fuzz', 'test/soak'],
+      ...['examples', 'bench', 'verify', 'test/fuzz', 'test/soak'],
       ...['tsdown.tools.config.ts', 'package-lock.json'],
     ],
     makes: ['examples/charlm', 'bench/attention', 'golden/run', 'device/verify', 'fuzz/run', 'soak/soak'].map(

@@ -6,12 +6,12 @@
 // One line a check. Exit code 1 when one fails.
 import { resolve } from 'node:path';
 import { parseArgs } from 'node:util';
-import { bundlerChecks } from '../test/install/bundlers.mjs';
-import { Context, Skipped } from '../test/install/context.mjs';
-import { npmChecks } from '../test/install/npm.mjs';
-import { platformChecks } from '../test/install/platforms.mjs';
-import { processChecks } from '../test/install/processes.mjs';
-import { typescriptChecks } from '../test/install/typescript.mjs';
+import { bundlerChecks } from '../test/package/install/bundlers.mjs';
+import { Context, Skipped } from '../test/package/install/context.mjs';
+import { npmChecks } from '../test/package/install/npm.mjs';
+import { platformChecks } from '../test/package/install/platforms.mjs';
+import { processChecks } from '../test/package/install/processes.mjs';
+import { typescriptChecks } from '../test/package/install/typescript.mjs';
 
 const checks = [...npmChecks, ...platformChecks, ...typescriptChecks, ...bundlerChecks, ...processChecks];
 

@@ -1,4 +1,4 @@
-import { optionError, shapeError, show } from '../errors.js';
+import { optionError, shapeError, show } from '../base/errors.js';
 import { countBits } from '../masks/mask.js';
 import { type DrawOptions, drawSvg, drawText } from './draw.js';
 

@@ -1,4 +1,4 @@
-import { optionError, show } from '../errors.js';
+import { optionError, show } from '../base/errors.js';
 import { type Coverage, countBits, type Grid, Mask, type Region } from '../masks/mask.js';
 import { type BlockLists, BlockMask, checkBlockMaskShape } from './blockMask.js';
 

@@ -1,4 +1,4 @@
-import { FlashAttnError, show } from '../errors.js';
+import { FlashAttnError, show } from '../base/errors.js';
 import { BlockMask } from './blockMask.js';
 
 // Little-endian 32-bit words: magic, version, batch, heads, queries, keys, block size, numbers of full and partial

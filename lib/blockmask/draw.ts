@@ -1,4 +1,4 @@
-import { shapeError } from '../errors.js';
+import { shapeError } from '../base/errors.js';
 import { countBits } from '../masks/mask.js';
 import type { BlockMask } from './blockMask.js';
 

@@ -1,7 +1,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
-import { type DeviceName, measurePeak, status } from '../device.js';
-import type { DType } from '../dtype.js';
-import { version } from '../version.js';
+import type { DType } from '../base/dtype.js';
+import { version } from '../base/version.js';
+import { type DeviceName, measurePeak, status } from '../devices/registry.js';
 import { drawChart } from './chart.js';
 import { exitCode } from './exit.js';
 import { type BenchRow, type BenchShape, defaultDType, defaultSizes, measureShape } from './measurements.js';

@@ -1,10 +1,11 @@
 // Every device of this machine, usable or not, and the kernels that the usable ones run.
+
+import { explain } from '../attention/explain.js';
 import type { DeviceDescription } from '../backends/cuda/addon.js';
 import { type CudaSupport, cudaSupport } from '../backends/cuda/support.js';
-import { type CudaDeviceStatus, type DeviceName, memory, status, type WasmDeviceStatus } from '../device.js';
-import type { DType } from '../dtype.js';
-import { FlashAttnError } from '../errors.js';
-import { explain } from '../explain.js';
+import type { DType } from '../base/dtype.js';
+import { FlashAttnError } from '../base/errors.js';
+import { type CudaDeviceStatus, type DeviceName, memory, status, type WasmDeviceStatus } from '../devices/registry.js';
 
 /** What a problem of this dtype and head dim gets. */
 export interface KernelReport {

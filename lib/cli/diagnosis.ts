@@ -1,9 +1,9 @@
 import { release, type } from 'node:os';
 import { type AddonProblem, type Attempt, describeSurroundings } from '../backends/cuda/search.js';
 import { cudaSupport, formatVersion } from '../backends/cuda/support.js';
-import { type CudaReasonCode, type DeviceName, type DeviceReason, status } from '../device.js';
-import { FlashAttnError } from '../errors.js';
-import { version } from '../version.js';
+import { FlashAttnError } from '../base/errors.js';
+import { version } from '../base/version.js';
+import { type CudaReasonCode, type DeviceName, type DeviceReason, status } from '../devices/registry.js';
 import { type DeviceReport, reportDevices } from './devices.js';
 import { type ExitCode, exitCode } from './exit.js';
 import { type Hardware, inspectHardware, stepFor } from './hardware.js';

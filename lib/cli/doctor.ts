@@ -1,4 +1,4 @@
-import type { DeviceName } from '../device.js';
+import type { DeviceName } from '../devices/registry.js';
 import type { DeviceReport, KernelReport } from './devices.js';
 import { type Diagnosis, diagnose } from './diagnosis.js';
 import { formatBytes, formatTable, readFlags } from './usage.js';

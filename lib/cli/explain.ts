@@ -1,7 +1,7 @@
-import type { DeviceName } from '../device.js';
-import type { DType } from '../dtype.js';
-import { explain } from '../explain.js';
-import type { Problem } from '../plan.js';
+import { explain } from '../attention/explain.js';
+import type { Problem } from '../attention/plan.js';
+import type { DType } from '../base/dtype.js';
+import type { DeviceName } from '../devices/registry.js';
 import { formatBytes, formatTable, readFlags, readIntegers, UsageError } from './usage.js';
 
 /** `flashattn explain` */

@@ -1,7 +1,7 @@
 // What Linux knows about NVIDIA hardware without CUDA: it tells a machine that has no GPU from one that lacks a driver.
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { CudaReasonCode } from '../device.js';
+import type { CudaReasonCode } from '../devices/registry.js';
 
 export interface Hardware {
   /** NVIDIA GPUs on the PCI bus; undefined where it cannot be read. */

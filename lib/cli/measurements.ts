@@ -1,9 +1,10 @@
 // Speed of forward and backward on a device.
-import { type DeviceName, measureTime, status } from '../device.js';
-import type { DType } from '../dtype.js';
-import { explain } from '../explain.js';
-import { plan } from '../plan.js';
-import { type Tensor, tensor } from '../tensor.js';
+
+import { explain } from '../attention/explain.js';
+import { plan } from '../attention/plan.js';
+import type { DType } from '../base/dtype.js';
+import { type DeviceName, measureTime, status } from '../devices/registry.js';
+import { type Tensor, tensor } from '../tensor/tensor.js';
 import { isEmulated, noise } from './selfTest.js';
 
 export interface BenchShape {

@@ -1,6 +1,7 @@
 // Attention of one head in float64, straight from its definition: what self-tests compare a device with.
-import type { DType } from '../dtype.js';
-import type { DenseOptions } from '../options.js';
+
+import type { DenseOptions } from '../attention/options.js';
+import type { DType } from '../base/dtype.js';
 
 export interface Case {
   readonly name: string;

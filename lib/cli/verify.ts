@@ -1,10 +1,10 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { type DeviceName, status } from '../device.js';
+import { type DeviceName, status } from '../devices/registry.js';
 import { exitCode } from './exit.js';
 import { readFlags } from './usage.js';
 
-/** dist/verify.js: the checks of test/device with all that they need but this package. */
+/** dist/verify.js: the checks of verify/device with all that they need but this package. */
 interface Program {
   /** 0 everything passed, 1 something failed, 2 nothing could be run. */
   main(args: readonly string[], command: string): Promise<number>;

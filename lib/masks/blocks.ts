@@ -1,4 +1,4 @@
-import { optionError, shapeError, show } from '../errors.js';
+import { optionError, shapeError, show } from '../base/errors.js';
 import { type Coverage, type Grid, Mask, type Region, type Row, showKeys } from './mask.js';
 
 /** Blocks of any size, visible or not as a whole: layout[(h * rows + r) * columns + c]. */

@@ -1,4 +1,4 @@
-import { FlashAttnError, optionError, show } from '../errors.js';
+import { FlashAttnError, optionError, show } from '../base/errors.js';
 import { type Coverage, type Grid, Mask, type Region, type Row, setBits } from './mask.js';
 
 function checkMask(value: unknown, argument: string): asserts value is Mask {

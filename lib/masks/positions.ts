@@ -1,4 +1,4 @@
-import { optionError, shapeError, show } from '../errors.js';
+import { optionError, shapeError, show } from '../base/errors.js';
 import { type Coverage, type Grid, Mask, type Region, type Row, setBits, showKeys } from './mask.js';
 
 /** A set of positions, with how many of them lie before each one. */

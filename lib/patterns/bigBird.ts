@@ -1,5 +1,5 @@
-import { checkInteger } from '../check.js';
-import { optionError } from '../errors.js';
+import { checkInteger } from '../base/check.js';
+import { optionError } from '../base/errors.js';
 import type { Mask } from '../masks/mask.js';
 import { BlockGrid, checkRandomColumns, type RandomColumns, sampler } from './blockGrid.js';
 

@@ -1,5 +1,5 @@
-import { checkInteger, checkIntegers } from '../check.js';
-import { optionError, show } from '../errors.js';
+import { checkInteger, checkIntegers } from '../base/check.js';
+import { optionError, show } from '../base/errors.js';
 import { blocks, mulberry32, sample } from '../masks/blocks.js';
 import type { Mask } from '../masks/mask.js';
 

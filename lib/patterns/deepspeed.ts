@@ -8,8 +8,8 @@
  * short block.
  */
 
-import { checkBoolean, checkInteger, checkIntegers, checkWord } from '../check.js';
-import { optionError, show } from '../errors.js';
+import { checkBoolean, checkInteger, checkIntegers, checkWord } from '../base/check.js';
+import { optionError, show } from '../base/errors.js';
 import type { Mask } from '../masks/mask.js';
 import { BlockGrid, checkRandomColumns, type RandomColumns, sampler } from './blockGrid.js';
 

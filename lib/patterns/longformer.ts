@@ -1,4 +1,4 @@
-import { checkBoolean, checkInteger, checkIntegers, checkWord } from '../check.js';
+import { checkBoolean, checkInteger, checkIntegers, checkWord } from '../base/check.js';
 import { and, causal, dilated, globalTokens, not, or, perBatch, perHead } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 

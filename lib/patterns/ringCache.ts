@@ -1,4 +1,4 @@
-import { checkInteger } from '../check.js';
+import { checkInteger } from '../base/check.js';
 import { and, edges, not, prefix } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 

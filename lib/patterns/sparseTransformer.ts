@@ -3,8 +3,8 @@
  * (openai/sparse_attention, attention.py) and the formulas of the paper, which differ. All of them are causal.
  */
 
-import { checkInteger } from '../check.js';
-import { optionError } from '../errors.js';
+import { checkInteger } from '../base/check.js';
+import { optionError } from '../base/errors.js';
 import { and, causal, documents, fixed, or, perHead, slidingWindow, strided } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 import { BlockGrid } from './blockGrid.js';

@@ -1,4 +1,4 @@
-import { checkBoolean, checkInteger } from '../check.js';
+import { checkBoolean, checkInteger } from '../base/check.js';
 import { and, causal as causalMask, dilated, documents, or } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 

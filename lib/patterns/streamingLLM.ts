@@ -1,4 +1,4 @@
-import { checkInteger } from '../check.js';
+import { checkInteger } from '../base/check.js';
 import { and, causal, or, slidingWindow } from '../masks/index.js';
 import { type Coverage, Mask, type Region, type Row, showKeys } from '../masks/mask.js';
 

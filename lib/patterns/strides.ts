@@ -3,7 +3,7 @@
  * SparseSelfAttention, and a dilated window. `causal` hides what comes after the query.
  */
 
-import { checkBoolean, checkInteger } from '../check.js';
+import { checkBoolean, checkInteger } from '../base/check.js';
 import { type AlignOptions, dilated, or, slidingWindow } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 

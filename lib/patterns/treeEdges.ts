@@ -1,5 +1,5 @@
-import { checkIntegers, checkWord } from '../check.js';
-import { optionError, show } from '../errors.js';
+import { checkIntegers, checkWord } from '../base/check.js';
+import { optionError, show } from '../base/errors.js';
 import { edges } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 import { checkParents } from '../masks/sparse.js';

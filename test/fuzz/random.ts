@@ -1,4 +1,4 @@
-import { uniform } from '../oracle/random.js';
+import { uniform } from '../../verify/oracle/random.js';
 
 /** Choices that follow from a seed alone. */
 export class Random {

@@ -1,7 +1,7 @@
 /** Checks of a device as tests on the emulated one. */
 import { describe, expect, it } from 'vitest';
-import { emulatorControls } from '../../lib/device.js';
-import { type Check, CheckFailure, runCheck, type Settings, schedulesOf } from '../device/check.js';
+import { emulatorControls } from '../../lib/devices/registry.js';
+import { type Check, CheckFailure, runCheck, type Settings, schedulesOf } from '../../verify/device/check.js';
 import { hasEmulator, onEmulator } from './emulator.js';
 
 /** What stays within a minute or two. */

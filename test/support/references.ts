@@ -1,5 +1,5 @@
 /** One small case for every option of the contract, for tests that go through all of them. */
-import type { Case } from './case.js';
+import type { Case } from '../../verify/cases/case.js';
 
 const small = { batch: 2, queryLength: 5, keyLength: 7, kvHeads: 2, group: 2, headDim: 3, valueDim: 4 } as const;
 const dense: Case = { seed: 1, layout: 'bshd', ...small, dLse: true };

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join, resolve } from 'node:path';
-import { packageFolder, urlOf } from '../../package.js';
+import { packageFolder, urlOf } from '../../base/package.js';
 import { structSizes } from './params.js';
 import { type AddonFailure, explainLoadError, findAddon, isCheckout } from './search.js';
 

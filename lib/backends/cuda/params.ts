@@ -1,7 +1,6 @@
+import { type AttentionProblem, unbounded } from '../../attention/problem.js';
+import { bytesPerElement, type DType } from '../../base/dtype.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
-import { bytesPerElement, type DType } from '../../dtype.js';
-import type { RowMap } from '../../gather.js';
-import { type AttentionProblem, unbounded } from '../../problem.js';
 import type {
   Flat,
   GatherOperands,
@@ -10,8 +9,8 @@ import type {
   MergePart,
   MergeShape,
   View,
-} from '../backend.js';
-import type { Uploaded } from '../constants.js';
+} from '../../kernels/device.js';
+import type { RowMap } from '../../ops/gather.js';
 import {
   type AttentionTensors,
   addressOf,
@@ -20,7 +19,8 @@ import {
   dtypeCode,
   lseRows,
   type OptionMemory,
-} from '../operands.js';
+} from '../shared/operands.js';
+import type { Uploaded } from '../shared/uploads.js';
 
 /** Bytes of the structs of cuda/params.h. */
 export const structSizes = {

@@ -2,7 +2,7 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { packageFolder } from '../../package.js';
+import { packageFolder } from '../../base/package.js';
 import { describeSystem, nameSystem, platformName, type SystemDescription } from './system.js';
 
 /** Stable identifiers of why there is no addon. */

@@ -1,6 +1,6 @@
-import type { AttentionProblem } from '../../problem.js';
-import type { DeviceBuffer, Flat, View } from '../backend.js';
-import type { AttentionTensors } from '../operands.js';
+import type { AttentionProblem } from '../../attention/problem.js';
+import type { DeviceBuffer, Flat, View } from '../../kernels/device.js';
+import type { AttentionTensors } from '../shared/operands.js';
 import type { AttentionMemory } from './params.js';
 
 // Any address that is not null.

@@ -1,8 +1,8 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
-import { FlashAttnError } from '../../errors.js';
-import { packageFolder, urlOf } from '../../package.js';
+import { FlashAttnError } from '../../base/errors.js';
+import { packageFolder, urlOf } from '../../base/package.js';
 
 /** What is read at run time: bundlers that follow imports alone leave it behind. */
 export type Asset = 'flashattn.relaxed.wasm' | 'flashattn.simd.wasm' | 'worker.mjs';

@@ -1,7 +1,6 @@
+import type { AttentionProblem } from '../../attention/problem.js';
+import { FlashAttnError } from '../../base/errors.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
-import { FlashAttnError } from '../../errors.js';
-import type { RowMap } from '../../gather.js';
-import type { AttentionProblem } from '../../problem.js';
 import type {
   AttentionExtras,
   Backend,
@@ -16,8 +15,8 @@ import type {
   MergeOperands,
   MergeShape,
   Scratch,
-} from '../backend.js';
-import { Constants } from '../constants.js';
+} from '../../kernels/device.js';
+import type { RowMap } from '../../ops/gather.js';
 import {
   addressOf,
   blockMaskArrays,
@@ -26,8 +25,9 @@ import {
   lseRows,
   negativeInfinityBits,
   prepareOptions,
-} from '../operands.js';
-import { type Elements, elementsBytes, type OptionArray, ScratchMemory, wideElements } from '../scratch.js';
+} from '../shared/operands.js';
+import { type Elements, elementsBytes, type OptionArray, ScratchMemory, wideElements } from '../shared/scratch.js';
+import { Constants } from '../shared/uploads.js';
 import { Heap } from './heap.js';
 import { loadModule, type SimdBuild } from './module.js';
 import { type AttentionMemory, StructWriter, writeAttentionParams } from './params.js';

@@ -1,4 +1,4 @@
-import { FlashAttnError } from '../../errors.js';
+import { FlashAttnError } from '../../base/errors.js';
 
 const pageBytes = 65536;
 const alignment = 64;

@@ -1,8 +1,7 @@
+import { type AttentionProblem, unbounded } from '../../attention/problem.js';
+import type { DType } from '../../base/dtype.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
-import type { DType } from '../../dtype.js';
-import { type AttentionProblem, unbounded } from '../../problem.js';
-import type { View } from '../backend.js';
-import type { Uploaded } from '../constants.js';
+import type { View } from '../../kernels/device.js';
 import {
   type AttentionTensors,
   addressOf,
@@ -11,7 +10,8 @@ import {
   dtypeCode,
   lseRows,
   type OptionMemory,
-} from '../operands.js';
+} from '../shared/operands.js';
+import type { Uploaded } from '../shared/uploads.js';
 
 /** Writes a C struct of 32-bit fields into memory, field by field. */
 export class StructWriter {

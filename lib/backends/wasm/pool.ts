@@ -1,6 +1,6 @@
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
-import { FlashAttnError, optionError, show } from '../../errors.js';
+import { FlashAttnError, optionError, show } from '../../base/errors.js';
 import { assetUrl } from './assets.js';
 import type { Heap } from './heap.js';
 import { LaunchQueue, queueBytes } from './queue.js';

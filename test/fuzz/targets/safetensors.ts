@@ -1,4 +1,4 @@
-import { parseSafetensors, SafetensorsError, type SafetensorsFile } from '../../golden/safetensors.js';
+import { parseSafetensors, SafetensorsError, type SafetensorsFile } from '../../../verify/golden/safetensors.js';
 import type { Random } from '../random.js';
 import { assert, assertSameBytes, type FuzzTarget, withBoundedMemory } from '../target.js';
 

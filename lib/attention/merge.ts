@@ -1,0 +1,137 @@
+import type { DType } from '../base/dtype.js';
+import { optionError, shapeError, show } from '../base/errors.js';
+import type { Backend, MergePart, MergeShape } from '../kernels/device.js';
+import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+import { allocating, expect, type Shape2, type Shape3, type Shape4, viewOf } from './attention.js';
+
+/** Attention over some of the keys: what `attention` returns. */
+export interface AttentionState<D extends DType = DType, S extends Shape = Shape> {
+  /** [batch, seq, heads, dim], or as `layout` says, or [total, heads, dim]. */
+  readonly out: Tensor<D, S>;
+  /** [batch, heads, seq], or [heads, total]. */
+  readonly lse: Tensor<'float32', S extends Shape4 ? Shape3 : S extends Shape3 ? Shape2 : Shape>;
+}
+
+export interface MergeOptions {
+  /** Order of the dims of out, as in `attention`. Default 'bshd'; without meaning for rank 3. */
+  readonly layout?: 'bshd' | 'bhsd';
+}
+
+export interface MergeBackwardOptions extends MergeOptions {
+  /** The gradient of the loss with respect to the merged lse. float32, the shape of lse. */
+  readonly dLse?: Tensor<'float32', Shape>;
+}
+
+/** The gradients of one state; pass them to `attentionBackward` as dOut and dLse. */
+export interface StateGradients<D extends DType = DType, S extends Shape = Shape> {
+  readonly dOut: Tensor<D, S>;
+  readonly dLse: Tensor<'float32', Shape>;
+}
+
+interface MergeProblem extends MergeShape {
+  readonly backend: Backend;
+  readonly layout: 'bshd' | 'bhsd' | 'varlen';
+  readonly outShape: Shape;
+  readonly lseShape: Shape;
+  readonly dtype: DType;
+}
+
+function readMerge(states: readonly AttentionState[], options: MergeOptions): MergeProblem {
+  if (!Array.isArray(states) || states.length === 0)
+    throw optionError(`states is ${show(states)}; it must be an array of at least one { out, lse }`);
+  const { layout = 'bshd' } = options;
+  if (layout !== 'bshd' && layout !== 'bhsd')
+    throw optionError(`layout is ${show(layout)}; it must be 'bshd' or 'bhsd'`);
+  const [first] = states as [AttentionState];
+  checkTensor(first.out, 'states[0].out');
+  const { shape, dtype, backend } = first.out;
+  if (shape.length !== 3 && shape.length !== 4)
+    throw shapeError(
+      `states[0].out has shape ${show(shape)}; it must be [batch, seq, heads, dim] or [total, heads, dim]`,
+    );
+  const packed = shape.length === 3;
+  const [batch, queryLength, heads, valueDim] = (
+    packed ? [1, ...shape] : layout === 'bshd' ? shape : [shape[0], shape[2], shape[1], shape[3]]
+  ) as [number, number, number, number];
+  const lseShape = packed ? [heads, queryLength] : [batch, heads, queryLength];
+  for (const [i, state] of states.entries()) {
+    expect(state.out, `states[${i}].out`, shape, dtype);
+    expect(state.lse, `states[${i}].lse`, lseShape, 'float32');
+  }
+  return {
+    batch,
+    heads,
+    queryLength,
+    valueDim,
+    backend,
+    layout: packed ? 'varlen' : layout,
+    outShape: shape,
+    lseShape,
+    dtype,
+  };
+}
+
+const part = (p: MergeProblem, out: Tensor, lse: Tensor, name: string): MergePart => ({
+  out: viewOf(out, p.layout, `${name}.out`, p.backend),
+  lse: lse.flat(`${name}.lse`, p.backend),
+});
+
+const readParts = (p: MergeProblem, states: readonly AttentionState[]) =>
+  states.map(({ out, lse }, i) => part(p, out, lse, `states[${i}]`));
+
+/**
+ * The exact attention over the union of disjoint key sets, from the attention over each of them:
+ * lse = log sum_p e^lse_p, out = sum_p e^(lse_p - lse) out_p. The algebra behind split-KV, ring and tree attention.
+ * A state with lse -Infinity (no visible key) counts for nothing.
+ *
+ * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
+ */
+export function mergeStates<D extends DType, S extends Shape>(
+  states: readonly AttentionState<D, S>[],
+  options: MergeOptions = {},
+): AttentionState<D, S> {
+  const p = readMerge(states, options);
+  const parts = readParts(p, states);
+  return allocating(p.backend, (allocate) => {
+    const out = allocate(p.outShape, p.dtype);
+    const lse = allocate(p.lseShape, 'float32');
+    p.backend.merge(p, { parts, ...part(p, out, lse, 'result') });
+    return { out, lse } as unknown as AttentionState<D, S>;
+  });
+}
+
+/**
+ * The gradients of `mergeStates` for each of its states.
+ *
+ * @param dOut the gradient of the merged out
+ * @param saved the states and their merged result
+ * @throws as `mergeStates`
+ */
+export function mergeStatesBackward<D extends DType, S extends Shape>(
+  dOut: Tensor<D, S>,
+  saved: { readonly states: readonly AttentionState<D, S>[] } & AttentionState<D, S>,
+  options: MergeBackwardOptions = {},
+): StateGradients<D, S>[] {
+  const { states } = saved;
+  const { dLse } = options;
+  const p = readMerge(states, options);
+  expect(saved.out, 'saved.out', p.outShape, p.dtype);
+  expect(saved.lse, 'saved.lse', p.lseShape, 'float32');
+  expect(dOut, 'dOut', p.outShape, p.dtype);
+  if (dLse !== undefined) expect(dLse, 'dLse', p.lseShape, 'float32');
+  const operands = {
+    parts: readParts(p, states),
+    ...part(p, saved.out, saved.lse, 'saved'),
+    dOut: viewOf(dOut, p.layout, 'dOut', p.backend),
+    ...(dLse && { dLse: dLse.flat('dLse', p.backend) }),
+  };
+  return allocating(p.backend, (allocate) => {
+    const gradients = states.map(() => ({
+      dOut: allocate(p.outShape, p.dtype),
+      dLse: allocate(p.lseShape, 'float32'),
+    }));
+    const dParts = gradients.map((gradient, i) => part(p, gradient.dOut, gradient.dLse, `gradients[${i}]`));
+    p.backend.mergeBackward(p, { ...operands, dParts });
+    return gradients as unknown as StateGradients<D, S>[];
+  });
+}

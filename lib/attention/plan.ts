@@ -1,0 +1,164 @@
+import { checkDType, type DType } from '../base/dtype.js';
+import { FlashAttnError, optionError } from '../base/errors.js';
+import { backendFor, type DeviceName } from '../devices/registry.js';
+import type { Backend, Scratch } from '../kernels/device.js';
+import { checkShape, type Shape, type Tensor } from '../tensor/tensor.js';
+import {
+  type AttentionResult,
+  allocateGradients,
+  allocateResult,
+  allocating,
+  checkSaved,
+  expect,
+  forwardOperands,
+  type Gradients,
+  runBackward,
+  type Saved,
+} from './attention.js';
+import type { AttentionOptions } from './options.js';
+import { type AttentionProblem, readProblem } from './problem.js';
+
+/** A call to attention without its tensors: shapes, dtype, device and the options of `attention`. */
+export type Problem<D extends DType = DType> = AttentionOptions & {
+  /** As the tensors of `attention`: [batch, Nq, heads, dim] and so on. */
+  readonly q: Shape;
+  /** Default: the shape of q. */
+  readonly k?: Shape;
+  /** Default: the shape of k. */
+  readonly v?: Shape;
+  /** Default 'float32'. */
+  readonly dtype?: D;
+  /** Default 'auto'. */
+  readonly device?: DeviceName;
+  /** Whether gradients are wanted too. Default false. */
+  readonly backward?: boolean;
+};
+
+/** @internal */
+export interface ResolvedProblem {
+  readonly problem: AttentionProblem;
+  readonly options: AttentionOptions;
+  readonly shapes: { readonly q: Shape; readonly k: Shape; readonly v: Shape };
+  readonly backend: Backend;
+  readonly backward: boolean;
+}
+
+/** @internal */
+export function resolveProblem(description: Problem): ResolvedProblem {
+  if (description === null || typeof description !== 'object')
+    throw optionError('problem must be an object with at least the shape q');
+  const { q, k = q, v = k, dtype: requested = 'float32', device, backward = false, ...options } = description;
+  checkShape(q, 'q');
+  checkShape(k, 'k');
+  checkShape(v, 'v');
+  const dtype = checkDType(requested, 'dtype');
+  const problem = readProblem(q, k, v, dtype, options as AttentionOptions);
+  return { problem, options: options as AttentionOptions, shapes: { q, k, v }, backend: backendFor(device), backward };
+}
+
+// A backstop, as for tensors.
+const collected = new FinalizationRegistry<readonly Scratch[]>((memory) => {
+  for (const scratch of memory) scratch.dispose();
+});
+
+/** See `plan`. */
+export class Plan<D extends DType = DType> implements Disposable {
+  readonly #resolved: ResolvedProblem;
+  readonly #result: AttentionResult;
+  readonly #gradients: Gradients | undefined;
+  readonly #forwardScratch: Scratch;
+  readonly #backwardScratch: Scratch | undefined;
+  #saved: Saved | undefined;
+  #disposed = false;
+
+  /** @internal Use `plan`. */
+  constructor(resolved: ResolvedProblem) {
+    const { problem, options, shapes, backend, backward } = resolved;
+    this.#resolved = resolved;
+    const like = (shape: Shape) => ({ shape, dtype: problem.dtype });
+    const made = allocating(backend, (allocate) => {
+      const result = allocateResult(problem, allocate);
+      const inputs = { q: like(shapes.q), k: like(shapes.k), v: like(shapes.v) };
+      const gradients = backward ? allocateGradients(inputs, options, allocate) : undefined;
+      const extras = forwardOperands(problem, { ...optionsOnly(result), ...result }, options);
+      const forwardScratch = backend.createScratch(problem, extras, false);
+      try {
+        const backwardScratch = backward ? backend.createScratch(problem, extras, true) : undefined;
+        return { result, gradients, forwardScratch, backwardScratch };
+      } catch (error) {
+        forwardScratch.dispose();
+        throw error;
+      }
+    });
+    this.#result = made.result;
+    this.#gradients = made.gradients;
+    this.#forwardScratch = made.forwardScratch;
+    this.#backwardScratch = made.backwardScratch;
+    collected.register(
+      this,
+      made.backwardScratch ? [made.forwardScratch, made.backwardScratch] : [made.forwardScratch],
+      this,
+    );
+  }
+
+  /** Runs forward. Returns the same two tensors every time, overwritten; they belong to the plan. */
+  run(q: Tensor<D, Shape>, k: Tensor<D, Shape>, v: Tensor<D, Shape>): AttentionResult<D, Shape> {
+    this.#checkUsable();
+    const { problem, options, shapes, backend } = this.#resolved;
+    expect(q, 'q', shapes.q, problem.dtype);
+    expect(k, 'k', shapes.k, problem.dtype);
+    expect(v, 'v', shapes.v, problem.dtype);
+    q.operand('q', backend);
+    const result = this.#result as AttentionResult<D, Shape>;
+    backend.forward(problem, forwardOperands(problem, { q, k, v, ...result }, options), this.#forwardScratch);
+    this.#saved = { q, k, v, ...result };
+    return result;
+  }
+
+  /**
+   * Runs backward for the tensors of the last `run`. Returns the same tensors every time, overwritten.
+   *
+   * @param dLse the gradient for lse, if the loss depends on it
+   */
+  runBackward(dOut: Tensor<D, Shape>, dLse?: Tensor<'float32', Shape>): Gradients<D, Shape> {
+    this.#checkUsable();
+    const { problem, options } = this.#resolved;
+    if (!this.#gradients || !this.#backwardScratch) throw optionError('the plan was made without backward: true');
+    if (!this.#saved) throw optionError('runBackward needs a run before it');
+    const extras = dLse ? { dLse } : {};
+    checkSaved(problem, dOut, this.#saved, extras);
+    runBackward(problem, dOut, this.#saved, { ...options, ...extras }, this.#gradients, this.#backwardScratch);
+    return this.#gradients as Gradients<D, Shape>;
+  }
+
+  /** Frees the results, the gradients and the scratch memory. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    collected.unregister(this);
+    for (const t of Object.values({ ...this.#result, ...this.#gradients })) (t as Tensor).dispose();
+    this.#forwardScratch.dispose();
+    this.#backwardScratch?.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #checkUsable(): void {
+    if (this.#disposed) throw new FlashAttnError('ERR_DISPOSED', 'the plan has been disposed');
+  }
+}
+
+/** Stand-ins for q, k and v where only the tensors among the options matter. */
+const optionsOnly = ({ out }: AttentionResult) => ({ q: out, k: out, v: out });
+
+/**
+ * Prepares attention for one problem, to be run many times without allocating: results, gradients and scratch memory
+ * are made here, once.
+ *
+ * @throws as `attention`
+ */
+export function plan<D extends DType = 'float32'>(problem: Problem<D>): Plan<D> {
+  return new Plan<D>(resolveProblem(problem));
+}

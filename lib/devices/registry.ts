@@ -1,0 +1,172 @@
+import { type LoadResult, loadEmulator } from '../backends/cuda/addon.js';
+import { CudaBackend, type CudaDeviceName, type CudaStatus } from '../backends/cuda/backend.js';
+import { describeSearch } from '../backends/cuda/search.js';
+import { cudaSupport, type DeviceReason, findDevices, type UsableDevice } from '../backends/cuda/support.js';
+import { describeWasm, type WasmStatus, wasmBackend } from '../backends/wasm/backend.js';
+import { FlashAttnError, optionError, show } from '../base/errors.js';
+import type { Backend, MemoryReport } from '../kernels/device.js';
+
+export type { CudaReasonCode, DeviceReason } from '../backends/cuda/support.js';
+
+/**
+ * What a caller can ask for. 'auto' is the best device that works here: the first CUDA device that can be used, or
+ * 'wasm'. The others throw when they cannot be had; 'cuda' is the first CUDA device that can be used. 'emulator' runs the
+ * CUDA kernels on the CPU, thousands of times slower; it is for tests of this library and only a checkout has it.
+ */
+export type DeviceName = 'auto' | 'wasm' | 'cuda' | `cuda:${number}` | 'emulator';
+
+interface Resolution {
+  readonly requested: DeviceName;
+  /** Devices that were preferred but cannot be used, and why. */
+  readonly reasons: readonly DeviceReason[];
+}
+
+/** `status` of a name that stands for WebAssembly. */
+export interface WasmDeviceStatus extends WasmStatus, Resolution {
+  readonly device: 'wasm';
+}
+
+/** `status` of a name that stands for a CUDA device. */
+export interface CudaDeviceStatus extends CudaStatus, Resolution {
+  readonly device: CudaDeviceName;
+}
+
+/** Told apart by `device`. */
+export type Status = WasmDeviceStatus | CudaDeviceStatus;
+
+type Resolved = { readonly backend: Backend; readonly cuda?: CudaBackend; readonly reasons: readonly DeviceReason[] };
+
+const cudaBackends = new Map<string, CudaBackend>();
+
+/** @throws ERR_DEVICE when the device cannot be set up */
+function openCuda(device: CudaDeviceName, usable: UsableDevice): CudaBackend {
+  const known = cudaBackends.get(device);
+  if (known) return known;
+  const backend = new CudaBackend(device, usable);
+  cudaBackends.set(device, backend);
+  return backend;
+}
+
+/** `loaded`: without an addon the message also tells where it was looked for. */
+function cannotBeUsed(requested: DeviceName, reasons: readonly DeviceReason[], loaded?: LoadResult): FlashAttnError {
+  const because = reasons.map(({ device, code, hint }) => `${device} (${code}): ${hint}`).join('; ');
+  const search = loaded !== undefined && 'tried' in loaded ? describeSearch(loaded.tried) : [];
+  const lines = [`device ${show(requested)} cannot be used: ${because}`, ...search];
+  return new FlashAttnError('ERR_DEVICE', lines.join('\n  '));
+}
+
+/** Devices that could not be set up although CUDA lists them, so that every call gives the same answer. */
+const broken = new Map<string, DeviceReason>();
+
+/** The first CUDA device that works. */
+function firstCuda(): { readonly cuda?: CudaBackend; readonly reasons: readonly DeviceReason[] } {
+  const { usable, reasons } = cudaSupport();
+  const failures: DeviceReason[] = [];
+  for (const candidate of usable) {
+    const device = `cuda:${candidate.description.index}` as const;
+    const known = broken.get(device);
+    if (!known) {
+      try {
+        return { cuda: openCuda(device, candidate), reasons: [...reasons, ...failures] };
+      } catch (error) {
+        broken.set(device, { device, code: 'DEVICE_ERROR', hint: `${(error as Error).message}: look at nvidia-smi` });
+      }
+    }
+    failures.push(broken.get(device) as DeviceReason);
+  }
+  return { reasons: [...reasons, ...failures] };
+}
+
+function indexedCuda(requested: `cuda:${number}`): CudaBackend {
+  const index = Number(requested.slice('cuda:'.length));
+  const { usable, reasons, loaded } = cudaSupport();
+  const found = usable.find(({ description }) => description.index === index);
+  if (found) return openCuda(`cuda:${index}`, found);
+  const own = reasons.filter(({ device }) => device === requested || device === 'cuda');
+  if (own.length > 0) throw cannotBeUsed(requested, own, loaded);
+  const names = usable.map(({ description }) => `cuda:${description.index}`).join(', ');
+  const hint = `there is no such device: use ${names || 'another device'}`;
+  throw cannotBeUsed(requested, [{ device: requested, code: 'NO_DEVICE', hint }]);
+}
+
+function emulator(): CudaBackend {
+  const known = cudaBackends.get('emulator');
+  if (known) return known;
+  const { usable, reasons } = findDevices(loadEmulator());
+  const [first] = usable;
+  if (!first) throw cannotBeUsed('emulator', reasons);
+  return openCuda('emulator', first);
+}
+
+function resolve(requested: DeviceName): Resolved {
+  if (requested === 'wasm') return { backend: wasmBackend(), reasons: [] };
+  if (requested === 'auto' || requested === 'cuda') {
+    const { cuda, reasons } = firstCuda();
+    if (cuda) return { backend: cuda, cuda, reasons };
+    if (requested === 'cuda') throw cannotBeUsed(requested, reasons, cudaSupport().loaded);
+    return { backend: wasmBackend(), reasons };
+  }
+  if (requested === 'emulator') {
+    const cuda = emulator();
+    return { backend: cuda, cuda, reasons: [] };
+  }
+  if (typeof requested === 'string' && /^cuda:(0|[1-9]\d*)$/.test(requested)) {
+    const cuda = indexedCuda(requested);
+    return { backend: cuda, cuda, reasons: [] };
+  }
+  throw new FlashAttnError(
+    'ERR_DEVICE',
+    `device is ${show(requested)}; it must be 'auto', 'wasm', 'cuda' or 'cuda:<index>'`,
+  );
+}
+
+/** @internal */
+export function backendFor(requested: DeviceName = 'auto'): Backend {
+  return resolve(requested).backend;
+}
+
+/**
+ * What `device` (default 'auto') stands for on this machine and why.
+ *
+ * @throws ERR_DEVICE when a device other than 'auto' cannot be used
+ */
+export function status(device: 'wasm'): WasmDeviceStatus;
+export function status(device: 'cuda' | `cuda:${number}` | 'emulator'): CudaDeviceStatus;
+export function status(device?: DeviceName): Status;
+export function status(device: DeviceName = 'auto'): Status {
+  const { cuda, reasons } = resolve(device);
+  if (cuda) return { requested: device, device: cuda.device, reasons, ...cuda.status };
+  return { requested: device, device: 'wasm', reasons, ...describeWasm() };
+}
+
+/** Device memory of tensors and workspaces: what is alive now, at most so far, and how much there can be. */
+export function memory(device: DeviceName = 'auto'): MemoryReport {
+  return backendFor(device).memory();
+}
+
+/** Resolves when everything launched on the device so far is done. */
+export async function synchronize(device: DeviceName = 'auto'): Promise<void> {
+  await backendFor(device).synchronize();
+}
+
+/**
+ * Measures the arithmetic peak of the device, multiply-adds on registers alone, in floating-point operations per
+ * second: what the speed of a kernel is to be compared with. Takes some tens of milliseconds; take a median of several.
+ */
+export async function measurePeak(device: DeviceName = 'auto'): Promise<number> {
+  return backendFor(device).measurePeak();
+}
+
+/**
+ * Milliseconds that the device spends on what `run` launches: on CUDA between two events on its stream, on WebAssembly
+ * until all of it is done. What was launched before does not count.
+ */
+export async function measureTime(run: () => void, device: DeviceName = 'auto'): Promise<number> {
+  if (typeof run !== 'function') throw optionError(`run is ${show(run)}; it must be a function`);
+  return backendFor(device).measure(run);
+}
+
+/** @internal The emulator's switches and findings. @throws ERR_DEVICE where there is no emulator */
+export function emulatorControls() {
+  return emulator().emulator;
+}

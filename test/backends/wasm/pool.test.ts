@@ -1,0 +1,232 @@
+import { describe, expect, it } from 'vitest';
+import { wasmBackend } from '../../../lib/backends/wasm/backend.js';
+import { attention, memory, plan, synchronize, tensor, zeros } from '../../../lib/index.js';
+import { distUrl, runScript } from '../../support/child.js';
+
+/** Big enough to take tens of milliseconds. */
+const big = [1, 2048, 4, 64] as const;
+
+describe('the event loop', () => {
+  it('stays free while attention runs', async () => {
+    using q = zeros(big);
+    let ticks = 0;
+    const timer = setInterval(() => ticks++, 1);
+    const { out, lse } = attention(q, q, q);
+    await out.data();
+    clearInterval(timer);
+    expect(ticks).toBeGreaterThan(2);
+    out.dispose();
+    lse.dispose();
+  });
+
+  it('dataSync gives what data gives', async () => {
+    using q = tensor(
+      Float32Array.from({ length: 64 }, (_, i) => Math.sin(i)),
+      [1, 8, 1, 8],
+    );
+    const { out, lse } = attention(q, q, q);
+    expect(out.dataSync()).toEqual(await out.data());
+    out.dispose();
+    lse.dispose();
+  });
+});
+
+describe('the queue', () => {
+  it('takes more launches than it has slots, in order', async () => {
+    using v = tensor([1, 2, 3, 4], [1, 4, 1, 1]);
+    let current = v as ReturnType<typeof attention>['out'];
+    const made = [];
+    for (let i = 0; i < 1500; i++) {
+      // Each step averages the visible prefix of the step before: only the first value survives many steps.
+      const next = attention(zerosLike, zerosLike, current as never, { causal: true });
+      made.push(next.out, next.lse);
+      current = next.out;
+    }
+    const result = await current.data();
+    expect(result[0]).toBe(1);
+    expect(result[3]).toBeCloseTo(1, 3);
+    for (const t of made) t.dispose();
+  });
+  const zerosLike = zeros([1, 4, 1, 1]);
+
+  it('reuses freed memory without harm to pending launches', async () => {
+    const before = memory().bytesInUse;
+    const rows = [];
+    for (let i = 0; i < 200; i++) {
+      // Written, used and freed before the launches have run.
+      using x = tensor(new Float32Array(256 * 32).fill(i), [1, 256, 1, 32]);
+      const { out, lse } = attention(x, x, x);
+      lse.dispose();
+      rows.push(out);
+    }
+    for (const [i, out] of rows.entries()) {
+      expect((await out.data()).every((value) => Math.abs(value - i) <= 1e-4 * i)).toBe(true);
+      out.dispose();
+    }
+    expect(memory().bytesInUse).toBe(before);
+  });
+});
+
+describe('memory of pending launches', () => {
+  it("is not the host's to write, however often it changed hands", async () => {
+    const backend = wasmBackend();
+    using q = zeros(big);
+    const { out, lse } = attention(q, q, q);
+    const { byteLength } = out;
+    out.dispose(); // before it was written
+    const taken = backend.allocate(byteLength, 'deviceWritten');
+    backend.free(taken);
+    const forHost = backend.allocate(byteLength, 'hostWritten');
+    expect(forHost.address).not.toBe(taken.address);
+    await lse.ready();
+    backend.free(forHost);
+    lse.dispose();
+  });
+});
+
+describe('plans', () => {
+  it('allocate nothing when they run', async () => {
+    using q = zeros([2, 100, 4, 16]);
+    using bias = zeros([1, 4, 100, 1], { dtype: 'float16' });
+    using p = plan({ q: q.shape, kLens: [100, 50], bias, backward: true });
+    const run = async () => {
+      const { out } = p.run(q, q, q);
+      const { dq } = p.runBackward(out);
+      await dq.data();
+    };
+    await run();
+    const { bytesInUse, bytesPeak, tensors } = memory();
+    for (let i = 0; i < 5; i++) await run();
+    expect(memory()).toMatchObject({ bytesInUse, bytesPeak, tensors });
+  });
+
+  it('say what they need', () => {
+    using q = zeros([1, 4, 1, 8]);
+    using other = zeros([1, 5, 1, 8]);
+    using p = plan({ q: [1, 4, 1, 8] });
+    expect(() => p.run(other, q, q)).toThrow('q has shape [1, 5, 1, 8]; it must be [1, 4, 1, 8]');
+    expect(() => p.runBackward(q)).toThrow('backward: true');
+    using both = plan({ q: [1, 4, 1, 8], backward: true });
+    expect(() => both.runBackward(q)).toThrow('needs a run before it');
+    both.dispose();
+    expect(() => both.run(q, q, q)).toThrow('disposed');
+  });
+});
+
+describe('a worker that dies', () => {
+  it('rejects pending reads, and later calls work', async () => {
+    const backend = wasmBackend();
+    await synchronize();
+    using q = zeros([1, 8192, 4, 64]);
+    using small = tensor([1, 2], [1, 1, 1, 2]);
+    await q.ready();
+    const lost = attention(q, q, q);
+    const pending = lost.out.data();
+    const waiting = expect(pending).rejects.toMatchObject({ code: 'ERR_WORKER' });
+    await backend.killOneWorker();
+    await waiting;
+    expect(() => lost.out.dataSync()).toThrow('never computed');
+    expect(() => attention(lost.out, lost.out, lost.out)).toThrow('q was never computed');
+    const { out, lse } = attention(small, small, small);
+    expect([...(await out.data())]).toEqual([1, 2]);
+    for (const t of [lost.out, lost.lse, out, lse]) t.dispose();
+  });
+
+  it('gives its memory back', async () => {
+    const backend = wasmBackend();
+    using x = tensor([1, 2], [1, 1, 1, 2]);
+    const alive = async () => {
+      const { out, lse } = attention(x, x, x);
+      await out.data();
+      out.dispose();
+      lse.dispose();
+      return memory().bytesInUse;
+    };
+    const before = await alive();
+    for (let i = 0; i < 3; i++) await backend.killOneWorker();
+    // The other threads end on their own time.
+    await expect.poll(alive, { timeout: 30_000 }).toBe(before);
+  });
+});
+
+describe('processes and threads', () => {
+  const attend = `
+    const x = fa.tensor(new Float32Array(4 * 1024 * 64).fill(1), [1, 1024, 4, 64]);
+    const { out } = fa.attention(x, x, x, { causal: true });`;
+
+  it('a process that never disposes ends by itself', async () => {
+    expect(await runScript(`${attend} console.log((await out.data())[5]);`)).toEqual({
+      code: 0,
+      stdout: '1\n',
+      stderr: '',
+    });
+  });
+
+  it('a process with a launch that nobody reads ends by itself', async () => {
+    expect(await runScript(`${attend} console.log('end');`)).toEqual({ code: 0, stdout: 'end\n', stderr: '' });
+  });
+
+  it('a process waits for a read without anything else to keep it alive', async () => {
+    expect(await runScript(`${attend} out.data().then((d) => console.log(d.length));`)).toMatchObject({
+      stdout: '262144\n',
+    });
+  });
+
+  it('runs inside worker_threads, in many at once', async () => {
+    const worker = `
+      import { parentPort } from 'node:worker_threads';
+      const fa = await import(${JSON.stringify(distUrl)});
+      ${attend}
+      parentPort.postMessage((await out.data())[7] + out.dataSync()[8]);`;
+    const result = await runScript(
+      `import { Worker } from 'node:worker_threads';
+       const url = new URL('data:text/javascript,' + encodeURIComponent(${JSON.stringify(worker)}));
+       const answers = Array.from({ length: 12 }, () => new Promise((resolve, reject) => {
+         const w = new Worker(url);
+         w.once('message', resolve);
+         w.once('error', reject);
+       }));
+       console.log((await Promise.all(answers)).join());`,
+    );
+    expect(result).toEqual({ code: 0, stdout: `${Array(12).fill(2).join()}\n`, stderr: '' });
+  });
+
+  it('the plain SIMD build can be chosen and agrees', async () => {
+    const script = `
+      const data = Float32Array.from({ length: 4096 }, (_, i) => Math.sin(i * i));
+      const x = fa.tensor(data, [1, 64, 2, 32]);
+      const { out, lse } = fa.attention(x, x, x, { causal: true });
+      const { dq } = fa.attentionBackward(x, { q: x, k: x, v: x, out, lse }, { causal: true });
+      console.log(JSON.stringify({ simd: fa.status().simd, values: [...await out.data(), ...await dq.data()] }));`;
+    const [plain, preferred] = await Promise.all([
+      runScript(script, { FLASHATTN_RELAXED_SIMD: '0' }),
+      runScript(script),
+    ]);
+    const a = JSON.parse(plain.stdout) as { simd: string; values: number[] };
+    const b = JSON.parse(preferred.stdout) as { simd: string; values: number[] };
+    expect([a.simd, b.simd]).toEqual(['plain', 'relaxed']);
+    expect(Math.max(...a.values.map((x, i) => Math.abs(x - b.values[i])))).toBeLessThan(1e-5);
+    expect(plain.stderr + preferred.stderr).toBe('');
+  });
+
+  it('FLASHATTN_THREADS sets the number of threads', async () => {
+    const script = 'console.log(fa.status().threads)';
+    expect((await runScript(script, { FLASHATTN_THREADS: '3' })).stdout).toBe('3\n');
+    const bad = await runScript(script, { FLASHATTN_THREADS: 'many' });
+    expect(bad.code).toBe(1);
+    expect(bad.stderr).toContain('FLASHATTN_THREADS is "many"; it must be an integer from 1 to 256');
+  });
+
+  it('the garbage collector frees what was never disposed', async () => {
+    const { stdout } = await runScript(
+      `for (let i = 0; i < 50; i++) fa.zeros([1 << 18]);
+       const before = fa.memory();
+       await fa.synchronize();
+       for (let i = 0; i < 20 && fa.memory().tensors > 0; i++) { gc(); await new Promise((r) => setTimeout(r, 10)); }
+       console.log(before.tensors, fa.memory().tensors);`,
+      {},
+      ['--expose-gc'],
+    );
+    expect(stdout).toBe('50 0\n');
+  });
+});

@@ -1,4 +1,0 @@
-import { gridChecks } from './device/grid.js';
-import { describeOnEmulator, emulatorSettings } from './support/onEmulator.js';
-
-describeOnEmulator('the grid in bfloat16', gridChecks(emulatorSettings, 'bfloat16'));

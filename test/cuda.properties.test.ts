@@ -1,5 +1,0 @@
-import { maskPropertyChecks, propertyChecks } from './device/property.js';
-import { describeOnEmulator, emulatorSettings } from './support/onEmulator.js';
-
-describeOnEmulator('random problems', propertyChecks(emulatorSettings));
-describeOnEmulator('random masks', maskPropertyChecks(emulatorSettings));

@@ -1,0 +1,93 @@
+/** The forward kernel in several schedules, and bugs sown into copies of it: the emulator has to find each of them. */
+import { fileURLToPath } from 'node:url';
+import { describe, expect, test } from 'vitest';
+import { runProgram } from '../support/child.js';
+import { compileProgram, missingCompiler, type Patch, type Program } from './emulator/compile.js';
+
+const sources = ['forward.cpp', fileURLToPath(new URL('../../cuda/launch_error.cu', import.meta.url))];
+const program = (options: Partial<Program> = {}) => compileProgram({ sources, hooks: true, ...options });
+
+interface Bug extends Patch {
+  readonly bug: string;
+  readonly report: RegExp;
+}
+
+const bugs: readonly Bug[] = [
+  {
+    bug: 'a dropped barrier',
+    file: 'sm80/forward.cuh',
+    find: '    ptx::cp_async_wait<Tiles::kSlots - 2>();\n    ptx::sync_threads();',
+    replace: '    ptx::cp_async_wait<Tiles::kSlots - 2>();',
+    report: /\.cuh:\d+: race/,
+  },
+  {
+    bug: 'a missing wait',
+    file: 'sm80/forward.cuh',
+    find: '    ptx::cp_async_wait<Tiles::kSlots - 2>();\n    ptx::sync_threads();',
+    replace: '    ptx::sync_threads();',
+    report: /fragment\.cuh:\d+: read-of-copy-in-flight/,
+  },
+  {
+    bug: 'tiles without a swizzle',
+    file: 'tile.cuh',
+    find: 'return (row >> kSwizzleShift) & kSwizzleMask;',
+    replace: 'return row * 0;',
+    report: /[1-9]\d* bank conflicts/,
+  },
+  {
+    bug: 'a swizzle that readers forget',
+    file: 'tile.cuh',
+    find: '(origin ^ static_cast<uint32_t>((c & kMask) * kChunkBytes))',
+    replace: '(origin + static_cast<uint32_t>((c & kMask) * kChunkBytes))',
+    report: /out \[|out-of-bounds/,
+  },
+  {
+    bug: 'rows read beyond the last one',
+    file: 'tile.cuh',
+    find: 'const int bytes = first + r < end ? columns * TileType::kElementBytes : 0;',
+    replace: 'const int bytes = columns * TileType::kElementBytes;',
+    report: /tile\.cuh:\d+: global-out-of-bounds/,
+  },
+  {
+    bug: 'a hidden NaN that is not repaired',
+    file: 'sm80/forward.cuh',
+    find: 'if (ptx::ballot(hid_ && has_nan()))',
+    replace: 'if (ptx::ballot(false))',
+    report: /out \[0, \d+, 0, 0\]: -?nan/,
+  },
+  {
+    bug: 'rows repaired before they are written',
+    file: 'sm80/repair_forward.cuh',
+    find: 'ptx::sync_warp();',
+    replace: '',
+    report: /repair_forward\.cuh:\d+: global-race/,
+  },
+  {
+    bug: 'a plain store to device memory',
+    file: 'sm80/forward.cuh',
+    find: 'ptx::store_global(p_.lse + head_.lse_row(first_query_ + tile_row), row.lse);',
+    replace: 'p_.lse[head_.lse_row(first_query_ + tile_row)] = row.lse;',
+    report: /forward\.cuh:\d+: (plain|unwrapped)/,
+  },
+];
+
+describe.skipIf(missingCompiler)(
+  `forward kernel on the emulator${missingCompiler ? ` (${missingCompiler})` : ''}`,
+  () => {
+    test.each([
+      ['0', 'late'],
+      ['1', 'late'],
+      ['2', 'eager'],
+      ['3', 'late'],
+    ])('agrees with plain loops in schedule %s, %s copies', async (schedule, copies) => {
+      const env = { FLASHATTN_EMULATOR_SCHEDULE: schedule, FLASHATTN_EMULATOR_COPIES: copies };
+      expect(await runProgram(await program(), [], env)).toMatchObject({ code: 0, stdout: '0 failed\n' });
+    });
+
+    test.each(bugs)('finds $bug', async ({ file, find, replace, report }) => {
+      const result = await runProgram(await program({ patches: [{ file, find, replace }] }));
+      expect(result.code).not.toBe(0);
+      expect(result.stdout).toMatch(report);
+    });
+  },
+);

@@ -1,0 +1,32 @@
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+import { runNode } from '../support/child.js';
+import { hasEmulator, onEmulator } from '../support/emulator.js';
+
+const program = fileURLToPath(new URL('../../build/soak/soak.js', import.meta.url));
+const soak = (...args: string[]) => runNode([program, ...args]);
+
+describe('mixed operations, some tensors disposed and others left to the collector', () => {
+  it('leave nothing behind on wasm', async () => {
+    const { code, stdout, stderr } = await soak('--operations', '1500');
+    expect(stderr).toBe('');
+    expect(stdout).toContain('no memory has leaked on wasm in 1500 operations');
+    expect(code).toBe(0);
+  });
+
+  it.skipIf(!hasEmulator)(onEmulator('leave nothing behind on the emulator'), async () => {
+    const { code, stdout, stderr } = await soak('--device', 'emulator', '--operations', '500');
+    expect(stderr).toBe('');
+    expect(stdout).toContain('no memory has leaked on emulator in 500 operations');
+    expect(code).toBe(0);
+  });
+
+  it.each([
+    ['host', /arrayBuffers has grown by \S+ MiB, more than 4\.0 MiB/],
+    ['device', /1 tensors are left; \d+ bytes of device memory are left/],
+  ])('are seen to leak %s memory when they do', async (kind, message) => {
+    const { code, stderr } = await soak('--operations', '300', '--leak', kind);
+    expect(stderr).toMatch(message);
+    expect(code).toBe(1);
+  });
+});

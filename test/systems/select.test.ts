@@ -1,0 +1,316 @@
+/** Patterns that weigh or choose keys, or add some, against their definitions. */
+import {
+  type AdaptiveSpanOptions,
+  adaptiveSpanAttention,
+  adaptiveSpanAttentionBackward,
+  longT5GlobalAttention,
+  longT5GlobalAttentionBackward,
+  longT5GlobalTokens,
+  longT5GlobalTokensBackward,
+  longT5LocalAttention,
+  longT5LocalAttentionBackward,
+  masks,
+  type Tensor,
+  t5RelativeBias,
+  topKAttention,
+  topKAttentionBackward,
+  zeros,
+} from 'flashattn';
+import { describe, expect, it } from 'vitest';
+import {
+  attend,
+  check,
+  codeOf,
+  data,
+  dot,
+  eachRow,
+  inputsOf,
+  load,
+  type Named,
+  own,
+  range,
+  rowOf,
+  values,
+} from './regroup.js';
+
+describe('LongT5', () => {
+  const buckets = 8;
+  const cases = [
+    {
+      dims: { batch: 2, tokens: 11, heads: 2, kvHeads: 1, dim: 3, valueDim: 4 },
+      radius: 2,
+      blockSize: 3,
+      lens: [11, 7],
+    },
+    {
+      dims: { batch: 3, tokens: 9, heads: 1, kvHeads: 1, dim: 4, valueDim: 4 },
+      radius: 4,
+      blockSize: 4,
+      lens: [9, 3, 0],
+    },
+    {
+      dims: { batch: 1, tokens: 8, heads: 2, kvHeads: 2, dim: 4, valueDim: 4 },
+      radius: 0,
+      blockSize: 2,
+      lens: undefined,
+    },
+  ];
+
+  it.each(cases)('%j', ({ dims: d, radius, blockSize, lens }) => {
+    const blocks = Math.floor(d.tokens / blockSize);
+    const own4 = (tokens: number, heads: number, dim: number): number[] => [d.batch, tokens, heads, dim];
+    const tables = { biasTable: data(buckets * d.heads, 63), globalBiasTable: data(buckets * d.heads, 64) };
+    const inputs: Named = {
+      ...inputsOf(d, 60),
+      ...tables,
+      kGlobal: data(d.batch * blocks * d.kvHeads * d.dim, 65),
+      vGlobal: data(d.batch * blocks * d.kvHeads * d.valueDim, 66),
+    };
+    const bucketOf = t5RelativeBias(load(tables.biasTable, [buckets, d.heads]), {
+      queryLength: 16,
+      keyLength: 16,
+      maxDistance: 6,
+    });
+    const bias = (table: Float64Array | undefined, distance: number, h: number): number =>
+      table?.[(bucketOf.buckets[distance + bucketOf.origin] ?? NaN) * d.heads + h] ?? NaN;
+    const forward = (named: Named, withGlobal: boolean): Float64Array =>
+      eachRow(d, named, ({ b, h, i, query, key }) => {
+        const length = lens?.[b] ?? d.tokens;
+        if (i >= length) return range(d.valueDim).map(() => 0);
+        const near = range(length).filter((j) => Math.abs(i - j) <= radius);
+        const keys = near.map((j) => key(j, { bias: bias(named.biasTable, j - i, h) }));
+        const count = Math.floor(length / blockSize);
+        const place = Math.min(Math.floor(i / blockSize), count - 1);
+        const kvHead = Math.floor(h / (d.heads / d.kvHeads));
+        const { kGlobal, vGlobal } = named;
+        if (!withGlobal || !kGlobal || !vGlobal) return attend(query, keys, 1).out;
+        const global = range(count).map((c) => ({
+          row: rowOf(kGlobal, own4(blocks, d.kvHeads, d.dim), b, c, kvHead),
+          value: rowOf(vGlobal, own4(blocks, d.kvHeads, d.valueDim), b, c, kvHead),
+          bias: bias(named.globalBiasTable, c - place, h),
+        }));
+        return attend(query, [...keys, ...global], 1).out;
+      });
+    const dOut = data(d.batch * d.tokens * d.heads * d.valueDim, 67);
+    const [q, k, v] = [
+      load(inputs.q, own4(d.tokens, d.heads, d.dim)),
+      load(inputs.k, own4(d.tokens, d.kvHeads, d.dim)),
+      load(inputs.v, own4(d.tokens, d.kvHeads, d.valueDim)),
+    ] as const;
+    const gradient = load(dOut, own4(d.tokens, d.heads, d.valueDim));
+    const options = {
+      radius,
+      maxDistance: 6,
+      biasTable: load(tables.biasTable, [buckets, d.heads]) as Tensor,
+      ...(lens && { lens }),
+    };
+
+    const local = longT5LocalAttention(q, k, v, options);
+    const near = longT5LocalAttentionBackward(gradient, local.saved);
+    local.saved.dispose();
+    const { q: q_ = dOut, k: k_ = dOut, v: v_ = dOut } = inputs;
+    const localInputs = { q: q_, k: k_, v: v_, biasTable: tables.biasTable };
+    const localGradients = { q: near.dq, k: near.dk, v: near.dv, biasTable: near.dBiasTable };
+    check(localInputs, dOut, (named) => forward(named, false), { out: local.out, gradients: localGradients });
+
+    const global = longT5GlobalAttention(
+      q,
+      k,
+      v,
+      load(inputs.kGlobal, own4(blocks, d.kvHeads, d.dim)),
+      load(inputs.vGlobal, own4(blocks, d.kvHeads, d.valueDim)),
+      { ...options, blockSize, globalBiasTable: load(tables.globalBiasTable, [buckets, d.heads]) as Tensor },
+    );
+    const all = longT5GlobalAttentionBackward(gradient, global.saved);
+    global.saved.dispose();
+    const gradients = {
+      q: all.dq,
+      k: all.dk,
+      v: all.dv,
+      kGlobal: all.dkGlobal,
+      vGlobal: all.dvGlobal,
+      biasTable: all.dBiasTable,
+      globalBiasTable: all.dGlobalBiasTable,
+    };
+    check(inputs, dOut, (named) => forward(named, true), { out: global.out, gradients });
+  });
+
+  it('sums blocks, and hands gradients back to their tokens', () => {
+    const x = load(
+      Float64Array.from({ length: 2 * 7 }, (_, n) => 10 ** (n % 7) * (n < 7 ? 1 : 2)),
+      [2, 7, 1],
+    );
+    const options = { blockSize: 2, lens: [7, 3] };
+    expect([...values(longT5GlobalTokens(x, options))]).toEqual([11, 1100, 1110000, 222, 0, 0]);
+    const dTokens = load(Float64Array.of(1, 2, 3, 4, 5, 6), [2, 3, 1]);
+    const dx = [...values(longT5GlobalTokensBackward(dTokens, 7, options))];
+    expect(dx).toEqual([1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 0, 0, 0, 0]);
+  });
+
+  it('refuses bad arguments', () => {
+    const q = own(zeros([2, 8, 2, 4]));
+    const side = own(zeros([2, 3, 2, 4]));
+    expect(codeOf(() => longT5LocalAttention(q, q, q, { radius: -1 }))).toBe('ERR_OPTION');
+    expect(codeOf(() => longT5LocalAttention(q, q, q, { radius: 1, lens: [9, 1] }))).toBe('ERR_OPTION');
+    expect(codeOf(() => longT5LocalAttention(q, q, q, { radius: 1, biasTable: own(zeros([8, 3])) }))).toBe('ERR_SHAPE');
+    expect(codeOf(() => longT5GlobalAttention(q, q, q, side, side, { radius: 1, blockSize: 2 }))).toBe('ERR_SHAPE');
+    expect(codeOf(() => longT5GlobalAttention(q, q, q, side, side, { radius: 1, blockSize: 9 }))).toBe('ERR_SHAPE');
+    expect(codeOf(() => longT5GlobalAttention(q, q, q, side, side, { radius: 1, blockSize: 0 }))).toBe('ERR_OPTION');
+    expect(codeOf(() => longT5GlobalTokens(own(zeros([2, 8])), { blockSize: 2 }))).toBe('ERR_SHAPE');
+    expect(codeOf(() => longT5GlobalTokensBackward(side, 8, { blockSize: 2 }))).toBe('ERR_SHAPE');
+  });
+});
+
+describe('top-k', () => {
+  const cases = [
+    {
+      keep: 3,
+      causal: true,
+      masked: false,
+      dims: { batch: 2, tokens: 9, heads: 2, kvHeads: 1, dim: 4, valueDim: 3 },
+      keys: 11,
+    },
+    {
+      keep: 2,
+      causal: false,
+      masked: true,
+      dims: { batch: 1, tokens: 7, heads: 2, kvHeads: 2, dim: 4, valueDim: 4 },
+      keys: 40,
+    },
+    {
+      keep: 50,
+      causal: false,
+      masked: false,
+      dims: { batch: 1, tokens: 5, heads: 1, kvHeads: 1, dim: 3, valueDim: 3 },
+      keys: 6,
+    },
+  ];
+
+  it.each(cases.flatMap((c) => [true, false].map((renormalize) => ({ ...c, renormalize }))))(
+    '%j',
+    ({ keep, causal, masked, dims: d, keys, renormalize }) => {
+      const inputs = inputsOf(d, 70, keys);
+      const visible = (h: number, i: number, j: number): boolean =>
+        (!causal || j <= i + keys - d.tokens) && (!masked || (i + j + h) % 3 !== 0);
+      const scale = 1 / Math.sqrt(d.dim);
+      const forward = (named: Named): Float64Array =>
+        eachRow(d, named, ({ h, i, query, key }) => {
+          const seen = range(keys)
+            .filter((j) => visible(h, i, j))
+            .map((j) => key(j));
+          const ranked = seen.map((each) => ({ each, logit: dot(query, each.row) })).sort((a, b) => b.logit - a.logit);
+          const all = ranked.map(({ each }, rank) => ({ ...each, weight: rank < keep ? 1 : 0 }));
+          return attend(query, renormalize ? all.slice(0, keep) : all, scale).out;
+        });
+      const dOut = data(d.batch * d.tokens * d.heads * d.valueDim, 75);
+      const mask = masks.predicate((_, h, i, j) => visible(h, i, j), { heads: d.heads });
+      const { out, lse, saved } = topKAttention(
+        load(inputs.q, [d.batch, d.tokens, d.heads, d.dim]),
+        load(inputs.k, [d.batch, keys, d.kvHeads, d.dim]),
+        load(inputs.v, [d.batch, keys, d.kvHeads, d.valueDim]),
+        { keep, causal, renormalize, ...(masked && { mask }) },
+      );
+      expect(own(lse).shape).toEqual([d.batch, d.heads, d.tokens]);
+      const { dq, dk, dv } = topKAttentionBackward(load(dOut, [d.batch, d.tokens, d.heads, d.valueDim]), saved);
+      saved.dispose();
+      check(inputs, dOut, forward, { out, gradients: { q: dq, k: dk, v: dv } });
+    },
+  );
+
+  it('keeps every key that ties', () => {
+    const q = load(Float64Array.of(1), [1, 1, 1, 1]);
+    const k = load(Float64Array.of(2, 1, 2, 3), [1, 4, 1, 1]);
+    const v = load(Float64Array.of(1, 10, 100, 1000), [1, 4, 1, 1]);
+    const { out, lse, saved } = topKAttention(q, k, v, { keep: 2 });
+    const total = Math.exp(3) + 2 * Math.exp(2);
+    expect(values(lse)[0]).toBeCloseTo(Math.log(total), 5);
+    expect(values(out)[0]).toBeCloseTo((1000 * Math.exp(3) + 101 * Math.exp(2)) / total, 3);
+    saved.dispose();
+  });
+
+  it('refuses bad arguments', () => {
+    const q = own(zeros([1, 4, 2, 4]));
+    expect(codeOf(() => topKAttention(q, q, q, { keep: 0 }))).toBe('ERR_OPTION');
+    expect(codeOf(() => topKAttention(q, q, q, { keep: 1, mask: {} as never }))).toBe('ERR_OPTION');
+    expect(codeOf(() => topKAttention(q, q, q, { keep: 1, renormalize: 1 as never }))).toBe('ERR_OPTION');
+    const three = masks.predicate(() => true, { heads: 3 });
+    expect(codeOf(() => topKAttention(q, q, q, { keep: 1, mask: three }))).toBe('ERR_OPTION');
+    expect(codeOf(() => topKAttention(q, own(zeros([2, 4, 2, 4])), q, { keep: 1 }))).toBe('ERR_SHAPE');
+    expect(codeOf(() => topKAttention(q, own(zeros([1, 4, 2, 5])), q, { keep: 1 }))).toBe('ERR_SHAPE');
+  });
+});
+
+describe('adaptive span', () => {
+  const cases = [
+    {
+      dims: { batch: 2, tokens: 4, heads: 2, kvHeads: 1, dim: 3, valueDim: 4 },
+      longest: 9,
+      ramp: 3,
+      spans: [0.13, 0.62],
+      positions: true,
+    },
+    {
+      dims: { batch: 1, tokens: 5, heads: 3, kvHeads: 3, dim: 4, valueDim: 4 },
+      longest: 12,
+      ramp: 5,
+      spans: [0.02, 0.97, 0.4],
+      positions: true,
+    },
+    {
+      dims: { batch: 1, tokens: 3, heads: 2, kvHeads: 2, dim: 4, valueDim: 4 },
+      longest: 7,
+      ramp: 2,
+      spans: [0.3, 0.55],
+      positions: false,
+    },
+  ];
+
+  it.each(cases)('%j', ({ dims: d, longest, ramp, spans, positions }) => {
+    const inputs: Named = {
+      ...inputsOf(d, 80, longest + d.tokens),
+      span: Float64Array.from(spans, Math.fround),
+      ...(positions && { keyPe: data(d.dim * longest, 84) }),
+    };
+    const scale = 1 / Math.sqrt(d.dim);
+    const forward = (named: Named): Float64Array =>
+      eachRow(d, named, ({ h, i, query, key }) => {
+        const keys = range(longest).map((c) => {
+          const share = ((named.span?.[h] ?? NaN) * longest - (longest - 1 - c)) / ramp + 1;
+          const position = range(d.dim).map((n) => named.keyPe?.[n * longest + c] ?? 0);
+          return key(i + c, { bias: scale * dot(query, position), weight: Math.min(Math.max(share, 0), 1) });
+        });
+        const { out, mass } = attend(query, keys, scale);
+        return out.map((x) => x / mass);
+      });
+    const dOut = data(d.batch * d.tokens * d.heads * d.valueDim, 85);
+    const options: AdaptiveSpanOptions = {
+      span: load(inputs.span, [d.heads]) as Tensor as Tensor<'float32'>,
+      ramp,
+      ...(positions && { keyPe: load(inputs.keyPe, [d.dim, longest]) as Tensor as Tensor<'float32'> }),
+    };
+    const { out, saved } = adaptiveSpanAttention(
+      load(inputs.q, [d.batch, d.tokens, d.heads, d.dim]),
+      load(inputs.k, [d.batch, longest + d.tokens, d.kvHeads, d.dim]),
+      load(inputs.v, [d.batch, longest + d.tokens, d.kvHeads, d.valueDim]),
+      options,
+    );
+    const gradients = adaptiveSpanAttentionBackward(load(dOut, [d.batch, d.tokens, d.heads, d.valueDim]), saved);
+    saved.dispose();
+    const { dq, dk, dv, dSpan, dKeyPe } = gradients;
+    const named = { q: dq, k: dk, v: dv, span: dSpan, ...(positions && { keyPe: dKeyPe }) };
+    check(inputs, dOut, forward, { out, gradients: named });
+  });
+
+  it('refuses bad arguments', () => {
+    const q = own(zeros([1, 4, 2, 4]));
+    const k = own(zeros([1, 12, 2, 4]));
+    const span = own(zeros([2]));
+    const run = (options: Partial<AdaptiveSpanOptions>): string =>
+      codeOf(() => adaptiveSpanAttention(q, k, k, { span, ramp: 2, ...options }));
+    expect(run({ ramp: 0 })).toBe('ERR_OPTION');
+    expect(run({ span: own(zeros([3])) })).toBe('ERR_SHAPE');
+    expect(run({ span: load(Float64Array.of(0.5, 1.5), [2]) as Tensor as Tensor<'float32'> })).toBe('ERR_OPTION');
+    expect(run({ keyPe: own(zeros([4, 9])) })).toBe('ERR_SHAPE');
+    expect(codeOf(() => adaptiveSpanAttention(q, q, q, { span, ramp: 2 }))).toBe('ERR_SHAPE');
+  });
+});

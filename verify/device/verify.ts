@@ -1,0 +1,237 @@
+/**
+ * Runs all checks of a device, and golden vectors, without a test runner.
+ *
+ *   node build/device/verify.js [--device cuda|emulator|wasm] [--quick] [--cases <n>] [--repeats <n>] [--group <name>]
+ *                               [--golden <folder>] [--json <file>] [--case <json>]
+ *
+ * One line a group, and under it what failed and how to run that alone. Exit code: 0 everything passed, 1 something
+ * failed, 2 nothing could be run.
+ */
+import { realpathSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { basename, dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { type DeviceName, type Status, status } from 'flashattn';
+import type { Addon, EmulatorControls } from '../../lib/backends/cuda/addon.js';
+import type { Case } from '../cases/case.js';
+import { failureOf } from '../cases/check.js';
+import { goldenFiles, line, type Report, runFile } from '../golden/compute.js';
+import { type Check, CheckFailure, type Group, runCheck, type Settings, Unsupported } from './check.js';
+import { DTYPES } from './grid.js';
+import { suite } from './suite.js';
+
+const USAGE = `usage: verify [--device cuda|emulator|wasm] [--quick] [--cases <n>] [--repeats <n>] [--group <name>]
+              [--golden <folder>] [--json <file>] [--case <json>]`;
+
+class UsageError extends Error {}
+
+interface Failure {
+  readonly check: string;
+  readonly message: string;
+  /** The case, where one shows the failure alone. */
+  readonly replay?: Case | undefined;
+}
+
+interface GroupReport {
+  readonly name: string;
+  readonly passed: number;
+  readonly failed: number;
+  /** Checks that say nothing about this device. */
+  readonly unsupported: number;
+  readonly seconds: number;
+  readonly failures: readonly Failure[];
+}
+
+interface Arguments {
+  readonly device: DeviceName;
+  readonly status: Status;
+  readonly quick: boolean;
+  readonly settings: Settings;
+  readonly group: string | undefined;
+  readonly golden: string | undefined;
+  readonly json: string | undefined;
+  readonly replay: Case | undefined;
+}
+
+/** Quick runs take every sixth check of a large group: of the grid, other kinds for every bucket and dtype. */
+const QUICK_STEP = 6;
+const LARGE_GROUP = 25;
+
+/** Cases of each random kind and repeats. A GPU has the time for what it alone can show. */
+function extentOf(found: Status, quick: boolean): Pick<Settings, 'cases' | 'repeats' | 'large'> {
+  const isGpu = found.device !== 'wasm' && found.device !== 'emulator';
+  if (quick) return { cases: isGpu ? 20 : 5, repeats: isGpu ? 20 : 2, large: false };
+  return isGpu ? { cases: 100, repeats: 1000, large: true } : { cases: 20, repeats: 3, large: false };
+}
+
+/** The emulator's switches and findings: those of the addon that the library has loaded. */
+function emulatorOf(found: Status): EmulatorControls | undefined {
+  if (found.device !== 'emulator') return undefined;
+  const require = createRequire(import.meta.url);
+  const root = dirname(dirname(require.resolve('flashattn')));
+  const built = join(root, 'build', 'emulator', 'Release', 'flashattn_emulator.node');
+  const addon = require(resolve(process.env.FLASHATTN_EMULATOR_ADDON ?? built)) as Addon;
+  return addon.emulator;
+}
+
+function countOf(name: string, text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const count = Number(text);
+  if (!Number.isInteger(count) || count < 0) throw new UsageError(`--${name} is ${text}; it must be a whole number`);
+  return count;
+}
+
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+function parse(argv: readonly string[]) {
+  const text = { type: 'string' } as const;
+  try {
+    return parseArgs({
+      args: [...argv],
+      options: {
+        device: { ...text, default: 'cuda' },
+        quick: { type: 'boolean', default: false },
+        cases: text,
+        repeats: text,
+        group: text,
+        golden: text,
+        json: text,
+        case: text,
+      },
+    }).values;
+  } catch (error) {
+    throw new UsageError(`${messageOf(error)}\n${USAGE}`);
+  }
+}
+
+function parseCase(json: string | undefined): Case | undefined {
+  try {
+    return json === undefined ? undefined : (JSON.parse(json) as Case);
+  } catch (error) {
+    throw new UsageError(`--case is not JSON: ${messageOf(error)}`);
+  }
+}
+
+/** The device has to work; falling back to another one would prove nothing. */
+function statusOf(device: DeviceName): Status {
+  try {
+    if (device === 'auto') throw new Error('name the device');
+    return status(device);
+  } catch (error) {
+    throw new UsageError(`device ${device} cannot be used: ${messageOf(error)}`);
+  }
+}
+
+function parseArguments(argv: readonly string[]): Arguments {
+  const { device: name, quick, cases, repeats, group, golden, json, case: replay } = parse(argv);
+  const device = name as DeviceName;
+  const found = statusOf(device);
+  const extent = extentOf(found, quick);
+  const settings: Settings = {
+    ...extent,
+    cases: countOf('cases', cases) ?? extent.cases,
+    repeats: countOf('repeats', repeats) ?? extent.repeats,
+    emulator: emulatorOf(found),
+  };
+  return { device, status: found, quick, settings, group, golden, json, replay: parseCase(replay) };
+}
+
+/** Golden vectors in float32 and, under the rule for 16-bit results, in both 16-bit dtypes. */
+function goldenGroup(folder: string): Group {
+  let files: string[];
+  try {
+    files = goldenFiles(folder);
+  } catch (error) {
+    throw new UsageError(`cannot read --golden ${folder}: ${messageOf(error)}`);
+  }
+  if (files.length === 0) throw new UsageError(`no .safetensors files in ${folder}`);
+  const check = (path: string, dtype: (typeof DTYPES)[number]): Check => ({
+    name: `${basename(path)}, ${dtype}`,
+    async run(device) {
+      const report = (await runFile(path, { device, dtype })) as Report;
+      if (report.status === 'fail') throw new CheckFailure(line(report));
+      if (report.status === 'unsupported') throw new Unsupported(report.reason);
+    },
+  });
+  return { name: 'golden', checks: DTYPES.flatMap((dtype) => files.map((path) => check(path, dtype))) };
+}
+
+function groupsOf({ settings, quick, group: only, golden }: Arguments): Group[] {
+  const groups = [...suite(settings), ...(golden === undefined ? [] : [goldenGroup(golden)])];
+  const chosen = only === undefined ? groups : groups.filter(({ name }) => name === only);
+  if (chosen.length === 0)
+    throw new UsageError(`no group ${only}: the groups are ${groups.map(({ name }) => name).join(', ')}`);
+  if (!quick) return chosen;
+  const keep = (checks: Group['checks']) => (_: unknown, n: number) =>
+    checks.length < LARGE_GROUP || n % QUICK_STEP === 0;
+  return chosen.map(({ name, checks }) => ({ name, checks: checks.filter(keep(checks)) }));
+}
+
+async function runGroup({ name, checks }: Group, device: DeviceName, settings: Settings): Promise<GroupReport> {
+  const start = performance.now();
+  const failures: Failure[] = [];
+  let passed = 0;
+  let unsupported = 0;
+  for (const check of checks) {
+    const { problems, unsupported: skipped } = await runCheck(check, device, settings);
+    if (problems.length > 0) {
+      const replay = problems.flatMap((problem) => (problem instanceof CheckFailure ? (problem.replay ?? []) : []))[0];
+      failures.push({ check: check.name, message: problems.map(messageOf).join('\n'), replay });
+    } else if (skipped) unsupported++;
+    else passed++;
+  }
+  const seconds = (performance.now() - start) / 1000;
+  return { name, passed, failed: failures.length, unsupported, seconds, failures };
+}
+
+function print({ name, passed, failed, unsupported, seconds, failures }: GroupReport, alone: string): void {
+  const rest = unsupported > 0 ? `, ${unsupported} unsupported` : '';
+  console.log(
+    `${failed > 0 ? 'FAIL' : 'pass'}  ${name.padEnd(12)} ${passed} passed, ${failed} failed${rest}  ${seconds.toFixed(1)} s`,
+  );
+  for (const { check, message, replay } of failures) {
+    console.log(`  ${check}\n    ${message.replaceAll('\n', '\n    ')}`);
+    if (replay) console.log(`    alone: ${alone} --case '${JSON.stringify(replay)}'`);
+  }
+}
+
+/** `command` is what a user typed before `argv`. Returns the exit code. */
+export async function main(argv: readonly string[], command: string): Promise<number> {
+  try {
+    const options = parseArguments(argv);
+    const { device, settings, replay, json } = options;
+    if (replay) {
+      const failure = failureOf(replay, device);
+      console.log(failure ? `FAIL  ${failure}` : 'pass');
+      return failure ? 1 : 0;
+    }
+    const groups = groupsOf(options);
+    const name = 'name' in options.status ? `: ${options.status.name}` : '';
+    console.log(`${options.status.device}${name}; ${settings.cases} random cases a kind, ${settings.repeats} repeats`);
+    const reports: GroupReport[] = [];
+    for (const group of groups) {
+      const report = await runGroup(group, device, settings);
+      print(report, `${command} --device ${device}`);
+      reports.push(report);
+    }
+    const sum = (count: (report: GroupReport) => number) => reports.reduce((total, report) => total + count(report), 0);
+    const [passed, failed, unsupported] = [sum((r) => r.passed), sum((r) => r.failed), sum((r) => r.unsupported)];
+    console.log(
+      `${passed} passed, ${failed} failed, ${unsupported} unsupported  ${sum((r) => r.seconds).toFixed(1)} s`,
+    );
+    const { cases, repeats } = settings;
+    const summary = { device: options.status, cases, repeats, passed, failed, unsupported, groups: reports };
+    if (json) writeFileSync(json, `${JSON.stringify(summary, null, 2)}\n`);
+    return failed > 0 ? 1 : 0;
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    console.error(`verify: ${error.message}`);
+    return 2;
+  }
+}
+
+const entry = process.argv[1];
+if (entry && realpathSync(entry) === fileURLToPath(import.meta.url)) {
+  process.exitCode = await main(process.argv.slice(2), 'node build/device/verify.js');
+}
