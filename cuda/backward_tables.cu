@@ -1,7 +1,7 @@
 // d_relative = the sum of the warps' tables, in their order.
 #include "launch_error.h"
-#include "sm80/backward_parts.h"
 #include "ptx.cuh"
+#include "sm80/backward_parts.h"
 
 namespace flashattn {
 
@@ -26,9 +26,9 @@ FLASHATTN_KERNEL(kThreads) tables_kernel(const FLASHATTN_CONSTANT AttentionParam
 cudaError_t launch_backward_tables(const AttentionParams& p, cudaStream_t stream) {
   const int64_t entries = static_cast<int64_t>(p.relative.bucket_count) * p.heads;
   if (!p.d_relative || entries == 0) return cudaSuccess;
-  return launched("backward_tables",
-                  ptx::launch(tables_kernel, "backward_tables",
-                              dim3(static_cast<unsigned>((entries + kThreads - 1) / kThreads)), kThreads, 0, stream, p));
+  return launched("backward_tables", ptx::launch(tables_kernel, "backward_tables",
+                                                 dim3(static_cast<unsigned>((entries + kThreads - 1) / kThreads)),
+                                                 kThreads, 0, stream, p));
 }
 
 }  // namespace flashattn

@@ -46,9 +46,12 @@ auto dispatch(DType dtype, F f) {
 /** The same on the device: a branch that a whole grid takes together. */
 template <class F>
 FLASHATTN_DEVICE void with_element(DType dtype, F f) {
-  if (dtype == DType::Float16) f(Float16{});
-  else if (dtype == DType::BFloat16) f(BFloat16{});
-  else f(Float32{});
+  if (dtype == DType::Float16)
+    f(Float16{});
+  else if (dtype == DType::BFloat16)
+    f(BFloat16{});
+  else
+    f(Float32{});
 }
 
 }  // namespace flashattn

@@ -7,9 +7,7 @@ namespace flashattn {
 
 inline constexpr int kFlatThreads = 256;
 
-FLASHATTN_DEVICE int64_t flat_thread() {
-  return static_cast<int64_t>(ptx::block().x) * kFlatThreads + ptx::thread();
-}
+FLASHATTN_DEVICE int64_t flat_thread() { return static_cast<int64_t>(ptx::block().x) * kFlatThreads + ptx::thread(); }
 
 /** At least `threads` threads; the last block has some that find no item. */
 template <class Params>

@@ -13,7 +13,9 @@ struct Lane {
   int group, quad, index;
 
   FLASHATTN_DEVICE explicit Lane(int thread)
-      : group(thread % kWarpSize / 4), quad(thread % 4), index(thread % kWarpSize) {}
+      : group(thread % kWarpSize / 4),
+        quad(thread % 4),
+        index(thread % kWarpSize) {}
 };
 
 template <class Element>
@@ -130,8 +132,7 @@ struct RowsAsA {
   using Element = typename TileType::Element;
   Place<TileType> place;
 
-  FLASHATTN_DEVICE RowsAsA(TileType tile, int row, Lane lane)
-      : place(tile, row + lane.index % 16, lane.index / 16) {}
+  FLASHATTN_DEVICE RowsAsA(TileType tile, int row, Lane lane) : place(tile, row + lane.index % 16, lane.index / 16) {}
 
   FLASHATTN_DEVICE FragmentA<Element> load(int row, int inner) const {
     FragmentA<Element> a;

@@ -9,8 +9,8 @@ namespace flashattn {
 
 /** What the choice of tiles depends on. */
 struct DeviceLimits {
-  int major, minor;       // compute capability
-  int shared_memory;      // bytes a block may opt in to
+  int major, minor;   // compute capability
+  int shared_memory;  // bytes a block may opt in to
   int multiprocessors;
 };
 

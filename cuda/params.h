@@ -9,8 +9,8 @@ namespace flashattn {
 enum class DType : int32_t { Float32, Float16, BFloat16 };
 
 struct TensorRef {
-  void* data;                  // [batch, seq, heads, dim]
-  int64_t batch, seq, head;    // strides
+  void* data;                // [batch, seq, heads, dim]
+  int64_t batch, seq, head;  // strides
 };
 
 /** One sequence of a batch: rows [query_begin, query_begin + query_length) of its batch entry, and keys likewise. */
@@ -19,8 +19,8 @@ struct Sequence {
 };
 
 struct BiasParams {
-  const float* data;                 // [batch|1, heads|1, query|1, key|1], broadcast by stride 0
-  int64_t batch, head, query, key;   // strides
+  const float* data;                // [batch|1, heads|1, query|1, key|1], broadcast by stride 0
+  int64_t batch, head, query, key;  // strides
 };
 
 struct AlibiParams {
@@ -30,7 +30,7 @@ struct AlibiParams {
 
 /** bias(i, j) = table[buckets[key_position[j] - query_position[i] + origin]] */
 struct RelativeParams {
-  const float* table;             // [bucket_count, heads]
+  const float* table;  // [bucket_count, heads]
   const int32_t* buckets;
   const int32_t* query_position;  // [query_length], null: i
   const int32_t* key_position;    // [key_length], null: j
@@ -66,10 +66,10 @@ struct AttentionParams {
   BiasParams bias;
   AlibiParams alibi;
   RelativeParams relative;
-  const float* sink;            // [heads]
+  const float* sink;  // [heads]
   BlockMaskParams block_mask;
   DropoutParams dropout;
-  DType dtype;                  // of every TensorRef
+  DType dtype;  // of every TensorRef
   int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
   float scale, softcap;               // softcap 0: none
   int32_t window_left, window_right;  // kUnbounded: infinite; causal is window_right <= 0
@@ -78,15 +78,15 @@ struct AttentionParams {
 
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
-  const float* d_lse;     // as lse, or null
-  float* delta;           // as lse: sum(d_out * out) - d_lse
-  float* d_query_sum;     // [lse rows, bucket of head_dim]: the sum that becomes d_query
-  int32_t* turns;         // [1 + batch * heads * query tiles]: tickets, then whose turn it is per query tile
+  const float* d_lse;         // as lse, or null
+  float* delta;               // as lse: sum(d_out * out) - d_lse
+  float* d_query_sum;         // [lse rows, bucket of head_dim]: the sum that becomes d_query
+  int32_t* turns;             // [1 + batch * heads * query tiles]: tickets, then whose turn it is per query tile
   float* d_relative_partial;  // [relative_slices, heads, bucket_count]
-  float* d_relative;      // [bucket_count, heads], or null
-  float* d_sink;          // [heads], or null
-  float* d_bias;          // contiguous, the shape of the bias, or null
-  int64_t lse_rows;       // rows of lse over all batches and heads
+  float* d_relative;          // [bucket_count, heads], or null
+  float* d_sink;              // [heads], or null
+  float* d_bias;              // contiguous, the shape of the bias, or null
+  int64_t lse_rows;           // rows of lse over all batches and heads
   int32_t bias_batch, bias_heads, bias_query, bias_key;  // the shape of the bias
   int32_t relative_slices, reserved;
 };

@@ -37,8 +37,8 @@ FLASHATTN_KERNEL(kWarps * 32) peak_kernel(PeakLaunch p) {
 }  // namespace
 
 cudaError_t launch_peak(int blocks, int iterations, float* sink /* [1] */, cudaStream_t stream) {
-  return launched("peak", ptx::launch(peak_kernel, "peak", dim3(blocks), kWarps * 32, 0, stream,
-                                      PeakLaunch{iterations, sink}));
+  return launched("peak",
+                  ptx::launch(peak_kernel, "peak", dim3(blocks), kWarps * 32, 0, stream, PeakLaunch{iterations, sink}));
 }
 
 }  // namespace flashattn

@@ -76,7 +76,9 @@ FLASHATTN_DEVICE T load_shared(uint32_t from) {
   if constexpr (sizeof(T) == 16) {
     uint4& v = reinterpret_cast<uint4&>(value);
     asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(from)
+                 : "memory");
   } else if constexpr (sizeof(T) == 8) {
     uint2& v = reinterpret_cast<uint2&>(value);
     asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
@@ -129,11 +131,15 @@ FLASHATTN_DEVICE void add_global(float2* to, float2 value) {
 /** Four 8 x 8 matrices of 16-bit elements; lane l names the row l % 8 of matrix l / 8. */
 FLASHATTN_DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row)
+               : "memory");
 }
 FLASHATTN_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row)
+               : "memory");
 }
 
 /** c [16, 8] += a [16, 16] b [16, 8] */
@@ -202,11 +208,10 @@ template <class Params>
 cudaError_t launch(void (*kernel)(Params), const char* /*name*/, dim3 grid, int threads, int shared_bytes,
                    cudaStream_t stream, const Params& params) {
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, threads, shared_bytes, stream>>>(params);
+  kernel<<<grid, threads, shared_bytes, stream> > >(params);
   return cudaGetLastError();
 }
 

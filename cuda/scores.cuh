@@ -33,7 +33,8 @@ struct Positions {
   int row, column;  // of element 0
 
   FLASHATTN_DEVICE Positions(int first_row, int first_column, Lane lane)
-      : row(first_row + lane.group), column(first_column + 2 * lane.quad) {}
+      : row(first_row + lane.group),
+        column(first_column + 2 * lane.quad) {}
 
   FLASHATTN_DEVICE int row_of(int m, int e) const { return row + m * 16 + e / 2 * 8; }
   FLASHATTN_DEVICE int column_of(int n, int e) const { return column + n * 8 + e % 2; }
@@ -65,7 +66,11 @@ struct Head {
   Band band;
 
   FLASHATTN_DEVICE Head(const AttentionParams& params, int batch, int head)
-      : p(params), b(batch), h(head), sequence(sequence_of(params, batch)), diagonal(diagonal_of(params, sequence)),
+      : p(params),
+        b(batch),
+        h(head),
+        sequence(sequence_of(params, batch)),
+        diagonal(diagonal_of(params, sequence)),
         band(params, diagonal) {}
 
   FLASHATTN_DEVICE int kv_head() const { return h / (p.heads / p.kv_heads); }
@@ -163,7 +168,9 @@ FLASHATTN_DEVICE float add_bias(const Head& head, float score, int query, int ke
 
 namespace detail {
 
-FLASHATTN_DEVICE int position_of(const int32_t* positions, int i) { return positions ? ptx::load_global(positions + i) : i; }
+FLASHATTN_DEVICE int position_of(const int32_t* positions, int i) {
+  return positions ? ptx::load_global(positions + i) : i;
+}
 
 }  // namespace detail
 
@@ -229,9 +236,8 @@ FLASHATTN_DEVICE void finish_scores(const Head& head, const Positions<Orientatio
     });
   if (p.alibi.slopes) {
     const float slope = alibi_slope(head);
-    for_each_score(scores, at, [&](float& score, int query, int key) {
-      score = add_alibi(head, score, slope, query, key);
-    });
+    for_each_score(scores, at,
+                   [&](float& score, int query, int key) { score = add_alibi(head, score, slope, query, key); });
   }
 }
 

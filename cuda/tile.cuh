@@ -121,9 +121,8 @@ FLASHATTN_DEVICE void load_rows(TileType tile, const Rows& from, int first, int 
     detail::ChunkValues<Element> chunk;
 #pragma unroll
     for (int k = 0; k < TileType::kChunk; ++k)
-      chunk.values[k] = k < columns && first + r < end
-                            ? ptx::load_global(reinterpret_cast<const Storage*>(source) + k)
-                            : Storage{};
+      chunk.values[k] =
+          k < columns && first + r < end ? ptx::load_global(reinterpret_cast<const Storage*>(source) + k) : Storage{};
     ptx::store_shared(tile.chunk(r, c), chunk);
   }
 }

@@ -26,8 +26,10 @@ template <class Element>
 FLASHATTN_DEVICE uint4 pack(const float* x) {
   uint32_t words[4];
   for (int w = 0; w < 4; ++w) {
-    if constexpr (sizeof(typename Element::Storage) == 4) words[w] = ptx::bits_of(x[w]);
-    else words[w] = Element::pack(x[2 * w], x[2 * w + 1]);
+    if constexpr (sizeof(typename Element::Storage) == 4)
+      words[w] = ptx::bits_of(x[w]);
+    else
+      words[w] = Element::pack(x[2 * w], x[2 * w + 1]);
   }
   return {words[0], words[1], words[2], words[3]};
 }

@@ -44,7 +44,8 @@ struct TileList {
     if (!m.block_size) return {first + index * Size, nullptr};
     const int position = index * Size, within = position & (m.block_size - 1);
     const int entry = position >> (m.block_size == 64 ? 6 : 7);
-    if (entry < full_count) return {ptx::load_global(full.indices + full_begin + entry) * m.block_size + within, nullptr};
+    if (entry < full_count)
+      return {ptx::load_global(full.indices + full_begin + entry) * m.block_size + within, nullptr};
     const int number = partial_begin + entry - full_count;
     const int block = blocks ? ptx::load_global(blocks + number) : number;
     return {ptx::load_global(partial.indices + number) * m.block_size + within,
@@ -79,13 +80,13 @@ template <int KeyTile>
 class KeyWalk {
  public:
   FLASHATTN_DEVICE KeyWalk(const AttentionParams& p, const Band& band, int b, int h, Range queries, int key_length)
-      : mask_(p.block_mask), visible_(band.visible_keys(queries, key_length)),
-        list_(mask_.block_size
-                  ? detail::TileList<KeyTile>::of_lists(mask_.full, mask_.partial,
-                                                        detail::grid_of(mask_, b, h) * mask_.query_blocks +
-                                                            queries.begin / mask_.block_size,
-                                                        mask_.block_size)
-                  : detail::TileList<KeyTile>::of_range(visible_)),
+      : mask_(p.block_mask),
+        visible_(band.visible_keys(queries, key_length)),
+        list_(mask_.block_size ? detail::TileList<KeyTile>::of_lists(mask_.full, mask_.partial,
+                                                                     detail::grid_of(mask_, b, h) * mask_.query_blocks +
+                                                                         queries.begin / mask_.block_size,
+                                                                     mask_.block_size)
+                               : detail::TileList<KeyTile>::of_range(visible_)),
         next_(0) {}
 
   FLASHATTN_DEVICE Met take() {
@@ -109,19 +110,19 @@ class QueryWalk {
  public:
   FLASHATTN_DEVICE QueryWalk(const AttentionParams& p, const Band& band, int b, int h, Range keys, int query_length,
                              int taken = 0)
-      : mask_(p.block_mask), seeing_(band.seeing_queries(keys, query_length)),
-        list_(mask_.block_size
-                  ? detail::TileList<QueryTile>::of_lists(mask_.full_queries, mask_.partial_queries,
-                                                          detail::grid_of(mask_, b, h) * mask_.key_blocks +
-                                                              keys.begin / mask_.block_size,
-                                                          mask_.block_size)
-                  : detail::TileList<QueryTile>::of_range(seeing_)),
+      : mask_(p.block_mask),
+        seeing_(band.seeing_queries(keys, query_length)),
+        list_(mask_.block_size ? detail::TileList<QueryTile>::of_lists(
+                                     mask_.full_queries, mask_.partial_queries,
+                                     detail::grid_of(mask_, b, h) * mask_.key_blocks + keys.begin / mask_.block_size,
+                                     mask_.block_size)
+                               : detail::TileList<QueryTile>::of_range(seeing_)),
         taken_(taken) {}
 
   FLASHATTN_DEVICE Met take() {
     while (taken_ < list_.count) {
-      const Met met = list_.at(list_.count - ++taken_, mask_, mask_.full_queries, mask_.partial_queries,
-                               mask_.partial_blocks);
+      const Met met =
+          list_.at(list_.count - ++taken_, mask_, mask_.full_queries, mask_.partial_queries, mask_.partial_blocks);
       if (met.begin < seeing_.end && met.begin + QueryTile > seeing_.begin) return met;
     }
     return {-1, nullptr};

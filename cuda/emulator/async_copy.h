@@ -9,8 +9,8 @@
 namespace emulator {
 
 struct AsyncCopy {
-  uint32_t to;       // shared address of 16 bytes
-  int bytes;         // of them from `from`, the rest zero
+  uint32_t to;  // shared address of 16 bytes
+  int bytes;    // of them from `from`, the rest zero
   const void* from;
   Site site;
 };

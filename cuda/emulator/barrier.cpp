@@ -29,7 +29,8 @@ void sync_threads(Site site) {
 }
 
 void sync_warp(Site site) {
-  meet("sync_warp", site, [](Exchange&, int) {}, [](Exchange&, Warp& warp) { warp.synced = ++machine.clock; });
+  meet(
+      "sync_warp", site, [](Exchange&, int) {}, [](Exchange&, Warp& warp) { warp.synced = ++machine.clock; });
 }
 
 }  // namespace emulator

@@ -21,7 +21,7 @@ struct Config {
   bool global_races = true;   // global memory: unordered writes, and reads of them, within one launch
   bool bank_conflicts = true;
   PlainAccesses plain_accesses = PlainAccesses::Check;
-  int max_reports = 20;       // later ones are dropped
+  int max_reports = 20;  // later ones are dropped
 };
 
 /** Starts from the environment, FLASHATTN_EMULATOR_* (see README.md). A launch takes a copy. */
@@ -58,7 +58,8 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(size_t count, const char* name = "")
-      : data_(static_cast<T*>(allocate(count * sizeof(T), name))), count_(count) {}
+      : data_(static_cast<T*>(allocate(count * sizeof(T), name))),
+        count_(count) {}
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { release(data_); }

@@ -21,8 +21,8 @@ using BlockSet = std::vector<bool>;  // by number
 // Blocks are ordered by flags: a block that has seen what another published comes after it, and after all that came
 // before that one.
 struct BlockOrder {
-  std::vector<uint64_t> starts;  // clock at the start of each block so far
-  BlockSet earlier;              // blocks that the running one comes after
+  std::vector<uint64_t> starts;                         // clock at the start of each block so far
+  BlockSet earlier;                                     // blocks that the running one comes after
   std::unordered_map<const void*, BlockSet> published;  // by flag
 };
 

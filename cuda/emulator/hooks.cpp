@@ -45,8 +45,8 @@ void check_access(Access access, const void* p, size_t bytes, const void* pc) {
     report_plain(pc, "use-after-free", where());
   } else {
     if (machine.config.plain_accesses == PlainAccesses::Forbid) report_plain(pc, "unwrapped-access", where());
-    const std::string race = access == Access::Load ? race_of_load(*allocation, p, bytes)
-                                                    : race_of_store(*allocation, p, bytes, Site());
+    const std::string race =
+        access == Access::Load ? race_of_load(*allocation, p, bytes) : race_of_store(*allocation, p, bytes, Site());
     if (!race.empty()) report_plain(pc, "global-race", what + " of " + race);
   }
 }
@@ -63,29 +63,29 @@ inline void check_plain(Access access, const void* p, size_t bytes, const void* 
 #define FLASHATTN_HOOK(name, access, bytes) \
   void name(void* p) { emulator::check_plain(emulator::Access::access, p, bytes, __builtin_return_address(0)); }
 
-#define FLASHATTN_ACCESS_HOOKS(bytes)                            \
-  FLASHATTN_HOOK(__tsan_read##bytes, Load, bytes)                \
-  FLASHATTN_HOOK(__tsan_write##bytes, Store, bytes)              \
-  FLASHATTN_HOOK(__tsan_unaligned_read##bytes, Load, bytes)      \
-  FLASHATTN_HOOK(__tsan_unaligned_write##bytes, Store, bytes)    \
-  FLASHATTN_HOOK(__tsan_volatile_read##bytes, Load, bytes)       \
+#define FLASHATTN_ACCESS_HOOKS(bytes)                         \
+  FLASHATTN_HOOK(__tsan_read##bytes, Load, bytes)             \
+  FLASHATTN_HOOK(__tsan_write##bytes, Store, bytes)           \
+  FLASHATTN_HOOK(__tsan_unaligned_read##bytes, Load, bytes)   \
+  FLASHATTN_HOOK(__tsan_unaligned_write##bytes, Store, bytes) \
+  FLASHATTN_HOOK(__tsan_volatile_read##bytes, Load, bytes)    \
   FLASHATTN_HOOK(__tsan_volatile_write##bytes, Store, bytes)
 
 // Host code of the same translation unit may use atomics: the guards of static variables, for one.
-#define FLASHATTN_ATOMIC_HOOKS(bits, T)                                                                      \
-  T __tsan_atomic##bits##_load(const T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }             \
-  void __tsan_atomic##bits##_store(T* p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }             \
-  T __tsan_atomic##bits##_exchange(T* p, T v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }   \
-  T __tsan_atomic##bits##_fetch_add(T* p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }   \
-  T __tsan_atomic##bits##_fetch_sub(T* p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); }   \
-  T __tsan_atomic##bits##_fetch_and(T* p, T v, int) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }   \
-  T __tsan_atomic##bits##_fetch_or(T* p, T v, int) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }     \
-  T __tsan_atomic##bits##_fetch_xor(T* p, T v, int) { return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST); }   \
-  int __tsan_atomic##bits##_compare_exchange_strong(T* p, T* expected, T v, int, int) {                      \
-    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);           \
-  }                                                                                                          \
-  int __tsan_atomic##bits##_compare_exchange_weak(T* p, T* expected, T v, int, int) {                        \
-    return __atomic_compare_exchange_n(p, expected, v, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);            \
+#define FLASHATTN_ATOMIC_HOOKS(bits, T)                                                                    \
+  T __tsan_atomic##bits##_load(const T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }           \
+  void __tsan_atomic##bits##_store(T* p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }           \
+  T __tsan_atomic##bits##_exchange(T* p, T v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_add(T* p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_sub(T* p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_and(T* p, T v, int) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_or(T* p, T v, int) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }   \
+  T __tsan_atomic##bits##_fetch_xor(T* p, T v, int) { return __atomic_fetch_xor(p, v, __ATOMIC_SEQ_CST); } \
+  int __tsan_atomic##bits##_compare_exchange_strong(T* p, T* expected, T v, int, int) {                    \
+    return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);         \
+  }                                                                                                        \
+  int __tsan_atomic##bits##_compare_exchange_weak(T* p, T* expected, T v, int, int) {                      \
+    return __atomic_compare_exchange_n(p, expected, v, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);          \
   }
 
 extern "C" {

@@ -36,9 +36,9 @@ struct SharedAccess {
 
 struct Warp {
   int index = 0;
-  uint32_t lanes = 0;    // that exist
-  uint32_t ready = 0;    // that can run, without the one that runs
-  uint64_t synced = 0;   // clock of the last sync_warp
+  uint32_t lanes = 0;   // that exist
+  uint32_t ready = 0;   // that can run, without the one that runs
+  uint64_t synced = 0;  // clock of the last sync_warp
   bool has_accesses = false;
   // Two, since a lane may hand in its part of the next instruction before another has taken the result of this one.
   Exchange exchanges[2];

@@ -12,9 +12,9 @@ inline constexpr uint16_t kCanonicalNan = 0x7fff;  // what cvt makes of every Na
 
 /** Rounded to nearest even. */
 inline uint16_t to_f16(float x) {
-  constexpr uint32_t kBeyond = 0x47800000;   // 2^16
-  constexpr uint32_t kNormal = 0x38800000;   // 2^-14
-  constexpr uint32_t kBias = 0x38000000;     // (127 - 15) << 23
+  constexpr uint32_t kBeyond = 0x47800000;  // 2^16
+  constexpr uint32_t kNormal = 0x38800000;  // 2^-14
+  constexpr uint32_t kBias = 0x38000000;    // (127 - 15) << 23
   const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & detail::kMagnitude;
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   if (magnitude > detail::kInfinity) return detail::kCanonicalNan;

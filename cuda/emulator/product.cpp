@@ -23,10 +23,10 @@ namespace emulator {
 
 namespace {
 
-constexpr int kFirstOfB = 4;  // of the registers that the lanes hand in
+constexpr int kFirstOfB = 4;                         // of the registers that the lanes hand in
 constexpr int kRows = 16, kColumns = 8, kBlock = 8;  // a register covers kBlock rows
 
-using Floats = float __attribute__((vector_size(32)));    // 8 of each
+using Floats = float __attribute__((vector_size(32)));  // 8 of each
 using Words = uint32_t __attribute__((vector_size(32)));
 using Integers = int32_t __attribute__((vector_size(32)));
 using Halves = uint16_t __attribute__((vector_size(16)));

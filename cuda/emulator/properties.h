@@ -7,10 +7,10 @@ namespace emulator {
 enum class DriverFault { None, NoDriver, OldDriver, NoDevice };
 
 struct DeviceProperties {
-  int major, minor;         // FLASHATTN_EMULATOR_ARCH, "8.0"
-  int shared_memory;        // bytes a block may opt in to
-  size_t memory;            // FLASHATTN_EMULATOR_MEMORY, bytes
-  DriverFault fault;        // FLASHATTN_EMULATOR_FAULT: no-driver, old-driver or no-device
+  int major, minor;   // FLASHATTN_EMULATOR_ARCH, "8.0"
+  int shared_memory;  // bytes a block may opt in to
+  size_t memory;      // FLASHATTN_EMULATOR_MEMORY, bytes
+  DriverFault fault;  // FLASHATTN_EMULATOR_FAULT: no-driver, old-driver or no-device
 };
 
 inline constexpr int kDefaultSharedMemory = 48 << 10;

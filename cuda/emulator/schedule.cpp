@@ -21,13 +21,9 @@ uint32_t random_bits() {  // xorshift64*
 }
 
 /** The first bit of `set` at or after `from`, around the end. */
-int first_from(uint32_t set, int from) {
-  return (std::countr_zero(std::rotr(set, from)) + from) % 32;
-}
+int first_from(uint32_t set, int from) { return (std::countr_zero(std::rotr(set, from)) + from) % 32; }
 /** The first bit of `set` at or before `from`, around the end. */
-int last_from(uint32_t set, int from) {
-  return (from + 32 - std::countl_zero(std::rotl(set, 31 - from))) % 32;
-}
+int last_from(uint32_t set, int from) { return (from + 32 - std::countl_zero(std::rotl(set, 31 - from))) % 32; }
 
 /** How often a random schedule leaves a warp that could go on: once in this many choices. */
 uint32_t random_stay(int schedule) {

@@ -83,14 +83,14 @@ void mma(Format format, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
 }
 
 uint32_t shuffle_xor(uint32_t value, int mask, Site site) {
-  const Exchange& exchange =
-      meet("shuffle_xor", site, [=](Exchange& e, int lane) { e.in[0][lane] = value; }, [](Exchange&, Warp&) {});
+  const Exchange& exchange = meet(
+      "shuffle_xor", site, [=](Exchange& e, int lane) { e.in[0][lane] = value; }, [](Exchange&, Warp&) {});
   return exchange.in[0][(machine.current->lane ^ mask) % kWarpSize];
 }
 
 uint32_t shuffle(uint32_t value, int lane, Site site) {
-  const Exchange& exchange =
-      meet("shuffle", site, [=](Exchange& e, int self) { e.in[0][self] = value; }, [](Exchange&, Warp&) {});
+  const Exchange& exchange = meet(
+      "shuffle", site, [=](Exchange& e, int self) { e.in[0][self] = value; }, [](Exchange&, Warp&) {});
   return exchange.in[0][lane & (kWarpSize - 1)];
 }
 

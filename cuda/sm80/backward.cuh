@@ -196,8 +196,9 @@ class BackwardBlock {
       ptx::sync_threads();
       if (cover_of(head(visit.h), visit, 0, Tiles::kQueryTile) == Cover::Empty) return;
       const RowsAsA<ScoreTiles> row({d_scores().base}, warp_row_, lane_);
-      add_products<Tiles::kQueryTile>(slot, 0, [&](int m, int k) { return row.load(Tiles::kKeyTile + m * 16, k * 16); },
-                                      [&](int m, int k) { return row.load(m * 16, k * 16); });
+      add_products<Tiles::kQueryTile>(
+          slot, 0, [&](int m, int k) { return row.load(Tiles::kKeyTile + m * 16, k * 16); },
+          [&](int m, int k) { return row.load(m * 16, k * 16); });
     } else {
 #pragma unroll 1
       for (int chunk = 0; chunk < Tiles::kQueryTile; chunk += Tiles::kChunk) {
@@ -208,8 +209,9 @@ class BackwardBlock {
         const auto fragment = [](const ChunkScores& s, int m, int k) {
           return fragment_of<Element>(s.s[m][2 * k], s.s[m][2 * k + 1]);
         };
-        add_products<Tiles::kChunk>(slot, chunk, [&](int m, int k) { return fragment(p, m, k); },
-                                    [&](int m, int k) { return fragment(d, m, k); });
+        add_products<Tiles::kChunk>(
+            slot, chunk, [&](int m, int k) { return fragment(p, m, k); },
+            [&](int m, int k) { return fragment(d, m, k); });
       }
       ptx::sync_threads();
     }
@@ -241,8 +243,7 @@ class BackwardBlock {
     const Positions<RowsAre::Keys> at(first_key_ + warp_row_, visit.begin + chunk, lane_);
     ChunkScores slopes;
     if constexpr (kExtras) finish_scores(head, at, p, &slopes);
-    if (cover == Cover::Partial)
-      hide_scores(head, visit.bits < 0 ? nullptr : p_.block_mask.bits + visit.bits, at, p);
+    if (cover == Cover::Partial) hide_scores(head, visit.bits < 0 ? nullptr : p_.block_mask.bits + visit.bits, at, p);
     add_scores<1>(row, column, d);
     ChunkScores factors;
     if constexpr (kExtras)
@@ -262,7 +263,7 @@ class BackwardBlock {
   template <int Which>
   FLASHATTN_DEVICE static void add_scores(const RowsAsA<KeyTiles>& row, const RowsAsB<QueryTiles>& column,
                                           ChunkScores& sums) {
-#pragma unroll(unrolled<Element>(HeadDim / 16))
+#pragma unroll(unrolled <Element>(HeadDim / 16))
     for (int d = 0; d < HeadDim; d += 16) {
       FragmentA<Element> a[kRowTiles];
 #pragma unroll
@@ -461,9 +462,9 @@ cudaError_t launch_backward_kernel(const AttentionParams& p, cudaStream_t stream
   using Tiles = BackwardTiles<Element, HeadDim, Kind>;
   const int64_t blocks = static_cast<int64_t>(divide_up(p.key_length, Tiles::kKeyTile)) * p.kv_heads * p.batch;
   if (blocks == 0) return cudaSuccess;
-  return launched("backward", ptx::launch(backward_kernel<Element, HeadDim, Kind>, "backward",
-                                          dim3(static_cast<unsigned>(blocks)), Tiles::kThreads, Tiles::kSharedBytes,
-                                          stream, p));
+  return launched("backward",
+                  ptx::launch(backward_kernel<Element, HeadDim, Kind>, "backward", dim3(static_cast<unsigned>(blocks)),
+                              Tiles::kThreads, Tiles::kSharedBytes, stream, p));
 }
 
 /** d_key and d_value of every row of every sequence, and d_query / scale added to d_query_sum. */

@@ -23,7 +23,9 @@ class BiasBlock {
   static constexpr int kColumnTiles = Tiles::kKeyTile / 8;
 
   FLASHATTN_DEVICE BiasBlock(const AttentionParams& p, int index)
-      : p_(p), block_(p), key_tile_(index % divide_up(p.bias_key, Tiles::kKeyTile)) {
+      : p_(p),
+        block_(p),
+        key_tile_(index % divide_up(p.bias_key, Tiles::kKeyTile)) {
     index /= divide_up(p.bias_key, Tiles::kKeyTile);
     query_tile_ = index % divide_up(p.bias_query, Tiles::kQueryTile);
     index /= divide_up(p.bias_query, Tiles::kQueryTile);
@@ -130,8 +132,8 @@ backward_bias_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
 template <class Element, int HeadDim>
 cudaError_t launch_backward_bias(const AttentionParams& p, cudaStream_t stream) {
   using Tiles = GradientTiles<Element, HeadDim>;
-  const int64_t blocks = static_cast<int64_t>(p.bias_batch) * p.bias_heads * divide_up(p.bias_query, Tiles::kQueryTile) *
-                         divide_up(p.bias_key, Tiles::kKeyTile);
+  const int64_t blocks = static_cast<int64_t>(p.bias_batch) * p.bias_heads *
+                         divide_up(p.bias_query, Tiles::kQueryTile) * divide_up(p.bias_key, Tiles::kKeyTile);
   if (blocks == 0) return cudaSuccess;
   return launched("backward_bias",
                   ptx::launch(backward_bias_kernel<Element, HeadDim>, "backward_bias",

@@ -23,7 +23,6 @@ FLASHATTN_CALLED void add_to_table(float* table /* [bucket_count] */, int bucket
 
 }  // namespace detail
 
-
 template <class Element, int HeadDim>
 FLASHATTN_KERNEL((GradientTiles<Element, HeadDim>::kThreads), GradientTiles<Element, HeadDim>::kLeastBlocks)
 backward_relative_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
@@ -33,7 +32,8 @@ backward_relative_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   const int blocks = p.relative_slices / Tiles::kWarps, warp = block.warp_row() / 16, lane = block.lane().index;
   float* table = p.d_relative_partial +
                  (static_cast<int64_t>(slice * Tiles::kWarps + warp) * p.heads + h) * p.relative.bucket_count;
-  for (int bucket = lane; bucket < p.relative.bucket_count; bucket += kWarpSize) ptx::store_global(table + bucket, 0.0f);
+  for (int bucket = lane; bucket < p.relative.bucket_count; bucket += kWarpSize)
+    ptx::store_global(table + bucket, 0.0f);
   ptx::sync_warp();
 
   const int tiles = divide_up(p.query_length, Tiles::kQueryTile);
@@ -60,9 +60,8 @@ cudaError_t launch_backward_relative(const AttentionParams& p, cudaStream_t stre
   using Tiles = GradientTiles<Element, HeadDim>;
   const unsigned blocks = static_cast<unsigned>(p.relative_slices / Tiles::kWarps * p.heads);
   if (blocks == 0) return cudaSuccess;
-  return launched("backward_relative",
-                  ptx::launch(backward_relative_kernel<Element, HeadDim>, "backward_relative", dim3(blocks),
-                              Tiles::kThreads, Tiles::kSharedBytes, stream, p));
+  return launched("backward_relative", ptx::launch(backward_relative_kernel<Element, HeadDim>, "backward_relative",
+                                                   dim3(blocks), Tiles::kThreads, Tiles::kSharedBytes, stream, p));
 }
 
 }  // namespace flashattn

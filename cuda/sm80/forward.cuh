@@ -25,8 +25,12 @@ class ForwardBlock {
   static constexpr int kRowTiles = Tiles::kRowTiles, kAhead = Tiles::kSlots / 2;
 
   FLASHATTN_DEVICE ForwardBlock(const AttentionParams& p, int first_query, int h, int b)
-      : p_(p), head_(p, b, h), lane_(ptx::thread()), first_query_(first_query),
-        warp_row_(ptx::thread() / kWarpSize * Tiles::kShape.warp_rows), queries_{ptx::shared_base()} {}
+      : p_(p),
+        head_(p, b, h),
+        lane_(ptx::thread()),
+        first_query_(first_query),
+        warp_row_(ptx::thread() / kWarpSize * Tiles::kShape.warp_rows),
+        queries_{ptx::shared_base()} {}
 
   FLASHATTN_DEVICE void run() {
     if (first_query_ >= head_.sequence.query_length) return;
@@ -119,7 +123,7 @@ class ForwardBlock {
     scores.clear();
     const RowsAsA<QueryTile> query(queries_, warp_row_, lane_);
     const RowsAsB<KeyTile> key(tile, 0, lane_);
-#pragma unroll(unrolled<Element>(HeadDim / 16))
+#pragma unroll(unrolled <Element>(HeadDim / 16))
     for (int d = 0; d < HeadDim; d += 16) {
       FragmentA<Element> a[kRowTiles];
 #pragma unroll
@@ -193,7 +197,8 @@ class ForwardBlock {
       }
     ptx::sync_warp();
     const Rows to = Rows::of<Element>(p_.out, head_.b, head_.sequence.query_begin, head_.h, p_.value_dim);
-    store_rows<Tiles::kShape.warp_rows>(queries_, to, warp_row_, first_query_, head_.sequence.query_length, lane_.index);
+    store_rows<Tiles::kShape.warp_rows>(queries_, to, warp_row_, first_query_, head_.sequence.query_length,
+                                        lane_.index);
   }
 
   const AttentionParams& p_;

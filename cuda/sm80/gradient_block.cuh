@@ -15,8 +15,12 @@ class GradientBlock {
   using ScoreTile = Scores<1, Tiles::kKeyTile / 8>;  // of a warp: 16 queries
 
   FLASHATTN_DEVICE explicit GradientBlock(const AttentionParams& p)
-      : p_(p), lane_(ptx::thread()), warp_row_(ptx::thread() / kWarpSize * 16), query_{ptx::shared_base()},
-        d_out_{query_.base + Tiles::QueryTile::kBytes}, key_{d_out_.base + Tiles::QueryTile::kBytes},
+      : p_(p),
+        lane_(ptx::thread()),
+        warp_row_(ptx::thread() / kWarpSize * 16),
+        query_{ptx::shared_base()},
+        d_out_{query_.base + Tiles::QueryTile::kBytes},
+        key_{d_out_.base + Tiles::QueryTile::kBytes},
         value_{key_.base + Tiles::KeyTile::kBytes} {}
 
   FLASHATTN_DEVICE Positions<RowsAre::Queries> positions(int first_query, int first_key) const {
@@ -30,8 +34,8 @@ class GradientBlock {
     const Sequence& s = head.sequence;
     load_rows<Tiles::kThreads>(query_, rows(p_.query, head, s.query_begin, head.h, p_.head_dim), first, s.query_length,
                                ptx::thread());
-    load_rows<Tiles::kThreads>(d_out_, rows(p_.d_out, head, s.query_begin, head.h, p_.value_dim), first,
-                               s.query_length, ptx::thread());
+    load_rows<Tiles::kThreads>(d_out_, rows(p_.d_out, head, s.query_begin, head.h, p_.value_dim), first, s.query_length,
+                               ptx::thread());
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {
       const int i = first + warp_row_ + lower * 8 + lane_.group;
@@ -86,7 +90,7 @@ class GradientBlock {
     result.clear();
     const RowsAsA<typename Tiles::QueryTile> a(a_tile, warp_row_, lane_);
     const RowsAsB<typename Tiles::KeyTile> b(b_tile, 0, lane_);
-#pragma unroll(unrolled<Element>(HeadDim / 16))
+#pragma unroll(unrolled <Element>(HeadDim / 16))
     for (int d = 0; d < HeadDim; d += 16) {
       const FragmentA<Element> fragment = a.load(0, d);
 #pragma unroll

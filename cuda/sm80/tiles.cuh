@@ -67,10 +67,10 @@ struct BackwardShape {
 
 constexpr BackwardShape backward_shape(int bytes, int head_dim, Variant variant) {
   if (bytes == 4) {
-    if (head_dim <= 64) return {64, 32, 4, 16, 2};    // 73 KB at 64
-    if (head_dim <= 96) return {64, 32, 4, 16, 1};    // 81 KB
-    if (head_dim <= 128) return {64, 16, 4, 16, 1};   // 84 KB
-    return {32, 16, 4, 16, 1};                        // 99 KB at 256
+    if (head_dim <= 64) return {64, 32, 4, 16, 2};   // 73 KB at 64
+    if (head_dim <= 96) return {64, 32, 4, 16, 1};   // 81 KB
+    if (head_dim <= 128) return {64, 16, 4, 16, 1};  // 84 KB
+    return {32, 16, 4, 16, 1};                       // 99 KB at 256
   }
   if (variant == Variant::Large) {
     if (head_dim <= 64) return {128, 64, 4, 32, 2};   // 81 KB at 64, so two blocks an SM; 192 registers

@@ -61,8 +61,7 @@ void Pending::complete(napi_env raw, napi_status, void* data) {
   } else {
     throw_cuda(env, pending->error_, "an operation failed on the device");
     napi_value error = nullptr;
-    if (napi_get_and_clear_last_exception(env, &error) == napi_ok)
-      napi_reject_deferred(env, pending->deferred_, error);
+    if (napi_get_and_clear_last_exception(env, &error) == napi_ok) napi_reject_deferred(env, pending->deferred_, error);
   }
   pending->finish(env);
 }

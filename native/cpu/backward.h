@@ -79,8 +79,8 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, BackwardWorks
                          all_finite(ws.d_out, at.query_count(), p.value_dim));
   if (guarded) mark_hidden(at, ws.probability, ws.hidden);
 
-  product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.value_dim, ws.value + skipped, ws.d_out_columns, ws.d_score,
-                                                    kQueryTile);
+  product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.value_dim, ws.value + skipped, ws.d_out_columns,
+                                                    ws.d_score, kQueryTile);
   if (p.dropout.threshold) {
     dropout_factors(at, ws.factors);
     multiply_scores(at, ws.d_score, ws.factors);
@@ -101,15 +101,17 @@ template <class S>
 inline void accumulate(bool guarded, int rows, int dim, int inner, const float* a, const uint32_t* hidden,
                        const float* b, float* c, size_t c_row) {
   const int vectors = divide_up(dim, kLanes);
-  if (guarded) product_visible<S>(rows, vectors, inner, a, hidden, b, c, c_row);
-  else product<S, Accumulate::Yes>(rows, vectors, inner, a, b, c, c_row);
+  if (guarded)
+    product_visible<S>(rows, vectors, inner, a, hidden, b, c, c_row);
+  else
+    product<S, Accumulate::Yes>(rows, vectors, inner, a, b, c, c_row);
 }
 
-FLASHATTN_CALLED void add_relative_gradient(const Place& at, const float* d_score, float* d_table /* [bucket_count] */) {
+FLASHATTN_CALLED void add_relative_gradient(const Place& at, const float* d_score,
+                                            float* d_table /* [bucket_count] */) {
   for (int j = at.keys.begin; j < at.keys.end; ++j)
     for (int i = at.queries.begin; i < at.queries.end; ++i)
-      d_table[relative_bucket(at.p.relative, i, j)] +=
-          d_score[(j - at.keys.begin) * kQueryTile + i - at.queries.begin];
+      d_table[relative_bucket(at.p.relative, i, j)] += d_score[(j - at.keys.begin) * kQueryTile + i - at.queries.begin];
 }
 
 /** One query tile meets the loaded key tile: adds to ws.d_key, ws.d_value and the rows of `d_query`. */
@@ -129,8 +131,8 @@ FLASHATTN_CALLED void meet_queries(const Place& loaded, BackwardWorkspace& ws, f
                                              ws.d_value + skipped, kRowStride);
   accumulate<ScoresTransposedTimesQueryRows>(guarded, keys, p.head_dim, queries, ws.d_score, ws.hidden, ws.query,
                                              ws.d_key + skipped, kRowStride);
-  accumulate<ScoresTimesKeyRows>(guarded, queries, p.head_dim, keys, ws.d_score, ws.hidden, ws.key + skipped,
-                                 d_query, d_query_row);
+  accumulate<ScoresTimesKeyRows>(guarded, queries, p.head_dim, keys, ws.d_score, ws.hidden, ws.key + skipped, d_query,
+                                 d_query_row);
 }
 
 inline void store_rows(const TensorRef& to, int b, int begin, int count, int h, int dim, const float* rows) {
@@ -139,9 +141,7 @@ inline void store_rows(const TensorRef& to, int b, int begin, int count, int h, 
 
 }  // namespace detail
 
-inline int row_items(const AttentionParams& p) {
-  return p.batch * p.heads * divide_up(p.query_length, kRowsPerItem);
-}
+inline int row_items(const AttentionParams& p) { return p.batch * p.heads * divide_up(p.query_length, kRowsPerItem); }
 
 /** delta = sum_d d_out * out - d_lse: what softmax's Jacobian subtracts from every dP of the row. */
 FLASHATTN_CALLED void backward_rows(const AttentionParams& p, int item, BackwardWorkspace& ws) {

@@ -8,7 +8,7 @@ namespace flashattn {
 
 /** What a tile of a partial block really holds. */
 struct TileBits {
-  Range keys;       // from the first to the last key that any query of the tile sees
+  Range keys;        // from the first to the last key that any query of the tile sees
   bool all_visible;  // every query of the tile sees every one of them
 };
 
@@ -97,8 +97,12 @@ class ListCursor {
 
   ListCursor() = default;
   ListCursor(const BlockMaskParams& mask, int list, int query_block)
-      : mask_(&mask), query_block_(query_block), full_(mask.full.offsets[list]), full_end_(mask.full.offsets[list + 1]),
-        partial_(mask.partial.offsets[list]), partial_end_(mask.partial.offsets[list + 1]) {}
+      : mask_(&mask),
+        query_block_(query_block),
+        full_(mask.full.offsets[list]),
+        full_end_(mask.full.offsets[list + 1]),
+        partial_(mask.partial.offsets[list]),
+        partial_end_(mask.partial.offsets[list + 1]) {}
 
   int key_block() const { return min(next_full(), next_partial()); }
 

@@ -87,8 +87,8 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   const float* key = ws.key + skipped;      // [key][head dim]
   const float* value = ws.value + skipped;  // [key][value dim]
 
-  product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, key,
-                                                    tile.query, ws.scores, kQueryTile);
+  product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, key, tile.query,
+                                                    ws.scores, kQueryTile);
   finish_scores(at, ws.scores);
   if (partial) hide_scores(at, ws.scores);
 
@@ -104,11 +104,11 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   if (guarded) {
     product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, 0, ws.scores, value, tile.out,
                                                     kRowStride, ws.rescale);
-    product_visible<ScoresTimesKeyRows>(at.query_count(), value_vectors, at.key_count(), ws.scores, ws.hidden,
-                                        value, tile.out, kRowStride);
+    product_visible<ScoresTimesKeyRows>(at.query_count(), value_vectors, at.key_count(), ws.scores, ws.hidden, value,
+                                        tile.out, kRowStride);
   } else {
-    product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, at.key_count(), ws.scores,
-                                                    value, tile.out, kRowStride, ws.rescale);
+    product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, at.key_count(), ws.scores, value,
+                                                    tile.out, kRowStride, ws.rescale);
   }
 }
 
@@ -121,9 +121,12 @@ FLASHATTN_CALLED void finish_tile(const Place& at, const Sequence& s, ForwardTil
     float* out = tile.out + r * kRowStride;
     for (int d = 0; d < p.value_dim; d += kLanes) store(out + d, load(out + d) * inverse);
     store_row(p.out.row(at.b, s.query_begin + at.queries.begin + r, at.h), p.out.dtype, out, p.value_dim);
-    if (sum == 0) lse[r] = -kInfinity;
-    else if (sum > 0) lse[r] = static_cast<float>(maximum * kLn2 + ln(sum));
-    else lse[r] = sum;  // NaN stays NaN
+    if (sum == 0)
+      lse[r] = -kInfinity;
+    else if (sum > 0)
+      lse[r] = static_cast<float>(maximum * kLn2 + ln(sum));
+    else
+      lse[r] = sum;  // NaN stays NaN
   }
 }
 

@@ -5,11 +5,11 @@
 namespace flashattn {
 
 struct GatherParams {
-  const uint8_t* source;                       // [batch, source rows, row_elements]
+  const uint8_t* source;  // [batch, source rows, row_elements]
   DType dtype;
-  uint32_t source_batch, source_row;           // strides, in elements
-  uint8_t* result;                             // [batch, rows, row_elements], contiguous
-  BlockLists lists;                            // [rows] lists of source rows
+  uint32_t source_batch, source_row;  // strides, in elements
+  uint8_t* result;                    // [batch, rows, row_elements], contiguous
+  BlockLists lists;                   // [rows] lists of source rows
   int32_t batch, rows, row_elements;
   float scale;
 };

@@ -17,7 +17,7 @@ struct MergeParams {
   const MergePart* parts;
   int32_t part_count, batch, heads, query_length, value_dim;
   TensorRef out;
-  float* lse;          // [batch, heads, query]
+  float* lse;  // [batch, heads, query]
   TensorRef d_out;
   const float* d_lse;  // [batch, heads, query], null: zero
 };

@@ -21,8 +21,8 @@ struct Sequence {
 };
 
 struct BiasParams {
-  const float* data;                  // [batch|1, heads|1, query|1, key|1], broadcast by stride 0
-  uint32_t batch, head, query, key;   // strides
+  const float* data;                 // [batch|1, heads|1, query|1, key|1], broadcast by stride 0
+  uint32_t batch, head, query, key;  // strides
 };
 
 struct AlibiParams {
@@ -32,7 +32,7 @@ struct AlibiParams {
 
 /** bias(i, j) = table[buckets[key_position[j] - query_position[i] + origin]] */
 struct RelativeParams {
-  const float* table;             // [bucket_count, heads]
+  const float* table;  // [bucket_count, heads]
   const int32_t* buckets;
   const int32_t* query_position;  // [query_length], null: i
   const int32_t* key_position;    // [key_length], null: j
@@ -67,8 +67,8 @@ struct AttentionParams {
   float* lse;                    // [batch, heads, query] or [heads, total]; natural logarithm
   uint32_t lse_batch, lse_head;  // strides, shared by lse, d_lse, delta and d_query_partial
   int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
-  const Sequence* sequences;  // [batch], null: every sequence is whole
-  float scale, softcap;       // softcap 0: none
+  const Sequence* sequences;          // [batch], null: every sequence is whole
+  float scale, softcap;               // softcap 0: none
   int32_t window_left, window_right;  // kUnbounded: infinite; causal is window_right <= 0
   int32_t top_left;                   // 1: the diagonal starts at the first key, 0: it ends at the last
   int32_t tiles_per_item;
@@ -81,15 +81,15 @@ struct AttentionParams {
 
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
-  const float* d_lse;       // as lse
-  float* delta;             // as lse: sum(d_out * out) - d_lse
-  float* d_query_partial;   // [key_splits, lse rows, padded head_dim]
-  uint32_t lse_rows;        // rows of lse over all batches and heads
+  const float* d_lse;      // as lse
+  float* delta;            // as lse: sum(d_out * out) - d_lse
+  float* d_query_partial;  // [key_splits, lse rows, padded head_dim]
+  uint32_t lse_rows;       // rows of lse over all batches and heads
   int32_t key_splits;
-  float* d_relative_partial;  // [key_splits, batch, heads, bucket_count]
-  float* d_relative;          // [bucket_count, heads]
-  float* d_sink;              // [heads]
-  float* d_bias;              // contiguous, the shape of the bias
+  float* d_relative_partial;                             // [key_splits, batch, heads, bucket_count]
+  float* d_relative;                                     // [bucket_count, heads]
+  float* d_sink;                                         // [heads]
+  float* d_bias;                                         // contiguous, the shape of the bias
   int32_t bias_batch, bias_heads, bias_query, bias_key;  // that shape
 
   int group() const { return heads / kv_heads; }

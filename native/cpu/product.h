@@ -61,7 +61,7 @@ FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, f
 
 template <class S, Accumulate kMode, int kRows, int kVecs>
 FLASHATTN_CALLED void product_strip(int rows, int inner, const float* a, const float* b, float* c, size_t c_row,
-                          const float* row_scale) {
+                                    const float* row_scale) {
   int r = 0;
   for (; r + kRows <= rows; r += kRows)
     product_block<S, kMode, kRows, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);

@@ -17,8 +17,14 @@ struct Place {
   BlockBits bits;  // of the partial block that the tile lies in
 
   Place(const AttentionParams& params, const Sequence& s, int batch, int head)
-      : p(params), b(batch), h(head), diagonal(diagonal_of(params, s)), band(Band::of(params, diagonal)),
-        queries{}, keys{}, bits{} {}
+      : p(params),
+        b(batch),
+        h(head),
+        diagonal(diagonal_of(params, s)),
+        band(Band::of(params, diagonal)),
+        queries{},
+        keys{},
+        bits{} {}
 
   Cover cover() const {
     const Cover of_band = band.cover(queries, keys);
@@ -43,9 +49,7 @@ struct Place {
 };
 
 /** What queries are multiplied by beforehand, so that Q K^T comes out in the unit that `finish_scores` starts from. */
-inline float query_factor(const AttentionParams& p) {
-  return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E;
-}
+inline float query_factor(const AttentionParams& p) { return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E; }
 
 namespace detail {
 
@@ -102,8 +106,8 @@ FLASHATTN_CALLED void add_bias(const Place& at, float* scores) {
   const int square_queries = contiguous ? at.query_count() / kLanes * kLanes : 0;
   for (int j = 0; j < square_keys; j += kLanes)
     for (int i = 0; i < square_queries; i += kLanes)
-      add_bias_square(scores + j * kQueryTile + i, base + (at.queries.begin + i) * size_t(bias.query) + at.keys.begin + j,
-                      bias.query);
+      add_bias_square(scores + j * kQueryTile + i,
+                      base + (at.queries.begin + i) * size_t(bias.query) + at.keys.begin + j, bias.query);
   for_each_score(at, scores, square_queries, square_keys, [&](float& s, int i, int j) {
     const float b = base[i * size_t(bias.query) + j * size_t(bias.key)];
     s = b == -kInfinity ? b : s + b * kLog2E;
@@ -173,7 +177,8 @@ FLASHATTN_CALLED void dropout_factors(const Place& at, float* factors /* [key][q
   for (int j = at.keys.begin & ~3; j < at.keys.end; j += 4) {
     for (int v = 0; v < at.query_vectors(); ++v) {
       const UintVec i = (UintVec)iota(at.queries.begin + v * kLanes);
-      const Philox random = philox(UintVec{} + uint32_t(j) / 4, i, UintVec{} + stream, UintVec{}, d.seed_low, d.seed_high);
+      const Philox random =
+          philox(UintVec{} + uint32_t(j) / 4, i, UintVec{} + stream, UintVec{}, d.seed_low, d.seed_high);
       for (int w = 0; w < 4; ++w) {
         if (j + w < at.keys.begin || j + w >= at.keys.end) continue;
         const IntVec kept = random.word[w] >= d.threshold;

@@ -70,9 +70,7 @@ FLASHATTN_INLINE Vec max(Vec a, Vec b) {
 #endif
 }
 
-FLASHATTN_INLINE Vec select(IntVec mask, Vec yes, Vec no) {
-  return (Vec)(((IntVec)yes & mask) | ((IntVec)no & ~mask));
-}
+FLASHATTN_INLINE Vec select(IntVec mask, Vec yes, Vec no) { return (Vec)(((IntVec)yes & mask) | ((IntVec)no & ~mask)); }
 
 FLASHATTN_INLINE UintVec select_bits(IntVec mask, UintVec yes, UintVec no) {
   return (yes & (UintVec)mask) | (no & ~(UintVec)mask);

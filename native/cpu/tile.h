@@ -17,19 +17,19 @@ inline constexpr int kMaxDim = 256;
 // The four extra floats spread the rows over the sets of the cache.
 inline constexpr int kRowStride = kMaxDim + 4;
 
-using QueryRows = float[kQueryTile * kRowStride];   // [query][dim]
-using KeyRows = float[kKeyTile * kRowStride];       // [key][dim]
-using QueryColumns = float[kMaxDim * kQueryTile];   // [dim][query]
-using ScoreTile = float[kKeyTile * kQueryTile];     // [key][query]
+using QueryRows = float[kQueryTile * kRowStride];  // [query][dim]
+using KeyRows = float[kKeyTile * kRowStride];      // [key][dim]
+using QueryColumns = float[kMaxDim * kQueryTile];  // [dim][query]
+using ScoreTile = float[kKeyTile * kQueryTile];    // [key][query]
 
 // The three ways in which a product reads them (see product.h).
-using KeyRowsTimesQueryColumns = Strides<kRowStride, 1, kQueryTile>;      // [key, dim] x [dim, query]
-using ScoresTimesKeyRows = Strides<1, kQueryTile, kRowStride>;            // [query, key] x [key, dim]
+using KeyRowsTimesQueryColumns = Strides<kRowStride, 1, kQueryTile>;        // [key, dim] x [dim, query]
+using ScoresTimesKeyRows = Strides<1, kQueryTile, kRowStride>;              // [query, key] x [key, dim]
 using ScoresTransposedTimesQueryRows = Strides<kQueryTile, 1, kRowStride>;  // [key, query] x [query, dim]
 
 /** Rows [begin, begin + count) of one head, as float32, padded with zeros to whole vectors. */
-FLASHATTN_CALLED void load_rows(float* to /* [count][kRowStride] */, const TensorRef& from, int b, int begin, int count, int h,
-                      int dim) {
+FLASHATTN_CALLED void load_rows(float* to /* [count][kRowStride] */, const TensorRef& from, int b, int begin, int count,
+                                int h, int dim) {
   for (int r = 0; r < count; ++r) load_row(to + r * kRowStride, from.row(b, begin + r, h), from.dtype, dim);
 }
 
@@ -56,8 +56,8 @@ FLASHATTN_INLINE void transpose_lanes(Vec (&m)[kLanes]) {
 }  // namespace detail
 
 /** columns[d][q] = rows[q][d] * factor; queries past `count` are zero up to a whole vector. */
-FLASHATTN_CALLED void transpose_rows(float* columns /* [dim][kQueryTile] */, const float* rows /* [count][kRowStride] */,
-                           int count, int dim, float factor) {
+FLASHATTN_CALLED void transpose_rows(float* columns /* [dim][kQueryTile] */,
+                                     const float* rows /* [count][kRowStride] */, int count, int dim, float factor) {
   const Vec f = splat(factor);
   for (int q = 0; q < count; q += kLanes) {
     for (int d = 0; d < dim; d += kLanes) {

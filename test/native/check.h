@@ -1,7 +1,7 @@
 // Comparing with a reference, and counting what differs.
 #pragma once
-#include <cmath>
 #include <stdio.h>
+#include <cmath>
 
 #include <vector>
 
@@ -31,8 +31,9 @@ class Check {
   void equal(const char* name, double got, double wanted) { near(name, got, wanted, 0, 0); }
 
   void fail(const char* name, double got, double wanted) {
-    if (name != failed_) printf("%s %llu: %s is %.9g, not %.9g\n", subject_.kind,
-                                static_cast<unsigned long long>(subject_.seed), name, got, wanted);
+    if (name != failed_)
+      printf("%s %llu: %s is %.9g, not %.9g\n", subject_.kind, static_cast<unsigned long long>(subject_.seed), name,
+             got, wanted);
     failed_ = name;
     passed_ = false;
   }

@@ -34,7 +34,9 @@ void encode(void* to, DType dtype, float value) {
   uint16_t half = static_cast<uint16_t>(bits >> 16);
   if (dtype == DType::Float16) {
     const uint32_t sign = bits >> 16 & 0x8000, exponent = bits >> 23 & 255, mantissa = bits >> 13 & 1023;
-    half = static_cast<uint16_t>(value != value ? 0x7e00 : value == 0 ? sign : sign | (exponent - 112) << 10 | mantissa);
+    half = static_cast<uint16_t>(value != value ? 0x7e00
+                                 : value == 0   ? sign
+                                                : sign | (exponent - 112) << 10 | mantissa);
   }
   memcpy(to, &half, 2);
 }

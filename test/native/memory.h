@@ -68,8 +68,6 @@ double decode(const void* from, DType dtype);
 void encode(void* to, DType dtype, float value);
 
 /** What rounding to the dtype may change, relative to the value. */
-inline double rounding(DType dtype) {
-  return dtype == DType::Float32 ? 0 : dtype == DType::Float16 ? 0x1p-11 : 0x1p-8;
-}
+inline double rounding(DType dtype) { return dtype == DType::Float32 ? 0 : dtype == DType::Float16 ? 0x1p-11 : 0x1p-8; }
 
 }  // namespace flashattn::test

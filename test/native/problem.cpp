@@ -9,7 +9,12 @@
 namespace flashattn::test {
 
 Tensor::Tensor(int batch, int rows, int heads, int dim, DType dtype, Layout layout)
-    : batch(batch), rows(rows), heads(heads), dim(dim), dtype(dtype), layout(layout),
+    : batch(batch),
+      rows(rows),
+      heads(heads),
+      dim(dim),
+      dtype(dtype),
+      layout(layout),
       bytes(size_t(batch) * rows * heads * dim * element_size(dtype)) {}
 
 TensorRef Tensor::ref() const {
@@ -54,8 +59,12 @@ void flatten(const std::vector<std::vector<int32_t>>& lists, Array<int32_t>& off
 }  // namespace
 
 BlockMask::BlockMask(int block_size, int batch, int heads, int queries, int keys, Random& random)
-    : block_size(block_size), batch(batch), heads(heads), query_blocks(divide_up(queries, block_size)),
-      key_blocks(divide_up(keys, block_size)), visible(size_t(batch) * heads * queries * keys) {
+    : block_size(block_size),
+      batch(batch),
+      heads(heads),
+      query_blocks(divide_up(queries, block_size)),
+      key_blocks(divide_up(keys, block_size)),
+      visible(size_t(batch) * heads * queries * keys) {
   const int grids = batch * heads;
   std::vector<std::vector<int32_t>> full(grids * query_blocks), partial(grids * query_blocks);
   std::vector<std::vector<int32_t>> full_queries(grids * key_blocks), partial_queries(grids * key_blocks);
@@ -197,7 +206,8 @@ void Problem::draw_options(Random& random) {
     sink = random_array(heads, random);
     d_sink = Array<float>(heads);
   }
-  if (random.chance(25)) dropout = {random.integer(0, 1) ? 0x40000000u : 0xc0000000u, 1.5f, 7, static_cast<uint32_t>(seed)};
+  if (random.chance(25))
+    dropout = {random.integer(0, 1) ? 0x40000000u : 0xc0000000u, 1.5f, 7, static_cast<uint32_t>(seed)};
   tiles_per_item = random.integer(1, kMaxTilesPerItem);
   if (random.chance(50)) {
     const int block_size = random.chance(50) ? 64 : 128;

@@ -71,9 +71,7 @@ struct Problem {
 
   AttentionParams params() const;
 
-  Sequence sequence(int b) const {
-    return sequences.size() ? sequences[b] : Sequence{0, query_length, 0, key_length};
-  }
+  Sequence sequence(int b) const { return sequences.size() ? sequences[b] : Sequence{0, query_length, 0, key_length}; }
   /** The batch entry of the tensors that sequence b lies in. */
   int entry(int b) const { return packed ? 0 : b; }
   size_t lse_row(int b, int h, int i) const {

@@ -40,7 +40,12 @@ class Widened {
 
 struct Inputs {
   explicit Inputs(const Problem& problem)
-      : p(problem), query(p.query), key(p.key), value(p.value), d_out(p.d_out), out(p.out) {}
+      : p(problem),
+        query(p.query),
+        key(p.key),
+        value(p.value),
+        d_out(p.d_out),
+        out(p.out) {}
 
   const Problem& p;
   Widened query, key, value, d_out, out;
@@ -55,10 +60,17 @@ double dot(const double* a, const double* b, int count) {
 /** A query that sees a key; i and j are local to the sequence. */
 struct Pair {
   Pair(const Inputs& inputs, int b, int h, int i, int j)
-      : p(inputs.p), b(b), h(h), i(i), j(j), kv_head(h / (p.heads / p.kv_heads)),
-        key_row(p.sequence(b).key_begin + j), query(inputs.query.row(p.entry(b), h, p.sequence(b).query_begin + i)),
+      : p(inputs.p),
+        b(b),
+        h(h),
+        i(i),
+        j(j),
+        kv_head(h / (p.heads / p.kv_heads)),
+        key_row(p.sequence(b).key_begin + j),
+        query(inputs.query.row(p.entry(b), h, p.sequence(b).query_begin + i)),
         d_out(inputs.d_out.row(p.entry(b), h, p.sequence(b).query_begin + i)),
-        key(inputs.key.row(p.entry(b), kv_head, key_row)), value(inputs.value.row(p.entry(b), kv_head, key_row)) {
+        key(inputs.key.row(p.entry(b), kv_head, key_row)),
+        value(inputs.value.row(p.entry(b), kv_head, key_row)) {
     const double product = p.scale * dot(query, key, p.head_dim);
     const double capped = p.softcap > 0 ? std::tanh(product / p.softcap) : 0;
     softcap_slope = 1 - capped * capped;
@@ -156,9 +168,12 @@ ForwardReference forward_reference(const Problem& p) {
 BackwardReference backward_reference(const Problem& p) {
   const Inputs inputs(p);
   const size_t key_rows = size_t(p.tensor_batch) * p.kv_heads * p.key_rows;
-  BackwardReference to{std::vector<double>(p.lse.size() * p.head_dim), std::vector<double>(key_rows * p.head_dim),
-                       std::vector<double>(key_rows * p.value_dim),    std::vector<double>(p.bias.size()),
-                       std::vector<double>(p.table.size()),            std::vector<double>(p.sink.size())};
+  BackwardReference to{std::vector<double>(p.lse.size() * p.head_dim),
+                       std::vector<double>(key_rows * p.head_dim),
+                       std::vector<double>(key_rows * p.value_dim),
+                       std::vector<double>(p.bias.size()),
+                       std::vector<double>(p.table.size()),
+                       std::vector<double>(p.sink.size())};
   for_rows(p, [&](int b, int h, int i, size_t row) {
     const double lse = p.lse[row];
     if (lse == -INFINITY) return;

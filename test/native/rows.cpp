@@ -56,8 +56,16 @@ struct Merge {
   size_t rows() const { return size_t(batch) * heads * queries; }
 
   MergeParams params() const {
-    return {parts.data(), static_cast<int32_t>(states.size()), batch, heads, queries, dim, result.out.ref(),
-            result.lse.data(), result.d_out.ref(), result.d_lse.data()};
+    return {parts.data(),
+            static_cast<int32_t>(states.size()),
+            batch,
+            heads,
+            queries,
+            dim,
+            result.out.ref(),
+            result.lse.data(),
+            result.d_out.ref(),
+            result.d_lse.data()};
   }
 
   int batch, heads, queries, dim;
@@ -125,7 +133,8 @@ double rounded(double value, DType dtype) {
 
 void check_convert(Check& check, Random& random) {
   const auto from = static_cast<DType>(random.integer(0, 2)), to = static_cast<DType>(random.integer(0, 2));
-  const auto count = static_cast<uint32_t>(random.chance(30) ? kChunk + random.integer(-1, 300) : random.integer(1, 600));
+  const auto count =
+      static_cast<uint32_t>(random.chance(30) ? kChunk + random.integer(-1, 300) : random.integer(1, 600));
   const size_t size = element_size(from);
   Array<uint8_t> source(count * size), result(count * element_size(to));
   for (uint32_t at = 0; at < count; ++at) {
@@ -195,7 +204,7 @@ bool gather_case(uint64_t seed) {
   const float scale = random.chance(50) ? 1 : 0.5f;
   const TensorRef from = source.ref();
   const GatherParams p{from.data, dtype, from.batch, from.seq, result.bytes.data(), {offsets.data(), indices.data()},
-                       batch, rows, elements, scale};
+                       batch,     rows,  elements,   scale};
   run_items(gather_items(p), [&](int item, BackwardWorkspace& ws) { gather_item(p, item, ws); });
 
   Check check({"gather", seed});

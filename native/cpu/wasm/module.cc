@@ -17,8 +17,19 @@ union Workspace {
 
 // Order known to lib/backends/wasm/launch.ts.
 enum class Kernel : uint32_t {
-  Forward, BackwardRows, Backward, FinishQueryGradients, BackwardBias, BackwardRelative, BackwardSink,
-  Merge, MergeBackward, Gather, Fill, Convert, Peak,
+  Forward,
+  BackwardRows,
+  Backward,
+  FinishQueryGradients,
+  BackwardBias,
+  BackwardRelative,
+  BackwardSink,
+  Merge,
+  MergeBackward,
+  Gather,
+  Fill,
+  Convert,
+  Peak,
 };
 
 template <class Params>
@@ -86,7 +97,9 @@ FLASHATTN_EXPORT(max_tiles_per_item) int max_tiles_per_item() { return flashattn
 
 FLASHATTN_EXPORT(workspace_bytes) uint32_t workspace_bytes() { return sizeof(flashattn::Workspace); }
 FLASHATTN_EXPORT(queue_bytes) uint32_t queue_bytes() { return sizeof(flashattn::Queue); }
-FLASHATTN_EXPORT(attention_params_bytes) uint32_t attention_params_bytes() { return sizeof(flashattn::AttentionParams); }
+FLASHATTN_EXPORT(attention_params_bytes) uint32_t attention_params_bytes() {
+  return sizeof(flashattn::AttentionParams);
+}
 FLASHATTN_EXPORT(gather_params_bytes) uint32_t gather_params_bytes() { return sizeof(flashattn::GatherParams); }
 FLASHATTN_EXPORT(merge_part_bytes) uint32_t merge_part_bytes() { return sizeof(flashattn::MergePart); }
 FLASHATTN_EXPORT(merge_params_bytes) uint32_t merge_params_bytes() { return sizeof(flashattn::MergeParams); }

@@ -93,7 +93,10 @@ struct Product {
   std::vector<double> a, b, c;
 
   explicit Product(int depth)
-      : depth(depth), a(kProductRows * depth), b(depth * kProductColumns), c(kProductRows * kProductColumns) {}
+      : depth(depth),
+        a(kProductRows * depth),
+        b(depth * kProductColumns),
+        c(kProductRows * kProductColumns) {}
 
   double result(int row, int column) const {
     double sum = c[row * kProductColumns + column];
@@ -115,15 +118,12 @@ inline Words registers_of(DType dtype, const Product& p) {
     }
   };
   for (int i = 0; i < kRegistersOfA; ++i)
-    add([&](int lane, int e) {
-      return p.a[(lane / 4 + i % 2 * 8) * p.depth + lane % 4 * packed + e + i / 2 * half];
-    });
+    add([&](int lane, int e) { return p.a[(lane / 4 + i % 2 * 8) * p.depth + lane % 4 * packed + e + i / 2 * half]; });
   for (int i = 0; i < kRegistersOfB; ++i)
     add([&](int lane, int e) { return p.b[(lane % 4 * packed + e + i * half) * kProductColumns + lane / 4]; });
   for (int i = 0; i < kRegistersOfC; ++i)
     for (int lane = 0; lane < kLanes; ++lane)
-      words.push_back(encode(DType::Float32,
-                             p.c[(lane / 4 + i / 2 * 8) * kProductColumns + lane % 4 * 2 + i % 2]));
+      words.push_back(encode(DType::Float32, p.c[(lane / 4 + i / 2 * 8) * kProductColumns + lane % 4 * 2 + i % 2]));
   return words;
 }
 
@@ -201,8 +201,8 @@ void add_product_cases(Cases& cases, const char* function) {
 inline void add_fragment_cases(Cases& cases) {
   const Words elements = random_words(LoadMatrixBody<false>::kRows * 4, 4);
   const Grid grid{dim3(1), LoadMatrixBody<false>::kSharedBytes};
-  cases.push_back(body_case<LoadMatrixBody<false>>("ldmatrix_x4", "", kSameBits, elements,
-                                                   loaded_matrices(elements, false), grid));
+  cases.push_back(
+      body_case<LoadMatrixBody<false>>("ldmatrix_x4", "", kSameBits, elements, loaded_matrices(elements, false), grid));
   cases.push_back(body_case<LoadMatrixBody<true>>("ldmatrix_x4_trans", "", kSameBits, elements,
                                                   loaded_matrices(elements, true), grid));
   add_product_cases<F16Product>(cases, "mma_f16");

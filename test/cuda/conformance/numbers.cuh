@@ -108,10 +108,10 @@ Words alone(const Source& words) {
 
 inline Words special_floats() {
   Words words;
-  for (const uint32_t magnitude : {0x00000000u, 0x00000001u, 0x007fffffu, 0x00800000u, 0x00800001u, 0x33800000u,
-                                   0x3f800000u, 0x3f800001u, 0x40490fdbu, 0x477fe000u, 0x477fefffu, 0x477ff000u,
-                                   0x47800000u, 0x7f7f7fffu, 0x7f7f8000u, 0x7f7fffffu, 0x7f800000u, 0x7f800001u,
-                                   0x7fc00000u, 0x7fffffffu})
+  for (const uint32_t magnitude :
+       {0x00000000u, 0x00000001u, 0x007fffffu, 0x00800000u, 0x00800001u, 0x33800000u, 0x3f800000u,
+        0x3f800001u, 0x40490fdbu, 0x477fe000u, 0x477fefffu, 0x477ff000u, 0x47800000u, 0x7f7f7fffu,
+        0x7f7f8000u, 0x7f7fffffu, 0x7f800000u, 0x7f800001u, 0x7fc00000u, 0x7fffffffu})
     words.insert(words.end(), {magnitude, magnitude | 0x80000000u});
   return words;
 }

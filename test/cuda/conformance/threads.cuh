@@ -110,9 +110,7 @@ struct ShuffleInt {
 };
 struct Ballot {
   static constexpr int kArguments = 32;
-  static FLASHATTN_DEVICE uint32_t exchange(uint32_t word, int argument) {
-    return ptx::ballot(word >> argument & 1);
-  }
+  static FLASHATTN_DEVICE uint32_t exchange(uint32_t word, int argument) { return ptx::ballot(word >> argument & 1); }
 };
 
 inline Words ballots(const Words& words) {
@@ -120,8 +118,7 @@ inline Words ballots(const Words& words) {
   for (int argument = 0; argument < Ballot::kArguments; ++argument)
     for (int thread = 0; thread < WarpBody<Ballot>::kThreads; ++thread) {
       uint32_t votes = 0;
-      for (int lane = 0; lane < kWarp; ++lane)
-        votes |= (words[thread / kWarp * kWarp + lane] >> argument & 1) << lane;
+      for (int lane = 0; lane < kWarp; ++lane) votes |= (words[thread / kWarp * kWarp + lane] >> argument & 1) << lane;
       result.push_back(votes);
     }
   return result;
@@ -246,8 +243,8 @@ inline void add_thread_cases(Cases& cases) {
   cases.push_back(body_case<PassOnBody<false>>("sync_warp", "", kSameBits, words, passed_on<false>(words),
                                                {dim3(1), PassOnBody<false>::kBytes}));
   cases.push_back(body_case<WarpBody<ShuffleXor>>("shuffle_xor", "", kSameBits, lanes, exchanged<ShuffleXor>(lanes)));
-  cases.push_back(body_case<WarpBody<ShuffleFloat>>("shuffle", "float", kSameBits, lanes,
-                                                    exchanged<ShuffleFloat>(lanes)));
+  cases.push_back(
+      body_case<WarpBody<ShuffleFloat>>("shuffle", "float", kSameBits, lanes, exchanged<ShuffleFloat>(lanes)));
   cases.push_back(body_case<WarpBody<ShuffleInt>>("shuffle", "int", kSameBits, lanes, exchanged<ShuffleInt>(lanes)));
   cases.push_back(body_case<WarpBody<Ballot>>("ballot", "", kSameBits, lanes, ballots(lanes)));
   for (const char* function : {"wait_for", "signal", "fence"})

@@ -6,9 +6,9 @@
 // Exit code: 0 all agree, 1 some do not, 2 bad arguments, 3 no CUDA device.
 #include <cstring>
 
-#include "numbers.cuh"
 #include "fragments.cuh"
 #include "memory.cuh"
+#include "numbers.cuh"
 #include "results.h"
 #include "threads.cuh"
 

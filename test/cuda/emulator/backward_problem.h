@@ -28,8 +28,10 @@ struct Problem {
 class BlockMask {
  public:
   BlockMask(const Problem& p, Random& random)
-      : size_(std::max(p.block_size, 1)), rows_((p.queries + size_ - 1) / size_),
-        columns_((p.keys + size_ - 1) / size_), kinds_(static_cast<size_t>(rows_) * columns_),
+      : size_(std::max(p.block_size, 1)),
+        rows_((p.queries + size_ - 1) / size_),
+        columns_((p.keys + size_ - 1) / size_),
+        kinds_(static_cast<size_t>(rows_) * columns_),
         words_(std::max(size_ / 32, 1)) {
     for (int& kind : kinds_) kind = random.below(3);
     if (p.hide_nan_key)
@@ -40,8 +42,7 @@ class BlockMask {
         for (int word = 0; word < size_ * words_; ++word) bits_.push_back(random.bits());
         if (!p.hide_nan_key || column != p.nan_key / size_) continue;
         const int key = p.nan_key % size_;
-        for (int i = 0; i < size_; ++i)
-          bits_[bits_.size() - (size_ - i) * words_ + key / 32] &= ~(1u << (key % 32));
+        for (int i = 0; i < size_; ++i) bits_[bits_.size() - (size_ - i) * words_ + key / 32] &= ~(1u << (key % 32));
       }
     for (const bool transposed : {false, true}) add_lists(transposed);
   }
@@ -143,14 +144,26 @@ class Backward {
   static constexpr uint64_t kSeed = 0x123456789abcdefull;
 
   Backward(const Problem& problem, DType dtype, Random& random)
-      : problem(problem), dtype(dtype), query(queries(problem.head_dim)), d_query(queries(problem.head_dim)),
-        out(queries(problem.value_dim)), d_out(queries(problem.value_dim)), key(keys(problem.head_dim)),
-        d_key(keys(problem.head_dim)), value(keys(problem.value_dim)), d_value(keys(problem.value_dim)),
-        lse(lse_rows(), 0.0f), d_lse(random_floats(lse_rows(), random)), delta(lse_rows(), 0.0f),
-        sink(random_floats(problem.heads, random)), slopes(random_floats(problem.heads, random)),
+      : problem(problem),
+        dtype(dtype),
+        query(queries(problem.head_dim)),
+        d_query(queries(problem.head_dim)),
+        out(queries(problem.value_dim)),
+        d_out(queries(problem.value_dim)),
+        key(keys(problem.head_dim)),
+        d_key(keys(problem.head_dim)),
+        value(keys(problem.value_dim)),
+        d_value(keys(problem.value_dim)),
+        lse(lse_rows(), 0.0f),
+        d_lse(random_floats(lse_rows(), random)),
+        delta(lse_rows(), 0.0f),
+        sink(random_floats(problem.heads, random)),
+        slopes(random_floats(problem.heads, random)),
         bias(random_floats(static_cast<size_t>(problem.heads) * problem.queries * problem.keys, random)),
-        table(random_floats(static_cast<size_t>(kBuckets) * problem.heads, random)), buckets(random_buckets(random)),
-        sequences(all_sequences()), mask(problem, random) {
+        table(random_floats(static_cast<size_t>(kBuckets) * problem.heads, random)),
+        buckets(random_buckets(random)),
+        sequences(all_sequences()),
+        mask(problem, random) {
     for (Tensor* tensor : {&query, &key, &value, &d_out}) tensor->randomize(random);
     if (problem.nan_query >= 0)
       for (Tensor* tensor : {&query, &d_out}) set_nan(*tensor, problem.nan_query);

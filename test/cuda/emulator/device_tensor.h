@@ -93,7 +93,12 @@ class Tensor {
   const DType dtype;
 
   Tensor(int batch, int seq, int heads, int dim, DType dtype, Layout layout)
-      : batch(batch), seq(seq), heads(heads), dim(dim), dtype(dtype), strides_(strides_of(seq, heads, dim, layout)),
+      : batch(batch),
+        seq(seq),
+        heads(heads),
+        dim(dim),
+        dtype(dtype),
+        strides_(strides_of(seq, heads, dim, layout)),
         bytes_(static_cast<size_t>(strides_.offset + strides_.batch * batch) * format_of(dtype).bytes, kGap) {}
 
   TensorRef ref() const {

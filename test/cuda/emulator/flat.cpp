@@ -87,8 +87,8 @@ void check_gather(int batch, int rows, int elements, DType dtype, Layout layout,
   const TensorRef from = source.ref();
   const float scale = 0.3f;
   const BlockLists lists{device_offsets.data(), device_indices.data()};
-  const GatherParams p{from.data, result.ref().data, from.batch, from.seq, lists, dtype,
-                       batch, rows, elements, scale, 0};
+  const GatherParams p{from.data, result.ref().data, from.batch, from.seq, lists, dtype, batch,
+                       rows,      elements,          scale,      0};
   check(launch_gather(p, nullptr));
   result.download();
   result.for_each([&](int b, int row, int, int e) {

@@ -19,8 +19,11 @@ constexpr DeviceLimits kLimits[] = {{8, 0, 166912, 1}, {8, 6, 101376, 1 << 20}};
 class Forward {
  public:
   Forward(const Problem& problem, Random& random)
-      : problem(problem), query(make(problem.queries, problem.heads)), key(make(problem.keys, problem.kv_heads)),
-        value(make(problem.keys, problem.kv_heads)), out(make(problem.queries, problem.heads)),
+      : problem(problem),
+        query(make(problem.queries, problem.heads)),
+        key(make(problem.keys, problem.kv_heads)),
+        value(make(problem.keys, problem.kv_heads)),
+        out(make(problem.queries, problem.heads)),
         lse(static_cast<size_t>(problem.batch) * problem.heads * problem.queries, 0.0f) {
     for (Tensor* tensor : {&query, &key, &value}) tensor->randomize(random);
     if (problem.causal) hide_a_nan();

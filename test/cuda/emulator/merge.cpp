@@ -19,8 +19,11 @@ struct Problem {
 class Merge {
  public:
   Merge(const Problem& problem, Random& random)
-      : problem(problem), out(tensor(problem.dtype, problem.layout)), d_out(tensor(problem.dtype, problem.layout)),
-        lse(lse_size(), 0.0f), d_lse(random_floats(lse_size(), random)) {
+      : problem(problem),
+        out(tensor(problem.dtype, problem.layout)),
+        d_out(tensor(problem.dtype, problem.layout)),
+        lse(lse_size(), 0.0f),
+        d_lse(random_floats(lse_size(), random)) {
     d_out.randomize(random);
     for (int part = 0; part < problem.parts; ++part) {
       parts.push_back(std::make_unique<Part>(tensor(kDTypes[(part + static_cast<int>(problem.dtype)) % 3],
@@ -34,7 +37,9 @@ class Merge {
 
   struct Part {
     Part(Tensor tensor, DeviceArray<float> array)
-        : out(std::move(tensor)), lse(std::move(array)), d_lse(lse.host.size(), 0.0f) {}
+        : out(std::move(tensor)),
+          lse(std::move(array)),
+          d_lse(lse.host.size(), 0.0f) {}
     Tensor out;
     DeviceArray<float> lse, d_lse;
     std::unique_ptr<Tensor> d_out;
@@ -49,8 +54,8 @@ class Merge {
     for (const auto& part : parts)
       refs.push_back({part->out.ref(), part->d_out->ref(), part->lse.data(), part->d_lse.data(), part->out.dtype, 0});
     refs_.emplace(std::move(refs));
-    return {refs_->data(), out.ref(), d_out.ref(), lse.data(), d_lse.data(), problem.dtype, problem.parts,
-            problem.batch, problem.heads, problem.rows, problem.dim};
+    return {refs_->data(), out.ref(),     d_out.ref(),   lse.data(),   d_lse.data(), problem.dtype,
+            problem.parts, problem.batch, problem.heads, problem.rows, problem.dim};
   }
 
   /** f(b, i, h, row of lse) */

@@ -28,10 +28,16 @@ class Backward {
  public:
   Backward(const Problem& problem, Random& random)
       : problem(problem),
-        out(tensor(problem.value_dim)), d_out(tensor(problem.value_dim)), d_query(tensor(problem.head_dim)),
-        lse(random_floats(lse_rows(), random)), d_lse(random_floats(lse_rows(), random)), delta(lse_rows(), kUnset),
+        out(tensor(problem.value_dim)),
+        d_out(tensor(problem.value_dim)),
+        d_query(tensor(problem.head_dim)),
+        lse(random_floats(lse_rows(), random)),
+        d_lse(random_floats(lse_rows(), random)),
+        delta(lse_rows(), kUnset),
         d_query_sum(random_floats(lse_rows() * bucket(), random)),
-        sink(random_floats(problem.heads, random)), d_sink(problem.heads, kUnset), sequences(packed_sequences()) {
+        sink(random_floats(problem.heads, random)),
+        d_sink(problem.heads, kUnset),
+        sequences(packed_sequences()) {
     out.randomize(random);
     d_out.randomize(random);
   }

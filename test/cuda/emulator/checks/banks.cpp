@@ -18,12 +18,14 @@ FLASHATTN_DEVICE uint32_t address(const Pattern& p) {
 }
 
 template <class T>
-FLASHATTN_KERNEL(kThreads) stores(const Pattern p) {
+FLASHATTN_KERNEL(kThreads)
+stores(const Pattern p) {
   if (takes_part(p)) ptx::store_shared(address(p), T{});
 }
 
 template <class T>
-FLASHATTN_KERNEL(kThreads) loads(const Pattern p) {
+FLASHATTN_KERNEL(kThreads)
+loads(const Pattern p) {
   for (uint32_t i = static_cast<uint32_t>(ptx::thread()) * 16; i < kBytes; i += kThreads * 16)
     ptx::store_shared(ptx::shared_base() + i, uint4{});
   ptx::sync_warp();

@@ -74,7 +74,10 @@ FLASHATTN_KERNEL(kThreads) never_signalled(const Memory m) {
 
 }  // namespace
 
-#define CASE(kernel) {#kernel, [] { run(kernel, #kernel); }}
+#define CASE(kernel)                      \
+  {                                       \
+#kernel, [] { run(kernel, #kernel); } \
+  }
 
 int main() {
   run_cases({CASE(everybody), CASE(warps_apart), CASE(lanes_apart), CASE(two_barriers), CASE(missing_at_barrier),

@@ -48,7 +48,8 @@ FLASHATTN_DEVICE void update_c(const Memory& m, Multiply multiply) {
 
 /** Registers filled element by element, as the PTX ISA numbers them. */
 template <Kind kind>
-FLASHATTN_KERNEL(kThreads) from_registers(const Memory m) {
+FLASHATTN_KERNEL(kThreads)
+from_registers(const Memory m) {
   constexpr int depth = depth_of(kind);
   const auto a_at = [&](int row, int k) { return ptx::load_global(m.a + row * depth + k); };
   const auto b_at = [&](int k, int column) { return ptx::load_global(m.b + k * kColumns + column); };
@@ -79,9 +80,7 @@ constexpr int kDepth = 16;
 template <Kind kind>
 FLASHATTN_DEVICE void fill_shared(const Memory& m, bool transpose_b) {
   const uint32_t a = ptx::shared_base(), b = a + kRows * kDepth * 2;
-  const auto store = [](uint32_t to, float x) {
-    ptx::store_shared(to, static_cast<uint16_t>(pack<kind>(x, 0)));
-  };
+  const auto store = [](uint32_t to, float x) { ptx::store_shared(to, static_cast<uint16_t>(pack<kind>(x, 0))); };
   for (int i = ptx::thread(); i < kRows * kDepth; i += kThreads)
     store(a + static_cast<uint32_t>(i) * 2, ptx::load_global(m.a + i));
   for (int i = ptx::thread(); i < kDepth * kColumns; i += kThreads) {
@@ -98,7 +97,8 @@ FLASHATTN_DEVICE void load_a(uint32_t (&a)[4]) {
 }
 
 template <Kind kind>
-FLASHATTN_KERNEL(kThreads) from_rows(const Memory m) {
+FLASHATTN_KERNEL(kThreads)
+from_rows(const Memory m) {
   fill_shared<kind>(m, true);
   uint32_t a[4], b[4];
   load_a(a);
@@ -110,7 +110,8 @@ FLASHATTN_KERNEL(kThreads) from_rows(const Memory m) {
 }
 
 template <Kind kind>
-FLASHATTN_KERNEL(kThreads) from_columns(const Memory m) {
+FLASHATTN_KERNEL(kThreads)
+from_columns(const Memory m) {
   fill_shared<kind>(m, false);
   uint32_t a[4], b[4];
   load_a(a);

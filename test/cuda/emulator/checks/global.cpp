@@ -31,11 +31,11 @@ FLASHATTN_KERNEL(kThreads) within(const Memory m) {
 FLASHATTN_KERNEL(kThreads) beyond(const Memory m) {
   ptx::load_global(m.data + element() + 1);  // reported: global-out-of-bounds in beyond
   if (element() != 0) return;
-  ptx::store_global(m.data - 1, 1.0f);                  // reported: global-out-of-bounds in beyond
-  ptx::add_global(m.data + kThreads * kBlocks, 1.0f);   // reported: global-out-of-bounds in beyond
-  ptx::fetch_add(m.flag + kBlocks, 1);                  // reported: global-out-of-bounds in beyond
-  ptx::signal(m.flag - 1, 1);                           // reported: global-out-of-bounds in beyond
-  ptx::wait_for(m.flag - 1, 1);                         // reported: global-out-of-bounds in beyond
+  ptx::store_global(m.data - 1, 1.0f);                 // reported: global-out-of-bounds in beyond
+  ptx::add_global(m.data + kThreads * kBlocks, 1.0f);  // reported: global-out-of-bounds in beyond
+  ptx::fetch_add(m.flag + kBlocks, 1);                 // reported: global-out-of-bounds in beyond
+  ptx::signal(m.flag - 1, 1);                          // reported: global-out-of-bounds in beyond
+  ptx::wait_for(m.flag - 1, 1);                        // reported: global-out-of-bounds in beyond
 }
 
 FLASHATTN_KERNEL(kThreads) partly_beyond(const Memory m) {
@@ -161,13 +161,33 @@ FLASHATTN_KERNEL(kThreads) counter_without_fence(const Memory m) { last_block_su
 
 }  // namespace
 
-#define CASE(kernel) {#kernel, [] { run(kernel, #kernel); }}
-#define CASE_OF_ONE_BLOCK(kernel) {#kernel, [] { run(kernel, #kernel, 1); }}
+#define CASE(kernel)                      \
+  {                                       \
+#kernel, [] { run(kernel, #kernel); } \
+  }
+#define CASE_OF_ONE_BLOCK(kernel)            \
+  {                                          \
+#kernel, [] { run(kernel, #kernel, 1); } \
+  }
 
 int main() {
-  run_cases({CASE(within), CASE(beyond), CASE(partly_beyond), {"copy_beyond", run_copy_beyond}, CASE(misaligned),
-             {"after_free", run_after_free}, {"of_the_host", run_of_the_host}, CASE_OF_ONE_BLOCK(same_element),
-             CASE_OF_ONE_BLOCK(neighbour), CASE_OF_ONE_BLOCK(neighbour_after_barrier), CASE(neighbouring_bytes),
-             CASE(atomic_additions), CASE(atomic_and_plain), CASE(blocks_store), CASE(blocks_read), CASE(turns),
-             CASE(wrong_turns), CASE(counter), CASE(counter_without_fence)});
+  run_cases({CASE(within),
+             CASE(beyond),
+             CASE(partly_beyond),
+             {"copy_beyond", run_copy_beyond},
+             CASE(misaligned),
+             {"after_free", run_after_free},
+             {"of_the_host", run_of_the_host},
+             CASE_OF_ONE_BLOCK(same_element),
+             CASE_OF_ONE_BLOCK(neighbour),
+             CASE_OF_ONE_BLOCK(neighbour_after_barrier),
+             CASE(neighbouring_bytes),
+             CASE(atomic_additions),
+             CASE(atomic_and_plain),
+             CASE(blocks_store),
+             CASE(blocks_read),
+             CASE(turns),
+             CASE(wrong_turns),
+             CASE(counter),
+             CASE(counter_without_fence)});
 }

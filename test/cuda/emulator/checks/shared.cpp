@@ -109,7 +109,7 @@ FLASHATTN_KERNEL(kThreads) warp_barrier_is_not_enough(const Memory m) {
   const int t = ptx::thread();
   ptx::store_shared(slot(t), 0.0f);
   ptx::sync_threads();
-  ptx::store_shared(slot(t), 1.0f);               // reported: race in warp_barrier_is_not_enough
+  ptx::store_shared(slot(t), 1.0f);  // reported: race in warp_barrier_is_not_enough
   ptx::sync_warp();
   keep(m, ptx::load_shared<float>(slot(t ^ 32)));  // reported: race in warp_barrier_is_not_enough
 }
@@ -144,7 +144,7 @@ FLASHATTN_KERNEL(kThreads) copy_without_wait(const Memory m) {
 
 FLASHATTN_KERNEL(kThreads) copy_without_commit(const Memory m) {
   const int t = ptx::thread();
-  ptx::cp_async16(slot(t), source(m), 16);    // reported: exit-with-copies-in-flight in copy_without_commit
+  ptx::cp_async16(slot(t), source(m), 16);  // reported: exit-with-copies-in-flight in copy_without_commit
   ptx::cp_async_wait<0>();
   keep(m, ptx::load_shared<float>(slot(t)));  // reported: read-of-copy-in-flight in copy_without_commit
 }
@@ -154,7 +154,7 @@ FLASHATTN_KERNEL(kThreads) copy_without_barrier(const Memory m) {
   const int t = ptx::thread();
   ptx::store_shared(slot(t), uint4{});
   ptx::sync_threads();
-  ptx::cp_async16(slot(t), source(m), 16);         // reported: race in copy_without_barrier
+  ptx::cp_async16(slot(t), source(m), 16);  // reported: race in copy_without_barrier
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
   keep(m, ptx::load_shared<float>(slot(t ^ 63)));  // reported: race in copy_without_barrier
@@ -190,29 +190,47 @@ FLASHATTN_KERNEL(kThreads) uninitialised(const Memory m) {
 }
 
 FLASHATTN_KERNEL(kThreads) beyond_the_end(const Memory m) {
-  ptx::store_shared(slot(ptx::thread() + 1), 1.0f);  // reported: shared-out-of-bounds in beyond_the_end
+  ptx::store_shared(slot(ptx::thread() + 1), 1.0f);    // reported: shared-out-of-bounds in beyond_the_end
   if (ptx::thread() == 0) ptx::load_shared<float>(0);  // reported: shared-out-of-bounds in beyond_the_end
   uint32_t r[4];
-  ptx::ldmatrix_x4(r, slot(kThreads));  // reported: shared-out-of-bounds in beyond_the_end
+  ptx::ldmatrix_x4(r, slot(kThreads));             // reported: shared-out-of-bounds in beyond_the_end
   ptx::cp_async16(slot(kThreads), source(m), 16);  // reported: shared-out-of-bounds in beyond_the_end
 }
 
 FLASHATTN_KERNEL(kThreads) misaligned(const Memory m) {
   const uint32_t odd = slot(ptx::thread()) + 4;
-  ptx::store_shared(odd, uint2{});         // reported: shared-misaligned in misaligned
+  ptx::store_shared(odd, uint2{});                              // reported: shared-misaligned in misaligned
   if (ptx::thread() < 63) ptx::cp_async16(odd, source(m), 16);  // reported: shared-misaligned in misaligned
-  ptx::store_shared(odd - 3, uint16_t{});  // reported: shared-misaligned in misaligned
+  ptx::store_shared(odd - 3, uint16_t{});                       // reported: shared-misaligned in misaligned
 }
 
 }  // namespace
 
-#define CASE(kernel) {#kernel, [] { run(kernel, #kernel); }}
+#define CASE(kernel)                      \
+  {                                       \
+#kernel, [] { run(kernel, #kernel); } \
+  }
 
 int main() {
-  run_cases({CASE(block_barrier), CASE(warp_barrier), CASE(waited_copies), CASE(neighbouring_bytes), CASE(two_groups),
-             CASE(read_without_barrier), CASE(overwrite_without_barrier), CASE(two_writers),
-             CASE(shuffle_is_no_barrier), CASE(warp_barrier_is_not_enough), CASE(half_of_a_line),
-             CASE(matrix_without_barrier), CASE(copy_without_wait), CASE(copy_without_commit),
-             CASE(copy_without_barrier), CASE(store_over_copy), CASE(copy_over_reads), CASE(copy_never_waited),
-             CASE(uninitialised), CASE(beyond_the_end), CASE(misaligned)});
+  run_cases({CASE(block_barrier),
+             CASE(warp_barrier),
+             CASE(waited_copies),
+             CASE(neighbouring_bytes),
+             CASE(two_groups),
+             CASE(read_without_barrier),
+             CASE(overwrite_without_barrier),
+             CASE(two_writers),
+             CASE(shuffle_is_no_barrier),
+             CASE(warp_barrier_is_not_enough),
+             CASE(half_of_a_line),
+             CASE(matrix_without_barrier),
+             CASE(copy_without_wait),
+             CASE(copy_without_commit),
+             CASE(copy_without_barrier),
+             CASE(store_over_copy),
+             CASE(copy_over_reads),
+             CASE(copy_never_waited),
+             CASE(uninitialised),
+             CASE(beyond_the_end),
+             CASE(misaligned)});
 }
