@@ -5,7 +5,7 @@ import { dirname, join, relative } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
-const sources = join(root, 'native', 'cpu');
+const sources = join(root, 'native');
 const output = join(root, 'lib', 'backends', 'wasm');
 
 const compile = [
@@ -19,6 +19,7 @@ const compile = [
   '-fno-rtti',
   '-fno-math-errno',
   '-I.',
+  '-Icpu',
   '-msimd128',
   '-mbulk-memory',
   '-matomics',
@@ -61,9 +62,9 @@ export async function buildWasm() {
   mkdirSync(output, { recursive: true });
   const print = (bytes) => bytes && process.stderr.write(bytes);
   for (const { file, flags } of builds) {
-    const command = ['clang++', ...compile, ...flags, 'wasm/module.cc', ...link, '-o', file];
+    const command = ['clang++', ...compile, ...flags, 'cpu/wasm/module.cc', ...link, '-o', file];
     try {
-      const files = await runClang(command, readTree(sources), {
+      const files = await runClang(command, { cpu: readTree(join(sources, 'cpu')), structs: readTree(join(sources, 'structs')) }, {
         stdout: print,
         stderr: print,
         fetchProgress: () => {},

@@ -5,6 +5,7 @@
 // every sum has a fixed order. Three launches: backward_rows, backward_item, then finish_query_gradients.
 #pragma once
 #include "forward.h"
+#include "rows.h"
 
 namespace flashattn {
 
@@ -19,8 +20,6 @@ struct BackwardWorkspace {
   bool keys_finite;  // key and value
   bool rows_finite;  // delta, and lse is no NaN
 };
-
-inline constexpr int kRowsPerItem = 64;
 
 namespace detail {
 
@@ -165,7 +164,7 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
   const int d_query_row = round_up(p.head_dim, kLanes), first_head = kv_head * p.group();
 
   const auto d_query_at = [&](int h, int i) {  // [lse rows, padded head dim]
-    return p.d_query_partial + (split * size_t(p.lse_rows) + p.lse_row(b, h, s.query_begin + i)) * d_query_row;
+    return p.d_query_sum + (split * size_t(p.lse_rows) + p.lse_row(b, h, s.query_begin + i)) * d_query_row;
   };
   const auto d_table_at = [&](int h) -> float* {  // [bucket_count]
     if (!p.d_relative_partial) return nullptr;
@@ -207,7 +206,7 @@ FLASHATTN_CALLED void finish_query_gradients(const AttentionParams& p, int item,
     for (int d = 0; d < width; d += kLanes) {
       Vec sum{};
       for (int split = 0; split < p.key_splits; ++split)
-        sum += load(p.d_query_partial + (split * size_t(p.lse_rows) + row) * width + d);
+        sum += load(p.d_query_sum + (split * size_t(p.lse_rows) + row) * width + d);
       store(ws.query + d, sum * splat(p.scale));
     }
     store_row(p.d_query.row(b, i, h), p.d_query.dtype, ws.query, p.head_dim);

@@ -35,6 +35,7 @@ inline void sum_keys(float* sums /* [key][query] */) {
 }  // namespace detail
 
 inline int bias_items(const AttentionParams& p) {
+  if (!p.d_bias) return 0;
   return p.bias_batch * p.bias_heads * divide_up(p.bias_query, kQueryTile) * divide_up(p.bias_key, kKeyTile);
 }
 
@@ -85,6 +86,8 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
   }
 }
 
+inline int relative_items(const AttentionParams& p) { return p.d_relative ? p.heads : 0; }
+
 /** d_relative[bucket, h] = the partial tables of every split and batch; an item is one head. */
 FLASHATTN_CALLED void backward_relative_item(const AttentionParams& p, int h) {
   for (int bucket = 0; bucket < p.relative.bucket_count; ++bucket) {
@@ -94,6 +97,8 @@ FLASHATTN_CALLED void backward_relative_item(const AttentionParams& p, int h) {
     p.d_relative[bucket * p.heads + h] = static_cast<float>(sum);
   }
 }
+
+inline int sink_items(const AttentionParams& p) { return p.d_sink ? p.heads : 0; }
 
 /** d_sink[h] = -sum over rows of e^(sink - lse) * delta: the sink's value is zero, so its dP is too. */
 FLASHATTN_CALLED void backward_sink_item(const AttentionParams& p, int h) {

@@ -1,12 +1,9 @@
 // Rows of tensors in their own dtype, seen as float32. Conversions round to nearest, ties to even.
 #pragma once
 #include "simd.h"
+#include "structs/types.h"
 
 namespace flashattn {
-
-enum class DType : uint32_t { Float32 = 0, Float16 = 1, BFloat16 = 2 };
-
-constexpr size_t element_size(DType dtype) { return dtype == DType::Float32 ? 4 : 2; }
 
 FLASHATTN_INLINE Vec widen_half(UintVec h) {
   const UintVec sign = (h & 0x8000u) << 16;

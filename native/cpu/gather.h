@@ -1,39 +1,31 @@
 // Rows moved, copied and added up: how patterns that regroup tokens (windows, axes, frames, segments) reach attention.
 #pragma once
-#include "backward.h"
+#include "rows.h"
+#include "structs/gather.h"
 
 namespace flashattn {
 
-struct GatherParams {
-  const uint8_t* source;  // [batch, source rows, row_elements]
-  DType dtype;
-  uint32_t source_batch, source_row;  // strides, in elements
-  uint8_t* result;                    // [batch, rows, row_elements], contiguous
-  BlockLists lists;                   // [rows] lists of source rows
-  int32_t batch, rows, row_elements;
-  float scale;
-};
-
 inline int gather_items(const GatherParams& p) { return p.batch * divide_up(p.rows, kRowsPerItem); }
 
-FLASHATTN_CALLED void gather_row(const GatherParams& p, int b, int row, BackwardWorkspace& ws) {
+FLASHATTN_CALLED void gather_row(const GatherParams& p, int b, int row, RowWorkspace& ws) {
   const size_t size = element_size(p.dtype);
-  uint8_t* result = p.result + (size_t(b) * p.rows + row) * p.row_elements * size;
+  const uint8_t* source = bytes_of(p.source);
+  uint8_t* result = bytes_of(p.result) + (size_t(b) * p.rows + row) * p.row_elements * size;
   for (int begin = 0; begin < p.row_elements; begin += kMaxDim) {
     const int length = min(kMaxDim, p.row_elements - begin);
-    float* sum = ws.query;
+    float* sum = ws.row[0];
     fill(sum, 0.0f, length);
     for (int at = p.lists.offsets[row]; at < p.lists.offsets[row + 1]; ++at) {
       const size_t from = size_t(b) * p.source_batch + size_t(p.lists.indices[at]) * p.source_row + begin;
-      load_row(ws.d_out, p.source + from * size, p.dtype, length);
-      for (int i = 0; i < length; i += kLanes) store(sum + i, load(sum + i) + load(ws.d_out + i));
+      load_row(ws.row[1], source + from * size, p.dtype, length);
+      for (int i = 0; i < length; i += kLanes) store(sum + i, load(sum + i) + load(ws.row[1] + i));
     }
     for (int i = 0; i < length; i += kLanes) store(sum + i, load(sum + i) * splat(p.scale));
     store_row(result + begin * size, p.dtype, sum, length);
   }
 }
 
-inline void gather_item(const GatherParams& p, int item, BackwardWorkspace& ws) {
+inline void gather_item(const GatherParams& p, int item, RowWorkspace& ws) {
   const int chunks = divide_up(p.rows, kRowsPerItem), begin = item % chunks * kRowsPerItem;
   for (int row = begin; row < min(begin + kRowsPerItem, p.rows); ++row) gather_row(p, item / chunks, row, ws);
 }

@@ -4,8 +4,9 @@
 // shuffles, and a query's running state is one lane. Rows of keys and values are copied once per tile: in the tensor
 // they may be kilobytes apart (all heads lie between two keys) and fall into the same few cache sets.
 #pragma once
-#include "params.h"
+#include "element.h"
 #include "product.h"
+#include "structs/attention.h"
 
 namespace flashattn {
 

@@ -11,7 +11,7 @@
 namespace flashattn {
 
 inline constexpr uint32_t kSlots = 512;
-inline constexpr uint32_t kSlotParamWords = 152;
+inline constexpr uint32_t kSlotParamWords = 256;
 
 struct Slot {
   uint64_t ticket;  // launch number << 32 | next item: a worker that slept through the launch cannot take from the next

@@ -1,0 +1,31 @@
+// How attention is cut into items: enough to keep every thread busy, few enough to reuse each tile of keys.
+#pragma once
+#include "tile.h"
+
+namespace flashattn {
+
+inline AttentionPartition partition(const AttentionShape& p, int threads) {
+  const int query_tiles = divide_up(p.query_length, kQueryTile);
+  const int64_t tiles = static_cast<int64_t>(p.batch) * p.heads * query_tiles;
+  const int64_t share = tiles / (4 * threads);
+  const int wanted = share < 1 ? 1 : share < kMaxTilesPerItem ? static_cast<int>(share) : kMaxTilesPerItem;
+
+  // Backward: an item is a key/value head, or a part of its keys where there are few heads.
+  const int heads = max(1, p.batch * p.kv_heads);
+  const int splits = heads >= 2 * threads ? 1 : min(divide_up(2 * threads, heads), divide_up(p.key_length, kKeyTile));
+
+  AttentionPartition result{};
+  result.query_tile = kQueryTile;
+  result.key_tile = kKeyTile;
+  // Under a block mask an item is whole rows of its blocks.
+  result.tiles_per_item = p.block_size && wanted < kMaxTilesPerItem ? p.block_size / kQueryTile : wanted;
+  result.items = static_cast<int64_t>(p.batch) * p.heads * divide_up(query_tiles, result.tiles_per_item);
+  result.key_splits = max(1, splits);
+  result.relative_slices = result.key_splits * p.batch;
+  result.delta = p.lse_rows;
+  result.d_query_sum = result.key_splits * p.lse_rows * round_up(p.head_dim, kLanes);
+  result.d_relative_partial = static_cast<int64_t>(result.relative_slices) * p.heads * p.bucket_count;
+  return result;
+}
+
+}  // namespace flashattn

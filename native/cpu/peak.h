@@ -1,0 +1,32 @@
+// The arithmetic peak that benchmarks compare with: multiply-adds that depend on nothing but registers.
+#pragma once
+#include "simd.h"
+#include "structs/copy.h"
+
+namespace flashattn {
+
+inline constexpr int kPeakChains = 8;  // as many independent multiply-adds as the product keeps accumulators
+
+inline int peak_items(const PeakParams& p) { return p.items; }
+
+/** 2 * kPeakChains * kLanes * iterations floating-point operations. */
+FLASHATTN_CALLED void peak_item(const PeakParams& p, int) {
+  Vec acc[kPeakChains];
+#pragma clang loop unroll(full)
+  for (int c = 0; c < kPeakChains; ++c) acc[c] = splat(1.0f + 0.001f * c);
+  float* sink = p.sink;
+  const Vec x = load_splat(sink), y = load_splat(sink + 1);
+  for (int i = 0; i < p.iterations; i += 4) {
+#pragma clang loop unroll(full)
+    for (int unrolled = 0; unrolled < 4; ++unrolled) {
+#pragma clang loop unroll(full)
+      for (int c = 0; c < kPeakChains; ++c) acc[c] = multiply_add(x, y, acc[c]);
+    }
+  }
+  Vec sum{};
+#pragma clang loop unroll(full)
+  for (int c = 0; c < kPeakChains; ++c) sum += acc[c];
+  sink[2] = sum_lanes(sum);
+}
+
+}  // namespace flashattn

@@ -1,0 +1,127 @@
+// What attention is told, forward and backward.
+#pragma once
+#include "types.h"
+
+namespace flashattn {
+
+/** One sequence of a batch: rows [query_begin, query_begin + query_length) of its batch entry, and keys likewise. */
+struct Sequence {
+  int32_t query_begin, query_length, key_begin, key_length;
+};
+
+struct BiasParams {
+  Pointer<const float> data;        // [batch, heads, query, key]
+  int64_t batch, head, query, key;  // strides; 0 where it broadcasts
+};
+FLASHATTN_FIELDS(BiasParams, data, batch, head, query, key);
+
+struct AlibiParams {
+  Pointer<const float> slopes;  // [batch|1, heads]
+  int64_t batch;                // stride
+};
+FLASHATTN_FIELDS(AlibiParams, slopes, batch);
+
+/** bias(i, j) = table[buckets[key_position[j] - query_position[i] + origin]] */
+struct RelativeParams {
+  Pointer<const float> table;  // [bucket_count, heads]
+  Pointer<const int32_t> buckets;
+  Pointer<const int32_t> query_position;  // [query_length], null: i
+  Pointer<const int32_t> key_position;    // [key_length], null: j
+  int32_t origin, bucket_count;
+};
+FLASHATTN_FIELDS(RelativeParams, table, buckets, query_position, key_position, origin, bucket_count);
+
+struct DropoutParams {
+  uint32_t threshold;  // an element is kept iff its random word >= threshold; 0: no dropout
+  float keep_scale;    // 1 / (1 - p)
+  uint32_t seed_low, seed_high;
+};
+FLASHATTN_FIELDS(DropoutParams, threshold, keep_scale, seed_low, seed_high);
+
+/** A block mask as lib/blockmask/blockMask.ts describes it; block_size 0: none. */
+struct BlockMaskParams {
+  BlockLists full, partial;                  // [batch|1, heads|1, query blocks] lists of key blocks
+  BlockLists full_queries, partial_queries;  // [batch|1, heads|1, key blocks] lists of query blocks
+  Pointer<const int32_t> partial_blocks;     // which block of `bits` each entry of partial_queries is
+  Pointer<const uint32_t> bits;              // [partial blocks, block_size, block_size / 32]
+  int32_t block_size, batch, heads, query_blocks, key_blocks, reserved;
+
+  constexpr int grid(int b, int h) const { return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : h); }
+};
+FLASHATTN_FIELDS(BlockMaskParams, full, partial, full_queries, partial_queries, partial_blocks, bits, block_size, batch,
+                 heads, query_blocks, key_blocks, reserved);
+
+struct AttentionParams {
+  TensorRef query, key, value, out;
+  Pointer<float> lse;                 // [batch, heads, query] or [heads, total]; natural logarithm
+  int64_t lse_batch, lse_head;        // strides, shared by lse, d_lse, delta and d_query_sum
+  Pointer<const Sequence> sequences;  // [batch], null: every sequence is whole
+  BiasParams bias;
+  AlibiParams alibi;
+  RelativeParams relative;
+  Pointer<const float> sink;  // [heads]
+  BlockMaskParams block_mask;
+  DropoutParams dropout;
+  int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
+  float scale, softcap;               // softcap 0: none
+  int32_t window_left, window_right;  // kUnbounded: infinite; causal is window_right <= 0
+  int32_t top_left;                   // 1: the diagonal starts at the first key, 0: it ends at the last
+  int32_t offset;                     // how many keys further right it lies
+  int32_t deterministic;              // backward adds to d_query_sum in a fixed order
+  int32_t tiles_per_item;             // query tiles that share each loaded key tile, on processors
+  int32_t reserved;
+
+  // Backward only.
+  TensorRef d_out, d_query, d_key, d_value;
+  Pointer<const float> d_lse;  // as lse, or null
+  Pointer<float> delta;        // as lse: sum(d_out * out) - d_lse
+  Pointer<float> d_query_sum;  // [key_splits, lse rows, padded head_dim]: what becomes d_query
+  Pointer<int32_t> turns;      // CUDA: [1 + batch * heads * query tiles], tickets, then whose turn it is per tile
+  Pointer<float> d_relative_partial;                     // [relative_slices, heads, bucket_count]
+  Pointer<float> d_relative;                             // [bucket_count, heads], or null
+  Pointer<float> d_sink;                                 // [heads], or null
+  Pointer<float> d_bias;                                 // contiguous, the shape of the bias, or null
+  int64_t lse_rows;                                      // rows of lse over all batches and heads
+  int32_t bias_batch, bias_heads, bias_query, bias_key;  // the shape of the bias
+  int32_t relative_slices, key_splits;
+
+  constexpr int group() const { return heads / kv_heads; }
+  constexpr size_t lse_row(int b, int h, int i) const {
+    return static_cast<size_t>(b * lse_batch + h * lse_head) + static_cast<size_t>(i);
+  }
+  Sequence sequence(int b) const { return sequences ? sequences[b] : Sequence{0, query_length, 0, key_length}; }
+};
+FLASHATTN_FIELDS(AttentionParams, query, key, value, out, lse, lse_batch, lse_head, sequences, bias, alibi, relative,
+                 sink, block_mask, dropout, batch, heads, kv_heads, head_dim, value_dim, query_length, key_length,
+                 scale, softcap, window_left, window_right, top_left, offset, deterministic, tiles_per_item, reserved,
+                 d_out, d_query, d_key, d_value, d_lse, delta, d_query_sum, turns, d_relative_partial, d_relative,
+                 d_sink, d_bias, lse_rows, bias_batch, bias_heads, bias_query, bias_key, relative_slices, key_splits);
+
+inline constexpr int kUnbounded = 0x3fffffff;
+
+/** What the choice of tiles and the size of scratch memory depend on: a problem without its tensors. */
+struct AttentionShape {
+  int64_t lse_rows;
+  DType dtype;
+  int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
+  int32_t block_size;    // of the block mask; 0: none
+  int32_t bucket_count;  // of the table of relative positions; 0: none
+  int32_t extras;        // scores need more than a positive scale and the mask
+  int32_t deterministic;
+};
+FLASHATTN_FIELDS(AttentionShape, lse_rows, dtype, batch, heads, kv_heads, head_dim, value_dim, query_length, key_length,
+                 block_size, bucket_count, extras, deterministic);
+
+/** How a device cuts a problem into pieces, and what its launches need besides the tensors. */
+struct AttentionPartition {
+  int64_t items;                                          // independent pieces of forward: blocks of CUDA
+  int64_t delta, d_query_sum, turns, d_relative_partial;  // elements of scratch arrays of backward
+  int32_t relative_slices, key_splits, tiles_per_item;    // for AttentionParams
+  int32_t query_tile, key_tile;
+  int32_t threads, shared_memory;  // of a block of CUDA, forward
+  int32_t reserved;
+};
+FLASHATTN_FIELDS(AttentionPartition, items, delta, d_query_sum, turns, d_relative_partial, relative_slices, key_splits,
+                 tiles_per_item, query_tile, key_tile, threads, shared_memory, reserved);
+
+}  // namespace flashattn
