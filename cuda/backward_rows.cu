@@ -12,8 +12,8 @@ FLASHATTN_KERNEL(kFlatThreads) delta_kernel(RowLaunch<AttentionParams> launch) {
   const Row row = row_at(row_index(launch.lanes), p);
   const int first = first_element(launch.lanes);
   float out[kVector], d_out[kVector];
-  load_row(out, p.out, p.dtype, row, first, p.value_dim);
-  load_row(d_out, p.d_out, p.dtype, row, first, p.value_dim);
+  load_row(out, p.out, row, first, p.value_dim);
+  load_row(d_out, p.d_out, row, first, p.value_dim);
   const float sum = sum_lanes(dot(out, d_out), launch.lanes);
   if (row.exists && first == 0)
     ptx::store_global(p.delta + row.lse, sum - (p.d_lse ? ptx::load_global(p.d_lse + row.lse) : 0.0f));
@@ -25,7 +25,7 @@ FLASHATTN_DEVICE void repair_rows(const AttentionParams& p, const Row& row, bool
     const int leader = ptx::lowest_bit(left);
     const int b = ptx::shuffle(row.b, leader), h = ptx::shuffle(row.h, leader), i = ptx::shuffle(row.i, leader);
     ptx::sync_warp();
-    with_element(p.dtype,
+    with_element(p.query.dtype,
                  [&](auto element) { repair_d_query<decltype(element)>(p, b, h, i - sequence_of(p, b).query_begin); });
     left &= ~ptx::ballot(row.b == b && row.h == h && row.i == i);
   }
@@ -39,7 +39,7 @@ FLASHATTN_KERNEL(kFlatThreads, 4) d_query_kernel(const FLASHATTN_CONSTANT RowLau
   if (row.exists && first < p.head_dim) {
     load_vector<Float32>(x, p.d_query_sum + row.lse * launch.sum_width + first, p.head_dim - first, true);
     multiply(x, p.scale);
-    store_row(p.d_query, p.dtype, row, first, p.head_dim, x);
+    store_row(p.d_query, row, first, p.head_dim, x);
   }
   bool has_nan = false;
   for (const float value : x) has_nan = has_nan || value != value;

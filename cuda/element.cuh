@@ -1,8 +1,8 @@
 // The element types of tensors: how each is stored, and its value in float32. Rounding is to nearest, ties to even;
 // NaN stays NaN.
 #pragma once
-#include "params.h"
 #include "ptx.cuh"
+#include "structs/types.h"
 
 namespace flashattn {
 
@@ -30,8 +30,6 @@ struct BFloat16 {
   /** `low` in the low half. */
   static FLASHATTN_DEVICE uint32_t pack(float low, float high) { return ptx::pack_bf16(low, high); }
 };
-
-inline int element_size(DType dtype) { return dtype == DType::Float32 ? 4 : 2; }
 
 /** f(Float16{}), f(BFloat16{}) or f(Float32{}), on the host. */
 template <class F>

@@ -33,7 +33,7 @@ FLASHATTN_KERNEL(kFlatThreads) gather_kernel(GatherLaunch launch) {
 
 }  // namespace
 
-cudaError_t launch_gather(const GatherParams& p, cudaStream_t stream) {
+cudaError_t launch_gather(const GatherParams& p, const DeviceLimits&, cudaStream_t stream) {
   const int64_t strides = p.source_batch | p.source_row | p.row_elements;
   const bool aligned = is_aligned(p.source) && is_aligned(p.result) && strides * element_size(p.dtype) % 16 == 0;
   const int step = aligned ? kVector : 1, steps = (p.row_elements + step - 1) / step;

@@ -22,7 +22,7 @@ namespace {
 /** f(element, std::integral_constant<int, bucket>) */
 template <class F>
 cudaError_t with_instance(const AttentionParams& p, F f) {
-  return dispatch(p.dtype, [&](auto element) {
+  return dispatch(p.query.dtype, [&](auto element) {
     switch (head_dim_bucket(p)) {
       case 32: return f(element, std::integral_constant<int, 32>{});
       case 64: return f(element, std::integral_constant<int, 64>{});
@@ -35,42 +35,40 @@ cudaError_t with_instance(const AttentionParams& p, F f) {
   });
 }
 
-int64_t tiles_of(const AttentionParams& p, int length, int tile, int heads) {
+int64_t tiles_of(const AttentionShape& p, int length, int tile, int heads) {
   return static_cast<int64_t>(divide_up(length, tile)) * heads * p.batch;
 }
 
-cudaError_t fill_words(void* data, int64_t count, cudaStream_t stream) {
-  return count == 0 ? cudaSuccess : launch_fill({static_cast<uint32_t*>(data), count, 0, 0}, stream);
+cudaError_t clear_words(void* data, int64_t count, const DeviceLimits& limits, cudaStream_t stream) {
+  return count == 0 ? cudaSuccess : launch_fill({static_cast<uint32_t*>(data), count, 0, 0}, limits, stream);
 }
 
 }  // namespace
 
-Tiling forward_tiling(const AttentionParams& p, const DeviceLimits& limits) {
-  const int bytes = element_bytes(p), bucket = head_dim_bucket(p);
+AttentionPartition attention_partition(const AttentionShape& p, const DeviceLimits& limits) {
+  const int bytes = element_size(p.dtype), bucket = head_dim_bucket(p);
   const Variant variant = forward_variant(p, limits);
-  const ForwardShape shape = forward_shape(bytes, bucket, variant);
-  return {shape.query_tile, shape.key_tile, shape.query_tile / shape.warp_rows * kWarpSize,
-          forward_shared_bytes(bytes, bucket, variant), tiles_of(p, p.query_length, shape.query_tile, p.heads)};
-}
-
-Tiling backward_tiling(const AttentionParams& p, const DeviceLimits& limits) {
-  const int bytes = element_bytes(p), bucket = head_dim_bucket(p);
-  const Variant variant = backward_variant(p, limits);
-  const BackwardShape shape = backward_shape(bytes, bucket, variant);
-  return {shape.query_tile, shape.key_tile, shape.warps * kWarpSize, backward_shared_bytes(bytes, bucket, variant),
-          tiles_of(p, p.key_length, shape.key_tile, p.kv_heads)};
-}
-
-BackwardScratch backward_scratch(const AttentionParams& p, const DeviceLimits& limits) {
-  const GradientShape gradient = gradient_shape(element_bytes(p), head_dim_bucket(p));
+  const ForwardShape forward = forward_shape(bytes, bucket, variant);
+  const GradientShape gradient = gradient_shape(bytes, bucket);
   const int64_t tiles = static_cast<int64_t>(divide_up(p.query_length, gradient.query_tile)) * p.batch;
   const int64_t wanted = divide_up(2 * limits.multiprocessors, p.heads);  // blocks a head
   const int slices = static_cast<int>(tiles < wanted ? tiles : wanted) * (gradient.query_tile / 16);
-  const int turn_tile = backward_shape(element_bytes(p), head_dim_bucket(p), backward_variant(p, limits)).query_tile;
-  return {p.lse_rows, p.lse_rows * head_dim_bucket(p),
-          p.deterministic ? 1 + tiles_of(p, p.query_length, turn_tile, p.heads) : 0,
-          p.relative.table ? static_cast<int64_t>(slices) * p.heads * p.relative.bucket_count : 0,
-          p.relative.table ? slices : 0};
+  const int turn_tile = backward_shape(bytes, bucket, backward_variant(p, limits)).query_tile;
+
+  AttentionPartition result{};
+  result.items = tiles_of(p, p.query_length, forward.query_tile, p.heads);
+  result.query_tile = forward.query_tile;
+  result.key_tile = forward.key_tile;
+  result.threads = forward.query_tile / forward.warp_rows * kWarpSize;
+  result.shared_memory = forward_shared_bytes(bytes, bucket, variant);
+  result.tiles_per_item = 1;
+  result.key_splits = 1;
+  result.delta = p.lse_rows;
+  result.d_query_sum = p.lse_rows * bucket;
+  result.turns = p.deterministic ? 1 + tiles_of(p, p.query_length, turn_tile, p.heads) : 0;
+  result.d_relative_partial = p.bucket_count ? static_cast<int64_t>(slices) * p.heads * p.bucket_count : 0;
+  result.relative_slices = p.bucket_count ? slices : 0;
+  return result;
 }
 
 cudaError_t launch_forward(const AttentionParams& p, const DeviceLimits& limits, cudaStream_t stream) {
@@ -80,7 +78,7 @@ cudaError_t launch_forward(const AttentionParams& p, const DeviceLimits& limits,
 }
 
 cudaError_t launch_backward(const AttentionParams& p, const DeviceLimits& limits, cudaStream_t stream) {
-  const BackwardScratch scratch = backward_scratch(p, limits);
+  const AttentionPartition scratch = attention_partition(shape_of(p), limits);
   const auto main_kernel = [&] {
     return with_instance(p, [&](auto element, auto bucket) {
       return launch_backward_bucket<decltype(element), bucket>(p, limits, stream);
@@ -92,8 +90,8 @@ cudaError_t launch_backward(const AttentionParams& p, const DeviceLimits& limits
       return launch_gradients_bucket<decltype(element), bucket>(p, limits, stream);
     });
   };
-  cudaError_t error = fill_words(p.d_query_sum, scratch.d_query_sum, stream);
-  if (!error) error = fill_words(p.turns, scratch.turns, stream);
+  cudaError_t error = clear_words(p.d_query_sum, scratch.d_query_sum, limits, stream);
+  if (!error) error = clear_words(p.turns, scratch.turns, limits, stream);
   if (!error) error = launch_backward_rows(p, stream);
   if (!error) error = main_kernel();
   if (!error) error = launch_backward_finish(p, stream);

@@ -12,7 +12,7 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 FLASHATTN_DEVICE TensorRef load_tensor(const TensorRef* tensor) {
   return {ptx::load_global(&tensor->data), ptx::load_global(&tensor->batch), ptx::load_global(&tensor->seq),
-          ptx::load_global(&tensor->head)};
+          ptx::load_global(&tensor->head), ptx::load_global(&tensor->dtype), 0};
 }
 
 FLASHATTN_DEVICE float load_lse(const MergePart* part, const Row& row) {
@@ -41,12 +41,12 @@ FLASHATTN_KERNEL(kFlatThreads) merge_kernel(RowLaunch<MergeParams> launch) {
     const float weight = part_weight(load_lse(part, row), maximum);
     if (weight == 0) continue;  // whatever the part's out holds
     sum += weight;
-    load_row(out, load_tensor(&part->out), ptx::load_global(&part->dtype), row, first, p.value_dim);
+    load_row(out, load_tensor(&part->out), row, first, p.value_dim);
     for (int e = 0; e < kVector; ++e) merged[e] += weight * out[e];
   }
 
   multiply(merged, sum == 0 ? 0.0f : 1 / sum);
-  store_row(p.out, p.dtype, row, first, p.value_dim, merged);
+  store_row(p.out, row, first, p.value_dim, merged);
   if (row.exists && first == 0)
     ptx::store_global(p.lse + row.lse, sum > 0 ? maximum + ptx::log(sum) : sum == 0 ? -INFINITY : sum);
 }
@@ -58,22 +58,21 @@ FLASHATTN_KERNEL(kFlatThreads) merge_backward_kernel(RowLaunch<MergeParams> laun
   const int first = first_element(launch.lanes);
 
   float d_out[kVector], out[kVector], part_out[kVector];
-  load_row(d_out, p.d_out, p.dtype, row, first, p.value_dim);
-  load_row(out, p.out, p.dtype, row, first, p.value_dim);
+  load_row(d_out, p.d_out, row, first, p.value_dim);
+  load_row(out, p.out, row, first, p.value_dim);
   const float lse = row.exists ? ptx::load_global(p.lse + row.lse) : 0.0f;
   const float d_lse = p.d_lse && row.exists ? ptx::load_global(p.d_lse + row.lse) : 0.0f;
 
   for (int i = 0; i < p.part_count; ++i) {
     const MergePart* part = p.parts + i;
-    const DType dtype = ptx::load_global(&part->dtype);
     const float weight = part_weight(load_lse(part, row), lse);
-    load_row(part_out, load_tensor(&part->out), dtype, row, first, p.value_dim);
+    load_row(part_out, load_tensor(&part->out), row, first, p.value_dim);
     for (int e = 0; e < kVector; ++e) part_out[e] -= out[e];
     const float d_weight = sum_lanes(dot(d_out, part_out), launch.lanes) + d_lse;
 
     float d_part[kVector];
     for (int e = 0; e < kVector; ++e) d_part[e] = weight == 0 ? 0.0f : d_out[e] * weight;
-    store_row(load_tensor(&part->d_out), dtype, row, first, p.value_dim, d_part);
+    store_row(load_tensor(&part->d_out), row, first, p.value_dim, d_part);
     if (row.exists && first == 0)
       ptx::store_global(ptx::load_global(&part->d_lse) + row.lse, weight == 0 ? 0.0f : weight * d_weight);
   }
@@ -81,11 +80,11 @@ FLASHATTN_KERNEL(kFlatThreads) merge_backward_kernel(RowLaunch<MergeParams> laun
 
 }  // namespace
 
-cudaError_t launch_merge(const MergeParams& p, cudaStream_t stream) {
+cudaError_t launch_merge(const MergeParams& p, const DeviceLimits&, cudaStream_t stream) {
   return launch_rows("merge", merge_kernel, p.value_dim, stream, p);
 }
 
-cudaError_t launch_merge_backward(const MergeParams& p, cudaStream_t stream) {
+cudaError_t launch_merge_backward(const MergeParams& p, const DeviceLimits&, cudaStream_t stream) {
   return launch_rows("merge_backward", merge_backward_kernel, p.value_dim, stream, p);
 }
 

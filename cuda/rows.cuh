@@ -77,8 +77,8 @@ FLASHATTN_DEVICE float sum_lanes(float x, int lanes) {
 // Access --------------------------------------------------------------------------------------------------------------
 
 /** Whether every row starts at a multiple of 16 bytes. */
-FLASHATTN_DEVICE bool rows_are_aligned(const TensorRef& tensor, DType dtype) {
-  const int64_t bytes = (tensor.batch | tensor.seq | tensor.head) * (dtype == DType::Float32 ? 4 : 2);
+FLASHATTN_DEVICE bool rows_are_aligned(const TensorRef& tensor) {
+  const int64_t bytes = (tensor.batch | tensor.seq | tensor.head) * (tensor.dtype == DType::Float32 ? 4 : 2);
   return ((reinterpret_cast<uintptr_t>(tensor.data) | static_cast<uintptr_t>(bytes)) & (kAccessBytes - 1)) == 0;
 }
 
@@ -87,16 +87,15 @@ FLASHATTN_DEVICE int64_t row_offset(const TensorRef& tensor, const Row& row) {
 }
 
 /** x = elements [first, first + kVector) of a row of `dim`, zero beyond and where there is no row. */
-FLASHATTN_DEVICE void load_row(float (&x)[kVector], const TensorRef& tensor, DType dtype, const Row& row, int first,
-                               int dim) {
-  load_vector(x, dtype, tensor.data, row_offset(tensor, row) + first, row.exists ? dim - first : 0,
-              rows_are_aligned(tensor, dtype));
+FLASHATTN_DEVICE void load_row(float (&x)[kVector], const TensorRef& tensor, const Row& row, int first, int dim) {
+  load_vector(x, tensor.dtype, tensor.data, row_offset(tensor, row) + first, row.exists ? dim - first : 0,
+              rows_are_aligned(tensor));
 }
 
-FLASHATTN_DEVICE void store_row(const TensorRef& tensor, DType dtype, const Row& row, int first, int dim,
+FLASHATTN_DEVICE void store_row(const TensorRef& tensor, const Row& row, int first, int dim,
                                 const float (&x)[kVector]) {
-  store_vector(dtype, tensor.data, row_offset(tensor, row) + first, x, row.exists ? dim - first : 0,
-               rows_are_aligned(tensor, dtype));
+  store_vector(tensor.dtype, tensor.data, row_offset(tensor, row) + first, x, row.exists ? dim - first : 0,
+               rows_are_aligned(tensor));
 }
 
 FLASHATTN_DEVICE float dot(const float (&a)[kVector], const float (&b)[kVector]) {

@@ -2,7 +2,8 @@
 // that eight rows read at one chunk column, or four rows at two, hit all 32 banks once.
 #pragma once
 #include "element.cuh"
-#include "params.h"
+#include "head_dim.h"
+#include "structs/attention.h"
 
 namespace flashattn {
 

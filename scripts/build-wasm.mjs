@@ -64,11 +64,15 @@ export async function buildWasm() {
   for (const { file, flags } of builds) {
     const command = ['clang++', ...compile, ...flags, 'cpu/wasm/module.cc', ...link, '-o', file];
     try {
-      const files = await runClang(command, { cpu: readTree(join(sources, 'cpu')), structs: readTree(join(sources, 'structs')) }, {
-        stdout: print,
-        stderr: print,
-        fetchProgress: () => {},
-      });
+      const files = await runClang(
+        command,
+        { cpu: readTree(join(sources, 'cpu')), structs: readTree(join(sources, 'structs')) },
+        {
+          stdout: print,
+          stderr: print,
+          fetchProgress: () => {},
+        },
+      );
       writeFileSync(join(output, file), files[file]);
       console.log(`${relative(root, join(output, file))}: ${files[file].length} bytes`);
     } catch (error) {

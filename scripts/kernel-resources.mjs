@@ -89,7 +89,7 @@ const toolkitVersion = () => /V(\d+\.\d+\.\d+)/.exec(execFileSync(compiler(), ['
 function readShapes() {
   const program = join(root, 'build', 'kernel-shapes');
   mkdirSync(dirname(program), { recursive: true });
-  const includes = ['cuda', 'cuda/emulator/runtime'].map((folder) => `-I${join(root, folder)}`);
+  const includes = ['cuda', 'native', 'cuda/emulator/runtime'].map((folder) => `-I${join(root, folder)}`);
   const source = join(root, 'scripts', 'kernel-shapes.cpp');
   const flags = ['-std=c++20', '-Wno-unknown-pragmas', ...includes];
   execFileSync(process.env.CXX ?? 'g++', [...flags, source, '-o', program], { stdio: 'inherit' });

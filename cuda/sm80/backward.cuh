@@ -470,7 +470,7 @@ cudaError_t launch_backward_kernel(const AttentionParams& p, cudaStream_t stream
 /** d_key and d_value of every row of every sequence, and d_query / scale added to d_query_sum. */
 template <class Element, int HeadDim>
 cudaError_t launch_backward_bucket(const AttentionParams& p, const DeviceLimits& limits, cudaStream_t stream) {
-  const Variant variant = backward_variant(p, limits);
+  const Variant variant = backward_variant(shape_of(p), limits);
   if constexpr (sizeof(typename Element::Storage) == 2)
     if (variant == Variant::Large) return launch_backward_kernel<Element, HeadDim, Variant::Large>(p, stream);
   if (variant == Variant::Extras) return launch_backward_kernel<Element, HeadDim, Variant::Extras>(p, stream);

@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "../params.h"
+#include "structs/attention.h"
 
 namespace flashattn {
 

@@ -10,26 +10,40 @@ inline bool has_extras(const AttentionParams& p) {
   return p.softcap > 0 || p.bias.data || p.relative.table || p.alibi.slopes || p.dropout.threshold || !(p.scale > 0);
 }
 
-inline int element_bytes(const AttentionParams& p) { return p.dtype == DType::Float32 ? 4 : 2; }
+inline AttentionShape shape_of(const AttentionParams& p) {
+  return {p.lse_rows,
+          p.query.dtype,
+          p.batch,
+          p.heads,
+          p.kv_heads,
+          p.head_dim,
+          p.value_dim,
+          p.query_length,
+          p.key_length,
+          p.block_mask.block_size,
+          p.relative.table ? p.relative.bucket_count : 0,
+          has_extras(p),
+          p.deterministic};
+}
 
 /** Large tiles where they fit, lie within the blocks of the mask, and leave no multiprocessor without work. */
-inline Variant forward_variant(const AttentionParams& p, const DeviceLimits& limits) {
-  if (has_extras(p)) return Variant::Extras;
-  const int bytes = element_bytes(p), bucket = head_dim_bucket(p);
+inline Variant forward_variant(const AttentionShape& p, const DeviceLimits& limits) {
+  if (p.extras) return Variant::Extras;
+  const int bytes = element_size(p.dtype), bucket = head_dim_bucket(p);
   const int tile = forward_shape(bytes, bucket, Variant::Large).query_tile;
   const bool fits = forward_shared_bytes(bytes, bucket, Variant::Large) <= limits.shared_memory;
-  const bool within = p.block_mask.block_size % tile == 0;
+  const bool within = p.block_size % tile == 0;
   const int64_t blocks = static_cast<int64_t>(divide_up(p.query_length, tile)) * p.heads * p.batch;
   return bytes == 2 && fits && within && blocks >= limits.multiprocessors ? Variant::Large : Variant::Small;
 }
 
 /** The same for backward, whose blocks are tiles of keys of a key/value head. */
-inline Variant backward_variant(const AttentionParams& p, const DeviceLimits& limits) {
-  if (has_extras(p)) return Variant::Extras;
-  const int bytes = element_bytes(p), bucket = head_dim_bucket(p);
+inline Variant backward_variant(const AttentionShape& p, const DeviceLimits& limits) {
+  if (p.extras) return Variant::Extras;
+  const int bytes = element_size(p.dtype), bucket = head_dim_bucket(p);
   const BackwardShape shape = backward_shape(bytes, bucket, Variant::Large);
   const bool fits = backward_shared_bytes(bytes, bucket, Variant::Large) <= limits.shared_memory;
-  const bool within = p.block_mask.block_size % shape.key_tile == 0;
+  const bool within = p.block_size % shape.key_tile == 0;
   const int64_t blocks = static_cast<int64_t>(divide_up(p.key_length, shape.key_tile)) * p.kv_heads * p.batch;
   return bytes == 2 && fits && within && blocks >= limits.multiprocessors ? Variant::Large : Variant::Small;
 }

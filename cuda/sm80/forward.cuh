@@ -234,7 +234,7 @@ cudaError_t launch_forward_kernel(const AttentionParams& p, cudaStream_t stream)
 
 template <class Element, int HeadDim>
 cudaError_t launch_forward_bucket(const AttentionParams& p, const DeviceLimits& limits, cudaStream_t stream) {
-  const Variant variant = forward_variant(p, limits);
+  const Variant variant = forward_variant(shape_of(p), limits);
   if constexpr (sizeof(typename Element::Storage) == 2)
     if (variant == Variant::Large) return launch_forward_kernel<Element, HeadDim, Variant::Large>(p, stream);
   if (variant == Variant::Extras) return launch_forward_kernel<Element, HeadDim, Variant::Extras>(p, stream);

@@ -1,7 +1,10 @@
+import { backward as launchBackward, forward as launchForward } from '../backends/shared/attention.js';
+import type { Scratch } from '../backends/shared/scratch.js';
 import type { DType } from '../base/dtype.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
-import type { AttentionProblem } from '../kernels/attention.js';
-import type { AttentionExtras, Backend, BackwardOperands, ForwardOperands, Scratch, View } from '../kernels/device.js';
+import type { AttentionExtras, AttentionProblem, BackwardOperands, ForwardOperands } from '../kernels/attention.js';
+import type { Backend } from '../kernels/device.js';
+import type { Strided, View } from '../kernels/operand.js';
 import { type Allocate, allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import type { AttentionOptions, DenseOptions, VarlenOptions } from './options.js';
 import { readProblem } from './problem.js';
@@ -94,10 +97,20 @@ function checkInputs(q: unknown, k: unknown, v: unknown): asserts q is Tensor {
       throw new FlashAttnError('ERR_DTYPE', `${name} is ${t.dtype} and q is ${q.dtype}; they must be the same`);
 }
 
+/** A contiguous bias, with stride 0 where it broadcasts. */
+function broadcast(bias: Tensor, backend: Backend): Strided {
+  const flat = bias.flat('bias', backend);
+  return {
+    ...flat,
+    shape: bias.shape,
+    strides: bias.strides.map((stride, axis) => (bias.shape[axis] === 1 ? 0 : stride)),
+  };
+}
+
 function readExtras(options: AttentionOptions, backend: Backend): AttentionExtras {
   const { bias, alibi, relativeBias, sink } = options;
   return {
-    ...(bias && { bias: bias.flat('bias', backend) }),
+    ...(bias && { bias: broadcast(bias, backend) }),
     ...(alibi && 'shape' in alibi && { alibi: alibi.flat('alibi', backend) }),
     ...(relativeBias && { relativeTable: relativeBias.table.flat('relativeBias.table', backend) }),
     ...(sink && { sink: sink.flat('sink', backend) }),
@@ -134,7 +147,7 @@ function run(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Attent
   readExtras(options, backend);
   return allocating(backend, (allocate) => {
     const result = allocateResult(problem, allocate);
-    backend.forward(problem, forwardOperands(problem, { q, k, v, ...result }, options));
+    launchForward(backend, problem, forwardOperands(problem, { q, k, v, ...result }, options));
     return result;
   });
 }
@@ -233,7 +246,7 @@ export function runBackward(
     ...(dRelativeBias && { dRelativeTable: dRelativeBias.flat('dRelativeBias', backend) }),
     ...(dSink && { dSink: dSink.flat('dSink', backend) }),
   };
-  backend.backward(problem, operands, scratch);
+  launchBackward(backend, problem, operands, scratch);
 }
 
 /**

@@ -1,3 +1,4 @@
+import { describeKernels } from '../backends/shared/attention.js';
 import { bytesPerElement, type DType } from '../base/dtype.js';
 import type { BlockMask } from '../blockmask/blockMask.js';
 import type { AttentionProblem } from '../kernels/attention.js';
@@ -97,7 +98,7 @@ function countPairs(p: AttentionProblem): { visible: number; all: number } {
 export function explain(description: Problem): Explanation {
   const { problem: p, backend, backward } = resolveProblem(description);
   const { visible, all } = countPairs(p);
-  const choice = backend.describe(p, backward);
+  const choice = describeKernels(backend, p, backward);
   const rows = p.layout === 'varlen' ? 1 : p.batch;
   const queries = rows * p.queryRows * p.heads;
   const keys = rows * p.keyRows * p.kvHeads;

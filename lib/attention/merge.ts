@@ -1,6 +1,8 @@
+import { mergeForward, mergeGradients } from '../backends/shared/merge.js';
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
-import type { Backend, MergePart, MergeShape } from '../kernels/device.js';
+import type { Backend } from '../kernels/device.js';
+import type { MergePart, MergeShape } from '../kernels/merge.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { expect, type Shape2, type Shape3, type Shape4, viewOf } from './attention.js';
 
@@ -95,7 +97,7 @@ export function mergeStates<D extends DType, S extends Shape>(
   return allocating(p.backend, (allocate) => {
     const out = allocate(p.outShape, p.dtype);
     const lse = allocate(p.lseShape, 'float32');
-    p.backend.merge(p, { parts, ...part(p, out, lse, 'result') });
+    mergeForward(p.backend, { shape: p, parts, ...part(p, out, lse, 'result') });
     return { out, lse } as unknown as AttentionState<D, S>;
   });
 }
@@ -131,7 +133,7 @@ export function mergeStatesBackward<D extends DType, S extends Shape>(
       dLse: allocate(p.lseShape, 'float32'),
     }));
     const dParts = gradients.map((gradient, i) => part(p, gradient.dOut, gradient.dLse, `gradients[${i}]`));
-    p.backend.mergeBackward(p, { ...operands, dParts });
+    mergeGradients(p.backend, { shape: p, ...operands, dParts });
     return gradients as unknown as StateGradients<D, S>[];
   });
 }

@@ -1,8 +1,10 @@
+import { createScratch, forward } from '../backends/shared/attention.js';
+import type { Scratch } from '../backends/shared/scratch.js';
 import { checkDType, type DType } from '../base/dtype.js';
 import { FlashAttnError, optionError } from '../base/errors.js';
 import { backendFor, type DeviceName } from '../devices/registry.js';
 import type { AttentionProblem } from '../kernels/attention.js';
-import type { Backend, Scratch } from '../kernels/device.js';
+import type { Backend } from '../kernels/device.js';
 import { allocating, checkShape, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   type AttentionResult,
@@ -81,9 +83,9 @@ export class Plan<D extends DType = DType> implements Disposable {
       const inputs = { q: like(shapes.q), k: like(shapes.k), v: like(shapes.v) };
       const gradients = backward ? allocateGradients(inputs, options, allocate) : undefined;
       const extras = forwardOperands(problem, { ...optionsOnly(result), ...result }, options);
-      const forwardScratch = backend.createScratch(problem, extras, false);
+      const forwardScratch = createScratch(backend, problem, extras, false);
       try {
-        const backwardScratch = backward ? backend.createScratch(problem, extras, true) : undefined;
+        const backwardScratch = backward ? createScratch(backend, problem, extras, true) : undefined;
         return { result, gradients, forwardScratch, backwardScratch };
       } catch (error) {
         forwardScratch.dispose();
@@ -110,7 +112,7 @@ export class Plan<D extends DType = DType> implements Disposable {
     expect(v, 'v', shapes.v, problem.dtype);
     q.operand('q', backend);
     const result = this.#result as AttentionResult<D, Shape>;
-    backend.forward(problem, forwardOperands(problem, { q, k, v, ...result }, options), this.#forwardScratch);
+    forward(backend, problem, forwardOperands(problem, { q, k, v, ...result }, options), this.#forwardScratch);
     this.#saved = { q, k, v, ...result };
     return result;
   }

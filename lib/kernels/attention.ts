@@ -1,5 +1,9 @@
 import type { DType } from '../base/dtype.js';
 import type { BlockMask } from '../blockmask/blockMask.js';
+import type { DeviceBuffer, HostArray, Uploaded } from './memory.js';
+import { addressOf, blockLists, type Flat, refOf, type Strided, tensorRef, type View } from './operand.js';
+import { operation } from './operation.js';
+import { struct, type ValuesOf } from './struct.js';
 
 /** A window side without a limit. */
 export const unbounded = 0x3fffffff;
@@ -44,7 +48,10 @@ export interface AttentionProblem {
   readonly softcap: number;
   readonly windowLeft: number;
   readonly windowRight: number;
+  /** Whether the diagonal starts at the first query and key; otherwise it ends at the last ones. */
   readonly topLeft: boolean;
+  /** How many keys further right the diagonal lies. */
+  readonly offset: number;
   readonly dropout: DropoutProblem | undefined;
   readonly biasShape: readonly [number, number, number, number] | undefined;
   readonly alibi: { readonly batched: boolean; readonly slopes: Float32Array | undefined } | undefined;
@@ -54,3 +61,336 @@ export interface AttentionProblem {
   /** Whether backward has to give the same bits on repeats. */
   readonly deterministic: boolean;
 }
+
+/** The tensors that options bring along, shared by forward and backward. */
+export interface AttentionExtras {
+  /** [batch, heads, Nq, Nk] with stride 0 where it broadcasts; `shape` is `problem.biasShape`. */
+  readonly bias?: Strided;
+  /** Contiguous [heads] or [batch, heads]. */
+  readonly alibi?: Flat;
+  /** Contiguous [buckets, heads]. */
+  readonly relativeTable?: Flat;
+  /** Contiguous [heads]. */
+  readonly sink?: Flat;
+}
+
+export interface ForwardOperands extends AttentionExtras {
+  readonly query: View;
+  readonly key: View;
+  readonly value: View;
+  readonly out: View;
+  /** Contiguous [batch, heads, query rows], or [heads, query rows]. */
+  readonly lse: Flat;
+}
+
+export interface BackwardOperands extends ForwardOperands {
+  readonly dOut: View;
+  readonly dLse?: Flat;
+  readonly dQuery: View;
+  readonly dKey: View;
+  readonly dValue: View;
+  /** Contiguous, of shape `problem.biasShape`. */
+  readonly dBias?: Flat;
+  readonly dRelativeTable?: Flat;
+  readonly dSink?: Flat;
+}
+
+/** Rows of lse over all batches and heads. */
+export const lseRows = (p: AttentionProblem): number => (p.layout === 'varlen' ? 1 : p.batch) * p.heads * p.queryRows;
+
+const shapeFields = {
+  lseRows: 'int64',
+  dtype: 'dtype',
+  batch: 'int32',
+  heads: 'int32',
+  kvHeads: 'int32',
+  headDim: 'int32',
+  valueDim: 'int32',
+  queryLength: 'int32',
+  keyLength: 'int32',
+  blockSize: 'int32',
+  bucketCount: 'int32',
+  extras: 'int32',
+  deterministic: 'int32',
+} as const;
+
+/** A problem without its tensors: what tiles and scratch memory depend on. */
+export const attentionShape = struct('AttentionShape', shapeFields);
+
+export function shapeOf(p: AttentionProblem): ValuesOf<typeof shapeFields> {
+  const extras = p.softcap > 0 || p.biasShape || p.relative || p.alibi || p.dropout || !(p.scale > 0);
+  return {
+    lseRows: lseRows(p),
+    dtype: p.dtype,
+    batch: p.batch,
+    heads: p.heads,
+    kvHeads: p.kvHeads,
+    headDim: p.headDim,
+    valueDim: p.valueDim,
+    queryLength: p.queryLength,
+    keyLength: p.keyLength,
+    blockSize: p.blockMask?.blockSize ?? 0,
+    bucketCount: p.relative?.bucketCount ?? 0,
+    extras: extras ? 1 : 0,
+    deterministic: p.deterministic ? 1 : 0,
+  };
+}
+
+const partitionFields = {
+  items: 'int64',
+  delta: 'int64',
+  dQuerySum: 'int64',
+  turns: 'int64',
+  dRelativePartial: 'int64',
+  relativeSlices: 'int32',
+  keySplits: 'int32',
+  tilesPerItem: 'int32',
+  queryTile: 'int32',
+  keyTile: 'int32',
+  threads: 'int32',
+  sharedMemory: 'int32',
+  reserved: 'int32',
+} as const;
+
+/** How a device cuts a problem into pieces, and the elements of the scratch arrays that backward needs. */
+export const attentionPartition = struct('AttentionPartition', partitionFields);
+export type AttentionPartition = ValuesOf<typeof partitionFields>;
+
+/** Addresses of what a launch needs besides the caller's tensors, float32 or int32; 0 where there is none. */
+export interface AttentionMemory {
+  readonly sequences: number;
+  readonly bias: number;
+  /** Of `bias`, as it is read. */
+  readonly biasStrides: readonly number[];
+  readonly alibi: number;
+  readonly relativeTable: number;
+  readonly buckets: number;
+  readonly queryPosition: number;
+  readonly keyPosition: number;
+  readonly sink: number;
+  readonly blockMask: Uploaded | undefined;
+  readonly dRelative: number;
+  readonly dSink: number;
+  readonly dBias: number;
+  readonly delta: number;
+  readonly dQuerySum: number;
+  readonly turns: number;
+  readonly dRelativePartial: number;
+  /** All memory behind these addresses. */
+  readonly buffers: readonly DeviceBuffer[];
+}
+
+export interface AttentionLaunch<Operands extends ForwardOperands> {
+  readonly problem: AttentionProblem;
+  readonly operands: Operands;
+  readonly memory: AttentionMemory;
+  readonly partition: AttentionPartition;
+}
+
+/** The arrays of a block mask, in the order of `BlockMaskParams`. */
+export const blockMaskArrays = ({ full, partial, bits, transposed }: BlockMask): readonly HostArray[] => [
+  ...[full, partial, transposed.full, transposed.partial].flatMap(({ offsets, indices }) => [offsets, indices]),
+  transposed.partialBlocks,
+  bits,
+];
+
+const blockMaskFields = {
+  full: blockLists,
+  partial: blockLists,
+  fullQueries: blockLists,
+  partialQueries: blockLists,
+  partialBlocks: 'address',
+  bits: 'address',
+  blockSize: 'int32',
+  batch: 'int32',
+  heads: 'int32',
+  queryBlocks: 'int32',
+  keyBlocks: 'int32',
+  reserved: 'int32',
+} as const;
+
+function blockMaskValues(mask: BlockMask, { addresses }: Uploaded): ValuesOf<typeof blockMaskFields> {
+  const lists = (at: number) => ({ offsets: addresses[at], indices: addresses[at + 1] });
+  return {
+    full: lists(0),
+    partial: lists(2),
+    fullQueries: lists(4),
+    partialQueries: lists(6),
+    partialBlocks: addresses[8],
+    bits: addresses[9],
+    blockSize: mask.blockSize,
+    batch: mask.batch,
+    heads: mask.heads,
+    queryBlocks: mask.rows,
+    keyBlocks: mask.columns,
+  };
+}
+
+const fields = {
+  query: tensorRef,
+  key: tensorRef,
+  value: tensorRef,
+  out: tensorRef,
+  lse: 'address',
+  lseBatch: 'int64',
+  lseHead: 'int64',
+  sequences: 'address',
+  bias: struct('BiasParams', { data: 'address', batch: 'int64', head: 'int64', query: 'int64', key: 'int64' }),
+  alibi: struct('AlibiParams', { slopes: 'address', batch: 'int64' }),
+  relative: struct('RelativeParams', {
+    table: 'address',
+    buckets: 'address',
+    queryPosition: 'address',
+    keyPosition: 'address',
+    origin: 'int32',
+    bucketCount: 'int32',
+  }),
+  sink: 'address',
+  blockMask: struct('BlockMaskParams', blockMaskFields),
+  dropout: struct('DropoutParams', {
+    threshold: 'uint32',
+    keepScale: 'float32',
+    seedLow: 'uint32',
+    seedHigh: 'uint32',
+  }),
+  batch: 'int32',
+  heads: 'int32',
+  kvHeads: 'int32',
+  headDim: 'int32',
+  valueDim: 'int32',
+  queryLength: 'int32',
+  keyLength: 'int32',
+  scale: 'float32',
+  softcap: 'float32',
+  windowLeft: 'int32',
+  windowRight: 'int32',
+  topLeft: 'int32',
+  offset: 'int32',
+  deterministic: 'int32',
+  tilesPerItem: 'int32',
+  reserved: 'int32',
+  // Backward only.
+  dOut: tensorRef,
+  dQuery: tensorRef,
+  dKey: tensorRef,
+  dValue: tensorRef,
+  dLse: 'address',
+  delta: 'address',
+  dQuerySum: 'address',
+  turns: 'address',
+  dRelativePartial: 'address',
+  dRelative: 'address',
+  dSink: 'address',
+  dBias: 'address',
+  lseRows: 'int64',
+  biasBatch: 'int32',
+  biasHeads: 'int32',
+  biasQuery: 'int32',
+  biasKey: 'int32',
+  relativeSlices: 'int32',
+  keySplits: 'int32',
+} as const;
+
+const params = struct('AttentionParams', fields);
+
+function paramsOf(
+  { problem: p, operands, memory, partition }: AttentionLaunch<ForwardOperands>,
+  backward?: BackwardOperands,
+): ValuesOf<typeof fields> {
+  const [biasBatch, biasHeads, biasQuery, biasKey] = p.biasShape ?? [1, 1, 1, 1];
+  const [batch = 0, head = 0, query = 0, key = 0] = memory.biasStrides;
+  return {
+    query: refOf(operands.query),
+    key: refOf(operands.key),
+    value: refOf(operands.value),
+    out: refOf(operands.out),
+    lse: addressOf(operands.lse),
+    lseBatch: p.layout === 'varlen' ? 0 : p.heads * p.queryRows,
+    lseHead: p.queryRows,
+    sequences: memory.sequences,
+    bias: p.biasShape && { data: memory.bias, batch, head, query, key },
+    alibi: p.alibi && { slopes: memory.alibi, batch: p.alibi.batched ? p.heads : 0 },
+    relative: p.relative && {
+      table: memory.relativeTable,
+      buckets: memory.buckets,
+      queryPosition: memory.queryPosition,
+      keyPosition: memory.keyPosition,
+      origin: p.relative.origin,
+      bucketCount: p.relative.bucketCount,
+    },
+    sink: memory.sink,
+    blockMask: p.blockMask && memory.blockMask && blockMaskValues(p.blockMask, memory.blockMask),
+    dropout: p.dropout ?? { threshold: 0, keepScale: 1, seedLow: 0, seedHigh: 0 },
+    batch: p.batch,
+    heads: p.heads,
+    kvHeads: p.kvHeads,
+    headDim: p.headDim,
+    valueDim: p.valueDim,
+    queryLength: p.queryLength,
+    keyLength: p.keyLength,
+    scale: p.scale,
+    softcap: p.softcap,
+    windowLeft: p.windowLeft,
+    windowRight: p.windowRight,
+    topLeft: p.topLeft ? 1 : 0,
+    offset: p.offset,
+    deterministic: p.deterministic ? 1 : 0,
+    tilesPerItem: partition.tilesPerItem,
+    dOut: refOf(backward?.dOut),
+    dQuery: refOf(backward?.dQuery),
+    dKey: refOf(backward?.dKey),
+    dValue: refOf(backward?.dValue),
+    dLse: addressOf(backward?.dLse),
+    delta: memory.delta,
+    dQuerySum: memory.dQuerySum,
+    turns: memory.turns,
+    dRelativePartial: memory.dRelativePartial,
+    dRelative: memory.dRelative,
+    dSink: memory.dSink,
+    dBias: memory.dBias,
+    lseRows: lseRows(p),
+    biasBatch,
+    biasHeads,
+    biasQuery,
+    biasKey,
+    relativeSlices: partition.relativeSlices,
+    keySplits: partition.keySplits,
+  };
+}
+
+const pairsOf = (p: AttentionProblem) => p.batch * p.heads * p.queryLength * p.keyLength;
+
+function buffersRead({ operands, memory }: AttentionLaunch<ForwardOperands>): DeviceBuffer[] {
+  const { query, key, value, bias, alibi, relativeTable, sink } = operands;
+  const reads = [query.buffer, key.buffer, value.buffer, ...memory.buffers];
+  for (const operand of [bias, alibi, relativeTable, sink]) if (operand) reads.push(operand.buffer);
+  return reads;
+}
+
+/** Writes out and lse of every row of every sequence. */
+export const attentionForward = operation('attentionForward', params, (launch: AttentionLaunch<ForwardOperands>) => {
+  const { problem: p, operands } = launch;
+  if (p.batch === 0 || p.queryLength === 0) return undefined;
+  return {
+    params: paramsOf(launch),
+    reads: buffersRead(launch),
+    writes: [operands.out.buffer, operands.lse.buffer],
+    work: pairsOf(p) * (p.headDim + p.valueDim),
+  };
+});
+
+/** Every gradient that has a place to go to. */
+export const attentionBackward = operation('attentionBackward', params, (launch: AttentionLaunch<BackwardOperands>) => {
+  const { problem: p, operands } = launch;
+  const { out, lse, dOut, dLse, dQuery, dKey, dValue, dBias, dRelativeTable, dSink } = operands;
+  const reads = [...buffersRead(launch), out.buffer, lse.buffer, dOut.buffer];
+  if (dLse) reads.push(dLse.buffer);
+  const writes = [dQuery.buffer, dKey.buffer, dValue.buffer];
+  for (const gradient of [dBias, dRelativeTable, dSink]) if (gradient) writes.push(gradient.buffer);
+  return {
+    params: paramsOf(launch, operands),
+    reads,
+    writes,
+    work: pairsOf(p) * (3 * p.headDim + 2 * p.valueDim),
+  };
+});

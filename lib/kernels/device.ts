@@ -1,124 +1,7 @@
-import type { DType } from '../base/dtype.js';
-import type { AttentionProblem } from './attention.js';
-import type { RowLists } from './gather.js';
-
-/** Memory of a device. `address` is the device's own; host code only offsets it. */
-export interface DeviceBuffer {
-  readonly address: number;
-  readonly byteLength: number;
-}
-
-/** The part of a backend that hands out memory. */
-export interface Allocator {
-  /** @throws ERR_OUT_OF_MEMORY. `hostWritten` memory is not in use by any pending launch. */
-  allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): DeviceBuffer;
-  free(buffer: DeviceBuffer): void;
-  /** Overwrites once pending launches that use the buffer are done; `bytes` is the caller's again on return. */
-  write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void;
-}
-
-/** A tensor as kernels see it: [batch, seq, heads, dim] with element strides and a contiguous last dim. */
-export interface View {
-  readonly buffer: DeviceBuffer;
-  /** In elements. */
-  readonly offset: number;
-  readonly dtype: DType;
-  readonly batchStride: number;
-  readonly seqStride: number;
-  readonly headStride: number;
-}
-
-/** A contiguous array of `count` elements. */
-export interface Flat {
-  readonly buffer: DeviceBuffer;
-  readonly offset: number;
-  readonly dtype: DType;
-  readonly count: number;
-}
-
-/** The tensors that options bring along, shared by forward and backward. */
-export interface AttentionExtras {
-  /** Contiguous, of shape `problem.biasShape`. */
-  readonly bias?: Flat;
-  /** Contiguous [heads] or [batch, heads]. */
-  readonly alibi?: Flat;
-  /** Contiguous [buckets, heads]. */
-  readonly relativeTable?: Flat;
-  /** Contiguous [heads]. */
-  readonly sink?: Flat;
-}
-
-export interface ForwardOperands extends AttentionExtras {
-  readonly query: View;
-  readonly key: View;
-  readonly value: View;
-  readonly out: View;
-  /** Contiguous [batch, heads, query rows], or [heads, query rows]. */
-  readonly lse: Flat;
-}
-
-export interface BackwardOperands extends ForwardOperands {
-  readonly dOut: View;
-  readonly dLse?: Flat;
-  readonly dQuery: View;
-  readonly dKey: View;
-  readonly dValue: View;
-  readonly dBias?: Flat;
-  readonly dRelativeTable?: Flat;
-  readonly dSink?: Flat;
-}
-
-export interface MergePart {
-  readonly out: View;
-  readonly lse: Flat;
-}
-
-export interface MergeShape {
-  readonly batch: number;
-  readonly heads: number;
-  readonly queryLength: number;
-  readonly valueDim: number;
-}
-
-export interface MergeOperands {
-  readonly parts: readonly MergePart[];
-  readonly out: View;
-  readonly lse: Flat;
-}
-
-export interface MergeBackwardOperands extends MergeOperands {
-  readonly dOut: View;
-  readonly dLse?: Flat;
-  readonly dParts: readonly MergePart[];
-}
-
-/** Arguments of `gatherRows`. */
-export interface GatherOperands {
-  /** [batch, source rows, row elements], its rows contiguous. */
-  readonly source: {
-    readonly buffer: DeviceBuffer;
-    readonly offset: number;
-    readonly dtype: DType;
-    readonly batchStride: number;
-    readonly rowStride: number;
-  };
-  /** Contiguous [batch, rows, row elements]. */
-  readonly result: Flat;
-  readonly batch: number;
-  readonly rowElements: number;
-  readonly scale: number;
-}
-
-/** What one launch of a problem will use, before anything runs. */
-export interface KernelChoice {
-  readonly kernel: string;
-  readonly queryTile: number;
-  readonly keyTile: number;
-  readonly items: number;
-  /** Of a CUDA launch, forward. */
-  readonly block?: { readonly threads: number; readonly sharedMemoryBytes: number };
-  readonly workspaceBytes: number;
-}
+import type { AttentionPartition, AttentionProblem } from './attention.js';
+import type { DeviceBuffer, HostArray, Memory, Uploaded } from './memory.js';
+import type { Operation } from './operation.js';
+import type { Fields } from './struct.js';
 
 /** See `memory()`. */
 export interface MemoryReport {
@@ -130,16 +13,23 @@ export interface MemoryReport {
   readonly tensors: number;
 }
 
-/**
- * A device with one in-order stream. Launches return at once; arguments have been validated by the caller.
- * Scratch memory that a launch needs can be brought along (`scratch`), so that a plan allocates nothing when it runs.
- */
-export interface Backend extends Allocator {
+/** A device: memory, one in-order stream, and the operations that its kernels have. */
+export interface Backend extends Memory {
   readonly device: string;
+  /** How `explain` names the kernels. */
+  readonly kernels: string;
   /** Whether `read` and `readSync` give windows on live memory, only valid until the next turn, not copies. */
   readonly readsLive: boolean;
 
-  fillZero(buffer: DeviceBuffer): void;
+  /** Queues a launch and returns at once; operands have been validated by the caller. */
+  launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void;
+  /** How attention is cut into pieces here. */
+  partition(problem: AttentionProblem): AttentionPartition;
+  /** Bytes that every thread keeps for itself, all threads together. */
+  readonly workspaceBytes: number;
+  /** The arrays of an immutable object in device memory: uploaded at their first use, freed with the object. */
+  upload<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded;
+
   /** The bytes once every launch before this call is done. */
   read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array>;
   /** Like `read`, but blocks the thread. */
@@ -148,16 +38,7 @@ export interface Backend extends Allocator {
   wait(buffer: DeviceBuffer): Promise<void>;
   /** @throws ERR_WORKER when the launch that was to write the buffer was lost. */
   checkIntact(buffer: DeviceBuffer, argument: string): void;
-
-  forward(problem: AttentionProblem, operands: ForwardOperands, scratch?: Scratch): void;
-  backward(problem: AttentionProblem, operands: BackwardOperands, scratch?: Scratch): void;
-  merge(shape: MergeShape, operands: MergeOperands): void;
-  mergeBackward(shape: MergeShape, operands: MergeBackwardOperands): void;
-  gatherRows(map: RowLists, operands: GatherOperands): void;
-
-  /** Scratch for repeated runs of one problem, to be disposed by the caller. */
-  createScratch(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): Scratch;
-  describe(problem: AttentionProblem, backward: boolean): KernelChoice;
+  synchronize(): Promise<void>;
 
   /** Multiply-adds on registers alone, on the whole device: floating-point operations per second. */
   measurePeak(): Promise<number>;
@@ -171,12 +52,7 @@ export interface Backend extends Allocator {
   /** Launches on this stream from now on, or on the backend's own. @throws ERR_DEVICE on a device without streams. */
   setStream(stream: bigint | undefined): void;
 
-  synchronize(): Promise<void>;
   memory(): MemoryReport;
   tensorCreated(): void;
   tensorDisposed(): void;
-}
-
-export interface Scratch {
-  dispose(): void;
 }

@@ -1,6 +1,6 @@
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
-import type { RowLists } from '../kernels/gather.js';
+import { gather, type RowLists } from '../kernels/gather.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /**
@@ -87,10 +87,12 @@ export function gatherRows<D extends DType>(
   const operand = source.operand('source', backend);
   return allocating(backend, (allocate) => {
     const result = allocate([batch, map.rows, ...rest], source.dtype);
-    backend.gatherRows(map, {
+    backend.launch(gather, {
       source: { ...operand, dtype: source.dtype, batchStride: strides[0], rowStride: strides[1] },
       result: result.flat('result', backend),
+      lists: backend.upload(map, ({ offsets, indices }) => [offsets, indices]),
       batch,
+      rows: map.rows,
       rowElements,
       scale,
     });

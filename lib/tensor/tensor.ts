@@ -1,7 +1,10 @@
 import { bytesPerElement, checkDType, type DataOf, type DType, decode, encode } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
 import { backendFor, type DeviceName } from '../devices/registry.js';
-import type { Backend, DeviceBuffer, Flat } from '../kernels/device.js';
+import { fill } from '../kernels/copy.js';
+import type { Backend } from '../kernels/device.js';
+import type { DeviceBuffer } from '../kernels/memory.js';
+import type { Flat } from '../kernels/operand.js';
 
 export type Shape = readonly number[];
 
@@ -397,7 +400,7 @@ export function zeros<const S extends Shape, D extends DType = 'float32'>(
   const dtype = checkDType(options.dtype ?? 'float32', 'dtype') as D;
   const backend = backendFor(options.device);
   const result = allocateTensor(backend, [...shape], dtype);
-  backend.fillZero(result.operand('zeros', backend).buffer);
+  backend.launch(fill, { buffer: result.operand('zeros', backend).buffer, bits: 0 });
   return result as unknown as Tensor<D, Widen<S>>;
 }
 

@@ -38,21 +38,11 @@ Napi::Function Context::define(Napi::Env env) {
                          InstanceMethod("read", &Context::read),
                          InstanceMethod("readSync", &Context::read_sync),
                          InstanceMethod("synchronize", &Context::synchronize),
-                         InstanceMethod("synchronizeSync", &Context::synchronize_sync),
                          InstanceMethod("setStream", &Context::set_stream),
                          InstanceMethod("recordEvent", &Context::record_event),
                          InstanceMethod("elapsed", &Context::elapsed),
-                         InstanceMethod("forward", &Context::forward),
-                         InstanceMethod("backward", &Context::backward),
-                         InstanceMethod("merge", &Context::merge),
-                         InstanceMethod("mergeBackward", &Context::merge_backward),
-                         InstanceMethod("gather", &Context::gather),
-                         InstanceMethod("convert", &Context::convert),
-                         InstanceMethod("fill", &Context::fill),
-                         InstanceMethod("peak", &Context::peak),
-                         InstanceMethod("forwardTiling", &Context::forward_tiling),
-                         InstanceMethod("backwardTiling", &Context::backward_tiling),
-                         InstanceMethod("backwardScratch", &Context::backward_scratch),
+                         InstanceMethod("launch", &Context::launch),
+                         InstanceMethod("partition", &Context::partition),
                      });
 }
 
@@ -221,11 +211,6 @@ Napi::Value Context::synchronize(const Napi::CallbackInfo& info) {
   if (!check(reached.record(stream_, Pending::kEventFlags), "the stream could not be marked"))
     return info.Env().Undefined();
   return Pending::start(*this, device_, std::move(reached));
-}
-
-void Context::synchronize_sync(const Napi::CallbackInfo&) {
-  const CurrentDevice current(device_);
-  check(cudaStreamSynchronize(stream_), "an earlier operation failed");
 }
 
 void Context::set_stream(const Napi::CallbackInfo& info) {

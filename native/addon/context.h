@@ -2,6 +2,7 @@
 #pragma once
 #include <napi.h>
 
+#include <string>
 #include <vector>
 
 #include "launch.h"
@@ -10,6 +11,9 @@
 #include "staging.h"
 
 namespace flashattn {
+
+/** The names of all operations, then the fields of all structs: what a host has to agree with. */
+std::string describe_operations();
 
 class Context : public Napi::ObjectWrap<Context> {
  public:
@@ -34,34 +38,18 @@ class Context : public Napi::ObjectWrap<Context> {
 
   // The stream.
   Napi::Value synchronize(const Napi::CallbackInfo&);   // () -> Promise<void>
-  void synchronize_sync(const Napi::CallbackInfo&);     // ()
   void set_stream(const Napi::CallbackInfo&);           // (stream | undefined)
   Napi::Value record_event(const Napi::CallbackInfo&);  // () -> event
   Napi::Value elapsed(const Napi::CallbackInfo&);       // (event, event) -> milliseconds; both are used up
 
-  // Launches: each takes an ArrayBuffer that holds a struct of params.h.
-  void forward(const Napi::CallbackInfo&);
-  void backward(const Napi::CallbackInfo&);
-  void merge(const Napi::CallbackInfo&);
-  void merge_backward(const Napi::CallbackInfo&);
-  void gather(const Napi::CallbackInfo&);
-  void convert(const Napi::CallbackInfo&);
-  void fill(const Napi::CallbackInfo&);
-  void peak(const Napi::CallbackInfo&);  // (blocks, iterations, sink)
-  Napi::Value forward_tiling(const Napi::CallbackInfo&);
-  Napi::Value backward_tiling(const Napi::CallbackInfo&);
-  Napi::Value backward_scratch(const Napi::CallbackInfo&);
+  // Launches.
+  void launch(const Napi::CallbackInfo&);     // (operation, its params: Uint8Array)
+  void partition(const Napi::CallbackInfo&);  // (AttentionShape: Uint8Array, into an AttentionPartition: Uint8Array)
 
   cudaError_t open();
   cudaError_t copy_out(unsigned char* to, const unsigned char* from, size_t bytes);
   /** Throws where `error` is one; `what` was being done. */
   bool check(cudaError_t error, const char* what);
-  template <class Params>
-  void launch(const Napi::CallbackInfo&, cudaError_t (*launcher)(const Params&, cudaStream_t));
-  template <class Params>
-  void launch(const Napi::CallbackInfo&, cudaError_t (*launcher)(const Params&, const DeviceLimits&, cudaStream_t));
-  template <class Launch>
-  void run_launch(Launch&& launch);
   /** Tells the collector how much memory hangs on this object. */
   void account();
 

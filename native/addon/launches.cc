@@ -1,4 +1,6 @@
 // The launches among Context's methods.
+#include <cstring>
+
 #include "context.h"
 #include "faults.h"
 #include "values.h"
@@ -7,24 +9,45 @@ namespace flashattn {
 
 namespace {
 
-Napi::Object describe_tiling(Napi::Env env, const Tiling& tiling) {
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("queryTile", tiling.query_tile);
-  result.Set("keyTile", tiling.key_tile);
-  result.Set("threads", tiling.threads);
-  result.Set("sharedMemory", tiling.shared_memory);
-  result.Set("blocks", static_cast<double>(tiling.blocks));
-  return result;
+constexpr size_t kMaxParamsBytes = 1024;
+
+constexpr size_t kOperationCount = sizeof(kOperations) / sizeof(kOperations[0]);
+
+constexpr bool fit() {
+  for (const Operation& operation : kOperations)
+    if (operation.params_bytes > kMaxParamsBytes) return false;
+  return true;
 }
+static_assert(fit());
 
 }  // namespace
 
+/** A line with the names of all operations, then one for each struct. */
+std::string describe_operations() {
+  char buffer[8192];
+  {
+    FieldText text(buffer);
+    text.begin("operations");
+    for (const Operation& operation : kOperations) text.word(operation.name);
+    text.end();
+    for (const Operation& operation : kOperations) operation.describe(text);
+  }
+  return buffer;
+}
+
 /** Queues a launch; throws when it was refused, or when the emulator saw it do something wrong. */
-template <class Launch>
-void Context::run_launch(Launch&& launch) {
+void Context::launch(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const size_t index = arguments.size(0);
+  if (index >= kOperationCount) return arguments.fail(0, "the number of an operation");
+  const Operation& operation = kOperations[index];
+  alignas(8) unsigned char params[kMaxParamsBytes];
+  arguments.copy_bytes(1, params, operation.params_bytes);
+  if (arguments.failed()) return;
+
   const CurrentDevice current(device_);
   const FaultWatch watch;
-  const cudaError_t error = launch();
+  const cudaError_t error = operation.launch(params, limits_, stream_);
   const std::string fault = watch.first_fault();
   if (error == cudaSuccess && fault.empty()) return;
   cudaGetLastError();
@@ -34,63 +57,16 @@ void Context::run_launch(Launch&& launch) {
     throw_launch(Env(), last_kernel(), describe(error), cudaGetErrorName(error));
 }
 
-template <class Params>
-void Context::launch(const Napi::CallbackInfo& info, cudaError_t (*launcher)(const Params&, cudaStream_t)) {
+void Context::partition(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
-  const Params params = arguments.structure<Params>(0);
-  if (!arguments.failed()) run_launch([&] { return launcher(params, stream_); });
-}
-
-template <class Params>
-void Context::launch(const Napi::CallbackInfo& info,
-                     cudaError_t (*launcher)(const Params&, const DeviceLimits&, cudaStream_t)) {
-  Arguments arguments(info);
-  const Params params = arguments.structure<Params>(0);
-  if (!arguments.failed()) run_launch([&] { return launcher(params, limits_, stream_); });
-}
-
-void Context::forward(const Napi::CallbackInfo& info) { launch(info, launch_forward); }
-void Context::backward(const Napi::CallbackInfo& info) { launch(info, launch_backward); }
-void Context::merge(const Napi::CallbackInfo& info) { launch(info, launch_merge); }
-void Context::merge_backward(const Napi::CallbackInfo& info) { launch(info, launch_merge_backward); }
-void Context::gather(const Napi::CallbackInfo& info) { launch(info, launch_gather); }
-void Context::convert(const Napi::CallbackInfo& info) { launch(info, launch_convert); }
-void Context::fill(const Napi::CallbackInfo& info) { launch(info, launch_fill); }
-
-void Context::peak(const Napi::CallbackInfo& info) {
-  Arguments arguments(info);
-  const int blocks = static_cast<int>(arguments.size(0));
-  const int iterations = static_cast<int>(arguments.size(1));
-  auto* sink = static_cast<float*>(arguments.pointer(2));
-  if (!arguments.failed()) run_launch([&] { return launch_peak(blocks, iterations, sink, stream_); });
-}
-
-Napi::Value Context::forward_tiling(const Napi::CallbackInfo& info) {
-  Arguments arguments(info);
-  const auto params = arguments.structure<AttentionParams>(0);
-  if (arguments.failed()) return info.Env().Undefined();
-  return describe_tiling(info.Env(), flashattn::forward_tiling(params, limits_));
-}
-
-Napi::Value Context::backward_tiling(const Napi::CallbackInfo& info) {
-  Arguments arguments(info);
-  const auto params = arguments.structure<AttentionParams>(0);
-  if (arguments.failed()) return info.Env().Undefined();
-  return describe_tiling(info.Env(), flashattn::backward_tiling(params, limits_));
-}
-
-Napi::Value Context::backward_scratch(const Napi::CallbackInfo& info) {
-  Arguments arguments(info);
-  const auto params = arguments.structure<AttentionParams>(0);
-  if (arguments.failed()) return info.Env().Undefined();
-  const BackwardScratch scratch = flashattn::backward_scratch(params, limits_);
-  Napi::Object result = Napi::Object::New(info.Env());
-  result.Set("delta", static_cast<double>(scratch.delta));
-  result.Set("dQuerySum", static_cast<double>(scratch.d_query_sum));
-  result.Set("turns", static_cast<double>(scratch.turns));
-  result.Set("dRelativePartial", static_cast<double>(scratch.d_relative_partial));
-  result.Set("relativeSlices", scratch.relative_slices);
-  return result;
+  AttentionShape shape{};
+  arguments.copy_bytes(0, &shape, sizeof(shape));
+  Napi::Uint8Array result = arguments.bytes(1);
+  if (!arguments.failed() && result.ByteLength() != sizeof(AttentionPartition))
+    arguments.fail(1, "as large as an AttentionPartition");
+  if (arguments.failed()) return;
+  const AttentionPartition partition = attention_partition(shape, limits_);
+  std::memcpy(result.Data(), &partition, sizeof(partition));
 }
 
 }  // namespace flashattn

@@ -61,16 +61,13 @@ Napi::Uint8Array Arguments::bytes(size_t index) {
   return Napi::Uint8Array::New(info_.Env(), 0);
 }
 
-void Arguments::copy_structure(size_t index, void* to, size_t size) {
-  const Napi::Value value = info_[index];
-  if (value.IsArrayBuffer()) {
-    Napi::ArrayBuffer given = value.As<Napi::ArrayBuffer>();
-    if (given.ByteLength() == size) {
-      std::memcpy(to, given.Data(), size);
-      return;
-    }
-  }
-  fail(index, "an ArrayBuffer of " + std::to_string(size) + " bytes");
+void Arguments::copy_bytes(size_t index, void* to, size_t size) {
+  const Napi::Uint8Array given = bytes(index);
+  if (failed_) return;
+  if (given.ByteLength() == size)
+    std::memcpy(to, given.Data(), size);
+  else
+    fail(index, "a Uint8Array of " + std::to_string(size) + " bytes");
 }
 
 void Arguments::fail(size_t index, const std::string& needed) {

@@ -39,18 +39,12 @@ class Arguments {
   /** `undefined` is `otherwise`. */
   void* pointer_or(size_t index, void* otherwise);
   Napi::Uint8Array bytes(size_t index);
-  /** A struct that JavaScript has written; its size must be the compiler's. */
-  template <class Struct>
-  Struct structure(size_t index) {
-    Struct value{};
-    copy_structure(index, &value, sizeof(Struct));
-    return value;
-  }
-
- private:
-  void copy_structure(size_t index, void* to, size_t size);
+  /** A struct that JavaScript has written into a Uint8Array of its size. */
+  void copy_bytes(size_t index, void* to, size_t size);
+  /** Throws that an argument is not what is needed. */
   void fail(size_t index, const std::string& needed);
 
+ private:
   const Napi::CallbackInfo& info_;
   bool failed_ = false;
 };

@@ -2,7 +2,8 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join, resolve } from 'node:path';
 import { packageFolder, urlOf } from '../../base/package.js';
-import { structSizes } from './params.js';
+import { attentionForward, attentionPartition, attentionShape } from '../../kernels/attention.js';
+import { checkFields, parseDescription, type Struct } from '../../kernels/struct.js';
 import { type AddonFailure, explainLoadError, findAddon, isCheckout } from './search.js';
 
 /** A device as the CUDA runtime describes it. */
@@ -33,24 +34,7 @@ export interface DeviceList {
   readonly message?: string;
 }
 
-export interface Tiling {
-  readonly queryTile: number;
-  readonly keyTile: number;
-  readonly threads: number;
-  readonly sharedMemory: number;
-  readonly blocks: number;
-}
-
-/** In elements. */
-export interface BackwardScratch {
-  readonly delta: number;
-  readonly dQuerySum: number;
-  readonly turns: number;
-  readonly dRelativePartial: number;
-  readonly relativeSlices: number;
-}
-
-/** native/addon/context.h: a device's memory and stream. Pointers are numbers; launches take a struct of cuda/params.h. */
+/** native/addon/context.h: a device's memory and stream. Pointers are numbers. */
 export interface Context {
   allocate(bytes: number): number;
   free(pointer: number): void;
@@ -64,17 +48,10 @@ export interface Context {
   recordEvent(): number;
   /** Milliseconds; waits for `end`. Both events are used up. */
   elapsed(start: number, end: number): number;
-  forward(params: ArrayBuffer): void;
-  backward(params: ArrayBuffer): void;
-  merge(params: ArrayBuffer): void;
-  mergeBackward(params: ArrayBuffer): void;
-  gather(params: ArrayBuffer): void;
-  convert(params: ArrayBuffer): void;
-  fill(params: ArrayBuffer): void;
-  peak(blocks: number, iterations: number, sink: number): void;
-  forwardTiling(params: ArrayBuffer): Tiling;
-  backwardTiling(params: ArrayBuffer): Tiling;
-  backwardScratch(params: ArrayBuffer): BackwardScratch;
+  /** `operation` counts the operations of the addon's description; `params` are the bytes of its struct. */
+  launch(operation: number, params: Uint8Array): void;
+  /** From the bytes of an AttentionShape to those of an AttentionPartition. */
+  partition(shape: Uint8Array, into: Uint8Array): void;
 }
 
 /** The emulator's switches and findings, for tests. */
@@ -99,7 +76,8 @@ export interface EmulatorControls {
 /** native/addon/addon.cc */
 export interface Addon {
   readonly kind: 'cuda' | 'emulator';
-  readonly structSizes: Readonly<Record<string, number>>;
+  /** The text of native/structs/fields.h: operations and structs. */
+  readonly description: string;
   readonly Context: new (device: number) => Context;
   readonly emulator?: EmulatorControls;
   devices(): DeviceList;
@@ -131,14 +109,15 @@ function loadFile(path: string, given: boolean): LoadResult {
   } catch (error) {
     return explainLoadError(path, given, error);
   }
-  // The structs are written by hand on this side: a build that disagrees must not run.
-  for (const [name, size] of Object.entries(structSizes)) {
-    const found = addon.structSizes?.[name];
-    if (found === size) continue;
-    const differs = `${found ?? 'no'} bytes in ${name} instead of ${size}`;
+  // Every struct is checked before it is first written; these tell at once whether the addon is of this version.
+  try {
+    const description = parseDescription(addon.description ?? '');
+    for (const struct of [attentionShape, attentionPartition, attentionForward.struct])
+      checkFields(description, struct as Struct, `the addon ${path}`);
+  } catch (error) {
     const again = given ? 'correct or unset FLASHATTN_ADDON' : 'build it or install flashattn again';
-    const missing = `the addon ${path} is of another version (${differs}): ${again}`;
-    return { problem: 'OTHER_VERSION', missing, tried: [{ path, result: differs }] };
+    const { message } = error as Error;
+    return { problem: 'OTHER_VERSION', missing: `${message}: ${again}`, tried: [{ path, result: message }] };
   }
   return { addon, path };
 }

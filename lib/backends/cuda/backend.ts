@@ -1,46 +1,28 @@
 import { FlashAttnError } from '../../base/errors.js';
-import type { BlockMask } from '../../blockmask/blockMask.js';
-import type { AttentionProblem } from '../../kernels/attention.js';
-import type {
-  AttentionExtras,
-  Backend,
-  BackwardOperands,
-  DeviceBuffer,
-  Flat,
-  ForwardOperands,
-  GatherOperands,
-  KernelChoice,
-  MemoryReport,
-  MergeBackwardOperands,
-  MergeOperands,
-  MergeShape,
-  Scratch,
-} from '../../kernels/device.js';
-import type { RowLists } from '../../kernels/gather.js';
 import {
-  type AttentionTensors,
-  blockMaskArrays,
-  coversAllRows,
-  finishGradient,
-  negativeInfinityBits,
-  prepareOptions,
-} from '../shared/operands.js';
-import { type Elements, elementsBytes, type OptionArray, ScratchMemory, wideElements } from '../shared/scratch.js';
-import { Constants } from '../shared/uploads.js';
-import type { BackwardScratch, Context, EmulatorControls } from './addon.js';
+  type AttentionLaunch,
+  type AttentionPartition,
+  type AttentionProblem,
+  attentionPartition,
+  attentionShape,
+  type ForwardOperands,
+  shapeOf,
+} from '../../kernels/attention.js';
+import { peak } from '../../kernels/copy.js';
+import type { Backend, MemoryReport } from '../../kernels/device.js';
+import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
+import type { Operation } from '../../kernels/operation.js';
+import {
+  checkFields,
+  type Fields,
+  type NativeDescription,
+  parseDescription,
+  type Struct,
+} from '../../kernels/struct.js';
+import { StructMemory } from '../shared/structWriter.js';
+import { Uploads } from '../shared/uploads.js';
+import type { Context, EmulatorControls } from './addon.js';
 import { deviceError } from './errors.js';
-import {
-  type AttentionMemory,
-  StructWriter,
-  structSizes,
-  writeAttentionParams,
-  writeConvertParams,
-  writeFillParams,
-  writeGatherParams,
-  writeMergeParams,
-  writeMergePart,
-} from './params.js';
-import { standIns } from './standIns.js';
 import { formatVersion, type UsableDevice } from './support.js';
 
 export type CudaDeviceName = `cuda:${number}` | 'emulator';
@@ -59,51 +41,52 @@ export interface CudaStatus {
   readonly runtime: string;
 }
 
-/** What backward passes between its kernels. */
-type PassedArray = 'delta' | 'dQuerySum' | 'turns' | 'dRelativePartial';
-
-/** Device memory of a problem, and how the device cuts its backward pass. */
-class CudaScratch extends ScratchMemory<PassedArray> {
-  readonly relativeSlices: number;
-
-  constructor(
-    backend: CudaBackend,
-    problem: AttentionProblem,
-    elements: Elements<PassedArray | OptionArray>,
-    relativeSlices: number,
-  ) {
-    super(backend, problem, elements);
-    this.relativeSlices = relativeSlices;
-  }
-}
-
 const peakTargetMilliseconds = 10;
 const mostPeakIterations = 1 << 20;
 const peakBlocksPerMultiprocessor = 2;
 const peakFlopsPerIteration = 8 * 8 * 2 * 16 * 8 * 16; // 8 warps, each 8 products of 16 x 8 x 16
 
+const build = 'the addon';
+const mostParamsBytes = 1024;
+
 // Fills write whole words.
 const padded = (byteLength: number) => Math.max(4, Math.ceil(byteLength / 4) * 4);
 
-const isEmpty = (...counts: readonly number[]) => counts.includes(0);
+/** A struct's own memory, and the bytes that the addon takes. */
+class Staged {
+  readonly memory: StructMemory;
+  readonly #bytes: Uint8Array;
+
+  constructor(byteLength: number) {
+    const buffer = new ArrayBuffer(byteLength);
+    this.memory = new StructMemory(buffer);
+    this.#bytes = new Uint8Array(buffer);
+  }
+
+  first(byteLength: number): Uint8Array {
+    return this.#bytes.subarray(0, byteLength);
+  }
+}
 
 /** One CUDA device; one for each JavaScript environment, with a stream of its own. */
 export class CudaBackend implements Backend {
   readonly device: CudaDeviceName;
+  readonly kernels = 'cuda-sm80';
   readonly readsLive = false;
+  readonly workspaceBytes = 0;
   readonly status: CudaStatus;
   /** Switches and findings of the emulator. */
   readonly emulator: EmulatorControls | undefined;
   readonly #index: number;
   readonly #multiprocessors: number;
   readonly #context: Context;
-  readonly #attention = new StructWriter(structSizes.AttentionParams);
-  readonly #merge = new StructWriter(structSizes.MergeParams);
-  readonly #gather = new StructWriter(structSizes.GatherParams);
-  readonly #converted = new StructWriter(structSizes.ConvertParams);
-  readonly #filled = new StructWriter(structSizes.FillParams);
-  readonly #masks = new Constants<BlockMask>(this, blockMaskArrays);
-  readonly #rowMaps = new Constants<RowLists>(this, ({ offsets, indices }) => [offsets, indices]);
+  readonly #description: NativeDescription;
+  /** The number of each operation that has been checked. */
+  readonly #launches = new Map<Operation<never>, number>();
+  readonly #params = new Staged(mostParamsBytes);
+  readonly #shape = new Staged(attentionShape.byteLength);
+  readonly #partition = new Staged(attentionPartition.byteLength);
+  readonly #uploads = new Uploads(this);
   #inUse = 0;
   #peak = 0;
   #tensors = 0;
@@ -114,6 +97,7 @@ export class CudaBackend implements Backend {
     this.emulator = addon.emulator;
     this.#index = description.index;
     this.#multiprocessors = description.multiprocessors;
+    this.#description = parseDescription(addon.description);
     this.status = {
       name: description.name,
       computeCapability: `${description.major}.${description.minor}`,
@@ -143,8 +127,8 @@ export class CudaBackend implements Backend {
     if (bytes.length > 0) this.#run(() => this.#context.write(buffer.address + byteOffset, bytes));
   }
 
-  fillZero(buffer: DeviceBuffer): void {
-    this.#fill(buffer, 0);
+  upload<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded {
+    return this.#uploads.get(owner, arraysOf);
   }
 
   async read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
@@ -170,82 +154,35 @@ export class CudaBackend implements Backend {
   /** A device that fails fails every later call too: the next read reports it. */
   checkIntact(): void {}
 
-  forward(problem: AttentionProblem, operands: ForwardOperands, scratch?: Scratch): void {
-    this.#fillUnseen(problem, operands);
-    if (isEmpty(problem.batch, problem.queryLength)) return;
-    this.#withScratch(problem, operands, false, scratch, (own) => {
-      const params = this.#writeAttention(problem, operands, own);
-      this.#run(() => this.#context.forward(params), problem);
-    });
+  launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
+    const launch = operation.describe(operands);
+    if (!launch) return;
+    const number = this.#resolve(operation);
+    this.#params.memory.write(operation.struct, launch.params);
+    const bytes = this.#params.first(operation.struct.byteLength);
+    const { problem } = operands as Partial<AttentionLaunch<ForwardOperands>>;
+    this.#run(() => this.#context.launch(number, bytes), problem);
   }
 
-  backward(problem: AttentionProblem, operands: BackwardOperands, scratch?: Scratch): void {
-    this.#withScratch(problem, operands, true, scratch, (own) => {
-      const { dQuery, dKey, dValue, dBias, dRelativeTable, dSink } = operands;
-      const nothingSeen = isEmpty(problem.batch, problem.queryLength);
-      if (nothingSeen || !coversAllRows(problem))
-        for (const { buffer } of [dQuery, dKey, dValue]) this.#fill(buffer, 0);
-      if (nothingSeen) {
-        for (const gradient of [dBias, dRelativeTable, dSink]) if (gradient) this.#fill(gradient.buffer, 0);
-        return;
-      }
-      const params = this.#writeAttention(problem, operands, own);
-      this.#run(() => this.#context.backward(params), problem);
-      finishGradient(own.get('dBias'), dBias, this.#convert);
-      finishGradient(own.get('dRelative'), dRelativeTable, this.#convert);
-      finishGradient(own.get('dSink'), dSink, this.#convert);
-    });
-  }
-
-  merge(shape: MergeShape, operands: MergeOperands): void {
-    this.#launchMerge(shape, operands, (params) => this.#context.merge(params));
-  }
-
-  mergeBackward(shape: MergeShape, operands: MergeBackwardOperands): void {
-    this.#launchMerge(shape, operands, (params) => this.#context.mergeBackward(params));
-  }
-
-  gatherRows(map: RowLists, operands: GatherOperands): void {
-    if (isEmpty(operands.batch, map.rows, operands.rowElements)) return;
-    writeGatherParams(this.#gather.restart(), map, operands, this.#rowMaps.get(map));
-    this.#run(() => this.#context.gather(this.#gather.buffer));
-  }
-
-  createScratch(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): Scratch {
-    if (problem.blockMask) this.#masks.get(problem.blockMask);
-    const wide = wideElements(problem, extras, backward);
-    if (!backward) return new CudaScratch(this, problem, wide, 0);
-    const { relativeSlices, ...passed } = this.#backwardScratch(problem);
-    return new CudaScratch(this, problem, { ...wide, ...passed }, relativeSlices);
-  }
-
-  describe(problem: AttentionProblem, backward: boolean): KernelChoice {
-    const tiling = this.#context.forwardTiling(this.#writeStandIns(problem));
-    const { relativeSlices: _, ...passed } = backward
-      ? this.#backwardScratch(problem)
-      : ({ relativeSlices: 0 } as { relativeSlices: number } & Partial<BackwardScratch>);
-    return {
-      kernel: 'cuda-sm80',
-      queryTile: tiling.queryTile,
-      keyTile: tiling.keyTile,
-      items: tiling.blocks,
-      block: { threads: tiling.threads, sharedMemoryBytes: tiling.sharedMemory },
-      workspaceBytes: elementsBytes(passed),
-    };
+  partition(problem: AttentionProblem): AttentionPartition {
+    this.#shape.memory.write(attentionShape, shapeOf(problem));
+    const result = this.#partition.first(attentionPartition.byteLength);
+    this.#run(() => this.#context.partition(this.#shape.first(attentionShape.byteLength), result));
+    return this.#partition.memory.read(attentionPartition);
   }
 
   async measurePeak(): Promise<number> {
-    const sink = this.allocate(4);
-    const blocks = peakBlocksPerMultiprocessor * this.#multiprocessors;
-    const launch = (iterations: number) => () => this.#run(() => this.#context.peak(blocks, iterations, sink.address));
+    const sink = this.allocate(16);
+    const items = peakBlocksPerMultiprocessor * this.#multiprocessors;
+    const measure = (iterations: number) => this.measure(() => this.launch(peak, { sink, items, iterations }));
     try {
       let iterations = 1;
-      let milliseconds = await this.measure(launch(iterations));
+      let milliseconds = await measure(iterations);
       while (milliseconds < peakTargetMilliseconds && iterations < mostPeakIterations) {
         iterations *= 2;
-        milliseconds = await this.measure(launch(iterations));
+        milliseconds = await measure(iterations);
       }
-      return (blocks * iterations * peakFlopsPerIteration) / (milliseconds / 1000);
+      return (items * iterations * peakFlopsPerIteration) / (milliseconds / 1000);
     } finally {
       this.free(sink);
     }
@@ -308,90 +245,24 @@ export class CudaBackend implements Backend {
     this.#tensors--;
   }
 
+  /** The addon's number of an operation. @throws ERR_DEVICE when it has no such operation or another struct */
+  #resolve<Operands, F extends Fields>(operation: Operation<Operands, F>): number {
+    const known = this.#launches.get(operation as Operation<never>);
+    if (known !== undefined) return known;
+    const number = this.#description.operations.indexOf(operation.name);
+    if (number < 0)
+      throw new FlashAttnError('ERR_DEVICE', `${build} has no operation ${operation.name}: build it again`);
+    checkFields(this.#description, operation.struct as Struct, build);
+    this.#launches.set(operation as Operation<never>, number);
+    return number;
+  }
+
   /** Calls into the addon; what it throws becomes an error of this library. */
   #run<T>(call: () => T, problem?: AttentionProblem): T {
     try {
       return call();
     } catch (error) {
       throw deviceError(this.device, error, problem);
-    }
-  }
-
-  #fill(buffer: DeviceBuffer, bits: number): void {
-    if (buffer.byteLength === 0) return;
-    writeFillParams(this.#filled.restart(), buffer.address, buffer.byteLength, bits);
-    this.#run(() => this.#context.fill(this.#filled.buffer));
-  }
-
-  readonly #convert = (from: Flat, to: Flat): void => {
-    if (from.count === 0) return;
-    writeConvertParams(this.#converted.restart(), from, to);
-    this.#run(() => this.#context.convert(this.#converted.buffer));
-  };
-
-  /** Rows outside of all sequences are the host's to fill. */
-  #fillUnseen(problem: AttentionProblem, { out, lse }: ForwardOperands): void {
-    if (coversAllRows(problem)) return;
-    this.#fill(out.buffer, 0);
-    this.#fill(lse.buffer, negativeInfinityBits);
-  }
-
-  #launchMerge(
-    shape: MergeShape,
-    operands: MergeOperands | MergeBackwardOperands,
-    launch: (params: ArrayBuffer) => void,
-  ): void {
-    const { parts } = operands;
-    if (isEmpty(shape.batch, shape.heads, shape.queryLength)) return;
-    const table = new StructWriter(parts.length * structSizes.MergePart);
-    const gradients = 'dParts' in operands ? operands.dParts : [];
-    for (const [i, part] of parts.entries()) writeMergePart(table, part, gradients[i]);
-    const buffer = this.allocate(table.buffer.byteLength);
-    try {
-      this.write(buffer, 0, new Uint8Array(table.buffer));
-      writeMergeParams(this.#merge.restart(), shape, operands, buffer.address);
-      this.#run(() => launch(this.#merge.buffer));
-    } finally {
-      this.free(buffer);
-    }
-  }
-
-  #backwardScratch(problem: AttentionProblem): BackwardScratch {
-    return this.#context.backwardScratch(this.#writeStandIns(problem));
-  }
-
-  /** `AttentionParams` of a problem without its tensors: enough to choose tiles. */
-  #writeStandIns(problem: AttentionProblem): ArrayBuffer {
-    const { tensors, memory } = standIns(problem);
-    writeAttentionParams(this.#attention.restart(), problem, tensors, memory, 0);
-    return this.#attention.buffer;
-  }
-
-  #writeAttention(problem: AttentionProblem, tensors: AttentionTensors, scratch: CudaScratch): ArrayBuffer {
-    const mask = problem.blockMask && this.#masks.get(problem.blockMask);
-    const memory: AttentionMemory = {
-      ...prepareOptions(tensors as ForwardOperands, scratch, mask, this.#convert),
-      delta: scratch.address('delta'),
-      dQuerySum: scratch.address('dQuerySum'),
-      turns: scratch.address('turns'),
-      dRelativePartial: scratch.address('dRelativePartial'),
-    };
-    writeAttentionParams(this.#attention.restart(), problem, tensors, memory, scratch.relativeSlices);
-    return this.#attention.buffer;
-  }
-
-  #withScratch(
-    problem: AttentionProblem,
-    extras: AttentionExtras,
-    backward: boolean,
-    scratch: Scratch | undefined,
-    run: (scratch: CudaScratch) => void,
-  ): void {
-    const own = (scratch ?? this.createScratch(problem, extras, backward)) as CudaScratch;
-    try {
-      run(own);
-    } finally {
-      if (scratch === undefined) own.dispose();
     }
   }
 }

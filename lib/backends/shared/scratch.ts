@@ -1,86 +1,92 @@
-import type { AttentionProblem } from '../../kernels/attention.js';
-import type { Allocator, AttentionExtras, DeviceBuffer, Flat, Scratch } from '../../kernels/device.js';
+import type { AttentionExtras, AttentionPartition, AttentionProblem } from '../../kernels/attention.js';
+import type { Backend } from '../../kernels/device.js';
+import type { DeviceBuffer } from '../../kernels/memory.js';
+import type { Operand } from '../../kernels/operand.js';
 
 /** Arrays of the host that options bring along. */
-type HostArray = 'sequences' | 'alibi' | 'buckets' | 'queryPosition' | 'keyPosition';
+type HostArrayName = 'sequences' | 'alibi' | 'buckets' | 'queryPosition' | 'keyPosition';
 /** float32 copies of the caller's tensors of another dtype. */
 export type WidenedTensor = 'bias' | 'relativeTable' | 'sink';
 /** float32 gradients of those tensors, before they are rounded to the caller's dtype. */
 export type WideGradient = 'dBias' | 'dRelative' | 'dSink';
-/** Arrays that every backend keeps between the launches of one problem. */
-export type OptionArray = HostArray | WidenedTensor | WideGradient;
+/** What backward passes between its kernels. */
+type PassedArray = 'delta' | 'dQuerySum' | 'turns' | 'dRelativePartial';
+type ArrayName = HostArrayName | WidenedTensor | WideGradient | PassedArray;
 
 const product = (shape: readonly number[] | undefined) => shape?.reduce((a, b) => a * b, 1) ?? 0;
 
-const isNarrow = (flat: Flat | undefined) => flat !== undefined && flat.dtype !== 'float32';
+const isNarrow = (operand: Operand | undefined) => operand !== undefined && operand.dtype !== 'float32';
+
+type Elements = Partial<Record<ArrayName, number>>;
 
 /** Elements of the float32 arrays that stand in for tensors of another dtype. */
-export function wideElements(
-  p: AttentionProblem,
-  extras: AttentionExtras,
-  backward: boolean,
-): Partial<Record<WidenedTensor | WideGradient, number>> {
+function wideElements(p: AttentionProblem, extras: AttentionExtras, backward: boolean): Elements {
   const bias = isNarrow(extras.bias) ? product(p.biasShape) : 0;
   const relativeTable = isNarrow(extras.relativeTable) ? (p.relative?.bucketCount ?? 0) * p.heads : 0;
   const sink = isNarrow(extras.sink) ? p.heads : 0;
-  return {
-    bias,
-    relativeTable,
-    sink,
-    ...(backward && { dBias: bias, dRelative: relativeTable, dSink: sink }),
-  };
+  if (!backward) return { bias, relativeTable, sink };
+  return { bias, relativeTable, sink, dBias: bias, dRelative: relativeTable, dSink: sink };
 }
 
-/** Elements of each array; all of them are of 4 bytes. */
-export type Elements<Name extends string> = Partial<Record<Name, number>>;
+const passedElements = ({ delta, dQuerySum, turns, dRelativePartial }: AttentionPartition) => ({
+  delta,
+  dQuerySum,
+  turns,
+  dRelativePartial,
+});
 
-export const elementsBytes = (elements: Elements<string>) =>
-  4 * Object.values(elements).reduce<number>((sum, n) => sum + (n ?? 0), 0);
+/** Bytes of what backward passes between its kernels. */
+export const passedBytes = (partition: AttentionPartition): number =>
+  4 * Object.values(passedElements(partition)).reduce((sum, n) => sum + n, 0);
 
 /** Device memory of one problem: the host's arrays, and what launches write and read besides the caller's tensors. */
-export class ScratchMemory<Name extends string = never> implements Scratch {
-  readonly #allocator: Allocator;
-  readonly #buffers = new Map<Name | OptionArray, DeviceBuffer>();
+export class Scratch {
+  readonly partition: AttentionPartition;
+  readonly #backend: Backend;
+  readonly #buffers = new Map<ArrayName, DeviceBuffer>();
 
-  constructor(allocator: Allocator, problem: AttentionProblem, elements: Elements<Name | OptionArray>) {
-    this.#allocator = allocator;
+  constructor(backend: Backend, problem: AttentionProblem, extras: AttentionExtras, backward: boolean) {
+    this.#backend = backend;
+    this.partition = backend.partition(problem);
     const { sequences, alibi, relative } = problem;
+    const passed = backward ? passedElements(this.partition) : {};
+    const elements: Elements = { ...wideElements(problem, extras, backward), ...passed };
     try {
       this.#upload('sequences', sequences);
       this.#upload('alibi', alibi?.slopes);
       this.#upload('buckets', relative?.buckets);
       this.#upload('queryPosition', relative?.queryPosition);
       this.#upload('keyPosition', relative?.keyPosition);
-      for (const [name, count] of Object.entries(elements) as [Name | OptionArray, number][])
-        if (count > 0) this.#buffers.set(name, allocator.allocate(count * 4, 'deviceWritten'));
+      for (const [name, count] of Object.entries(elements) as [ArrayName, number][])
+        if (count > 0) this.#buffers.set(name, backend.allocate(count * 4, 'deviceWritten'));
     } catch (error) {
       this.dispose();
       throw error;
     }
   }
 
-  get(name: Name | OptionArray): DeviceBuffer | undefined {
+  get(name: ArrayName): DeviceBuffer | undefined {
     return this.#buffers.get(name);
   }
 
   /** 0 when there is no such array. */
-  address(name: Name | OptionArray): number {
+  address(name: ArrayName): number {
     return this.#buffers.get(name)?.address ?? 0;
   }
 
-  buffers(): Iterable<DeviceBuffer> {
-    return this.#buffers.values();
+  get buffers(): readonly DeviceBuffer[] {
+    return [...this.#buffers.values()];
   }
 
   dispose(): void {
-    for (const buffer of this.#buffers.values()) this.#allocator.free(buffer);
+    for (const buffer of this.#buffers.values()) this.#backend.free(buffer);
     this.#buffers.clear();
   }
 
-  #upload(name: HostArray, values: Int32Array | Float32Array | undefined): void {
+  #upload(name: HostArrayName, values: Int32Array | Float32Array | undefined): void {
     if (!values) return;
-    const buffer = this.#allocator.allocate(values.byteLength, 'hostWritten');
+    const buffer = this.#backend.allocate(values.byteLength, 'hostWritten');
     this.#buffers.set(name, buffer);
-    this.#allocator.write(buffer, 0, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
+    this.#backend.write(buffer, 0, new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
   }
 }

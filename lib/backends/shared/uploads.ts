@@ -1,10 +1,4 @@
-import type { Allocator, DeviceBuffer } from '../../kernels/device.js';
-
-/** Arrays in device memory, one behind the other. */
-export interface Uploaded {
-  readonly buffer: DeviceBuffer;
-  readonly addresses: readonly number[];
-}
+import type { DeviceBuffer, HostArray, Memory, Uploaded } from '../../kernels/memory.js';
 
 // Kernels load up to 16 bytes at a time.
 const alignment = 16;
@@ -14,34 +8,32 @@ const align = (n: number) => Math.ceil(n / alignment) * alignment;
  * The arrays of immutable objects (block masks, row maps) in device memory: uploaded at their first use, freed when the
  * collector takes the object.
  */
-export class Constants<T extends object> {
-  readonly #allocator: Allocator;
-  readonly #arraysOf: (owner: T) => readonly (Int32Array | Uint32Array)[];
-  readonly #uploaded = new WeakMap<T, Uploaded>();
+export class Uploads {
+  readonly #memory: Memory;
+  readonly #uploaded = new WeakMap<object, Uploaded>();
   readonly #collected: FinalizationRegistry<DeviceBuffer>;
 
-  constructor(allocator: Allocator, arraysOf: (owner: T) => readonly (Int32Array | Uint32Array)[]) {
-    this.#allocator = allocator;
-    this.#arraysOf = arraysOf;
-    this.#collected = new FinalizationRegistry((buffer) => allocator.free(buffer));
+  constructor(memory: Memory) {
+    this.#memory = memory;
+    this.#collected = new FinalizationRegistry((buffer) => memory.free(buffer));
   }
 
-  get(owner: T): Uploaded {
+  get<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded {
     const known = this.#uploaded.get(owner);
     if (known) return known;
-    const uploaded = this.#upload(this.#arraysOf(owner));
+    const uploaded = this.#upload(arraysOf(owner));
     this.#uploaded.set(owner, uploaded);
     this.#collected.register(owner, uploaded.buffer);
     return uploaded;
   }
 
-  #upload(arrays: readonly (Int32Array | Uint32Array)[]): Uploaded {
+  #upload(arrays: readonly HostArray[]): Uploaded {
     const byteLength = arrays.reduce((sum, array) => sum + align(array.byteLength), 0);
-    const buffer = this.#allocator.allocate(byteLength, 'hostWritten');
+    const buffer = this.#memory.allocate(byteLength, 'hostWritten');
     let offset = 0;
     const addresses = arrays.map((array) => {
       const at = offset;
-      this.#allocator.write(buffer, at, new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
+      this.#memory.write(buffer, at, new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
       offset += align(array.byteLength);
       return buffer.address + at;
     });

@@ -1,76 +1,36 @@
 import { FlashAttnError } from '../../base/errors.js';
-import type { BlockMask } from '../../blockmask/blockMask.js';
-import type { AttentionProblem } from '../../kernels/attention.js';
-import type {
-  AttentionExtras,
-  Backend,
-  BackwardOperands,
-  DeviceBuffer,
-  Flat,
-  ForwardOperands,
-  GatherOperands,
-  KernelChoice,
-  MemoryReport,
-  MergeBackwardOperands,
-  MergeOperands,
-  MergeShape,
-  Scratch,
-} from '../../kernels/device.js';
-import type { RowLists } from '../../kernels/gather.js';
+import { type AttentionProblem, attentionPartition, attentionShape, shapeOf } from '../../kernels/attention.js';
+import { peak } from '../../kernels/copy.js';
+import type { Backend, MemoryReport } from '../../kernels/device.js';
+import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
+import type { Operation } from '../../kernels/operation.js';
 import {
-  addressOf,
-  blockMaskArrays,
-  coversAllRows,
-  finishGradient,
-  lseRows,
-  negativeInfinityBits,
-  prepareOptions,
-} from '../shared/operands.js';
-import { type Elements, elementsBytes, type OptionArray, ScratchMemory, wideElements } from '../shared/scratch.js';
-import { Constants } from '../shared/uploads.js';
+  checkFields,
+  type Fields,
+  type NativeDescription,
+  parseDescription,
+  type Struct,
+} from '../../kernels/struct.js';
+import { StructMemory } from '../shared/structWriter.js';
+import { Uploads } from '../shared/uploads.js';
 import { Heap } from './heap.js';
 import { loadModule, type SimdBuild } from './module.js';
-import { type AttentionMemory, StructWriter, writeAttentionParams } from './params.js';
 import { Pool, threadCount, workerError } from './pool.js';
-import { queueBytes } from './queue.js';
-
-// The order of `Kernel` in native/cpu/wasm/module.cc.
-const kernel = {
-  forward: 0,
-  backwardRows: 1,
-  backward: 2,
-  finishQueryGradients: 3,
-  backwardBias: 4,
-  backwardRelative: 5,
-  backwardSink: 6,
-  merge: 7,
-  mergeBackward: 8,
-  gather: 9,
-  fill: 10,
-  convert: 11,
-  peak: 12,
-} as const;
-
-// Of native/cpu/params.h and merge.h.
-const attentionParamsBytes = 103 * 4;
-const gatherParamsBytes = 11 * 4;
-const mergePartBytes = 12 * 4;
-const mergeParamsBytes = 18 * 4;
+import { queueBytes, slotParamBytes } from './queue.js';
 
 const peakIterations = 1 << 14;
 const peakFlopsPerIteration = 2 * 8 * 4; // multiply and add, 8 chains, 4 lanes
 
+/** native/cpu/wasm/module.cc */
 interface Exports {
-  count_items(kernel: number, params: number): number;
-  query_tile(): number;
-  key_tile(): number;
-  max_tiles_per_item(): number;
+  /** -1: there is no such phase. */
+  count_items(launch: number, params: number): number;
+  /** Where a text ended by 0 begins. */
+  describe(): number;
+  partition(shape: number, result: number, threads: number): void;
+  max_phases(): number;
   workspace_bytes(): number;
   queue_bytes(): number;
-  attention_params_bytes(): number;
-  gather_params_bytes(): number;
-  merge_part_bytes(): number;
-  merge_params_bytes(): number;
   readonly __heap_base: WebAssembly.Global<'i32'>;
 }
 
@@ -93,12 +53,7 @@ export interface WasmStatus {
   readonly threads: number;
 }
 
-const divideUp = (n: number, by: number) => Math.ceil(n / by);
-const roundUp = (n: number, multiple: number) => divideUp(n, multiple) * multiple;
-
-/** What backward passes between its launches. */
-type PassedArray = 'delta' | 'dQueryPartial' | 'dRelativePartial';
-type WasmScratch = ScratchMemory<PassedArray>;
+const build = 'the WebAssembly build';
 
 /** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
 export class WasmBackend implements Backend {
@@ -106,18 +61,23 @@ export class WasmBackend implements Backend {
   readonly readsLive = true;
   readonly simd: SimdBuild;
   readonly threads = threadCount();
+  readonly workspaceBytes: number;
   readonly #module: WebAssembly.Module;
   readonly #heap: Heap;
   /** The host's own instance: it only asks the module about itself. */
   readonly #exports: Exports;
-  readonly #queryTile: number;
-  readonly #keyTile: number;
-  readonly #workspaceBytes: number;
+  readonly #description: NativeDescription;
+  readonly #maxPhases: number;
+  /** The first launch number of each operation that has been checked. */
+  readonly #launches = new Map<Operation<never>, number>();
+  /** Where the params of a launch are made. */
+  readonly #staging = new StructMemory(new ArrayBuffer(slotParamBytes));
+  /** Where the module reads a shape and writes a partition. */
+  readonly #asked: number;
   #pool: Pool;
   /** Launches (from, to] that were lost with a dead pool. */
   readonly #lost: { readonly from: number; readonly to: number }[] = [];
-  readonly #masks = new Constants<BlockMask>(this, blockMaskArrays);
-  readonly #rowMaps = new Constants<RowLists>(this, ({ offsets, indices }) => [offsets, indices]);
+  readonly #uploads = new Uploads(this);
   #tensors = 0;
 
   constructor() {
@@ -125,13 +85,22 @@ export class WasmBackend implements Backend {
     this.#module = module;
     this.simd = simd;
     const { exports, heap } = instantiate(module);
-    checkLayout(exports);
     this.#heap = heap;
     this.#exports = exports;
-    this.#queryTile = exports.query_tile();
-    this.#keyTile = exports.key_tile();
-    this.#workspaceBytes = exports.workspace_bytes();
+    this.#maxPhases = exports.max_phases();
+    this.#description = parseDescription(readText(heap.memory, exports.describe()));
+    if (exports.queue_bytes() !== queueBytes)
+      throw new FlashAttnError('ERR_DEVICE', `${build} is of another version: build it again`);
+    this.workspaceBytes = this.threads * exports.workspace_bytes();
+    const asked = attentionShape.byteLength + attentionPartition.byteLength;
+    this.#asked = this.#heap.allocate(asked, 0) ?? 0;
+    if (this.#asked === 0) throw this.#heap.outOfMemory(asked);
+    for (const struct of [attentionShape, attentionPartition]) checkFields(this.#description, struct as Struct, build);
     this.#pool = this.#createPool(0);
+  }
+
+  get kernels(): string {
+    return `wasm-${this.simd}-simd`;
   }
 
   allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): WasmBuffer {
@@ -162,6 +131,10 @@ export class WasmBackend implements Backend {
     (buffer as WasmBuffer).lastWrite = 0;
   }
 
+  upload<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded {
+    return this.#uploads.get(owner, arraysOf);
+  }
+
   async read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
     await this.wait(buffer);
     return this.#window(buffer, byteOffset, byteLength);
@@ -183,88 +156,32 @@ export class WasmBackend implements Backend {
       throw new FlashAttnError('ERR_WORKER', `${argument} was never computed: a worker thread died before it`);
   }
 
-  fillZero(buffer: DeviceBuffer): void {
-    this.#fill(buffer, 0);
+  /** Publishes one launch for each phase that has items. */
+  launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
+    const launch = operation.describe(operands);
+    if (!launch) return;
+    const first = this.#resolve(operation);
+    this.#staging.write(operation.struct, launch.params);
+    const params = this.#staging.words.subarray(0, operation.struct.byteLength / 4);
+    if (this.#pool.queue.faulted) this.#replacePool();
+    this.#pool.start();
+    const { queue } = this.#pool;
+    let number = queue.published;
+    for (let phase = 0; phase < this.#maxPhases; phase++) {
+      const at = queue.publish(first + phase, params, this.#exports.count_items);
+      if (at < 0) break;
+      number = at;
+    }
+    for (const buffer of launch.writes as readonly WasmBuffer[]) buffer.lastWrite = buffer.lastUse = number;
+    for (const buffer of launch.reads as readonly WasmBuffer[]) buffer.lastUse = number;
   }
 
-  forward(problem: AttentionProblem, operands: ForwardOperands, scratch?: Scratch): void {
-    this.#withScratch(problem, operands, false, scratch, (own) => {
-      if (!coversAllRows(problem)) {
-        this.#fill(operands.out.buffer, 0);
-        this.#fill(operands.lse.buffer, negativeInfinityBits);
-      }
-      const memory = this.#prepare(problem, operands, own);
-      const split = this.#split(problem);
-      const used = this.#buffers(problem, operands, own);
-      this.#launch(kernel.forward, [operands.out.buffer, operands.lse.buffer], used, (w) =>
-        writeAttentionParams(w, problem, operands, memory, split),
-      );
-    });
-  }
-
-  backward(problem: AttentionProblem, operands: BackwardOperands, scratch?: Scratch): void {
-    this.#withScratch(problem, operands, true, scratch, (own) => {
-      const { dOut, dQuery, dKey, dValue, dBias, dRelativeTable, dSink } = operands;
-      if (!coversAllRows(problem)) for (const { buffer } of [dQuery, dKey, dValue]) this.#fill(buffer, 0);
-      const memory = this.#prepare(problem, operands, own);
-      const split = this.#split(problem);
-      const used = this.#buffers(problem, operands, own);
-      used.push(dOut.buffer, dQuery.buffer, dKey.buffer, dValue.buffer);
-      if (operands.dLse) used.push(operands.dLse.buffer);
-      const launch = (id: number, written: readonly DeviceBuffer[]) =>
-        this.#launch(id, written, used, (w) => writeAttentionParams(w, problem, operands, memory, split));
-
-      launch(kernel.backwardRows, []);
-      launch(kernel.backward, [dKey.buffer, dValue.buffer]);
-      launch(kernel.finishQueryGradients, [dQuery.buffer]);
-      const finish = (id: number, target: Flat | undefined, computed: 'dBias' | 'dRelative' | 'dSink') => {
-        if (!target) return;
-        const wide = own.get(computed);
-        launch(id, [wide ?? target.buffer]);
-        finishGradient(wide, target, this.#convert);
-      };
-      finish(kernel.backwardBias, dBias, 'dBias');
-      finish(kernel.backwardRelative, dRelativeTable, 'dRelative');
-      finish(kernel.backwardSink, dSink, 'dSink');
-    });
-  }
-
-  merge(shape: MergeShape, operands: MergeOperands): void {
-    this.#launchMerge(kernel.merge, shape, operands, [operands.out.buffer, operands.lse.buffer]);
-  }
-
-  mergeBackward(shape: MergeShape, operands: MergeBackwardOperands): void {
-    const written = operands.dParts.flatMap(({ out, lse }) => [out.buffer, lse.buffer]);
-    this.#launchMerge(kernel.mergeBackward, shape, operands, written);
-  }
-
-  gatherRows(map: RowLists, { source, result, batch, rowElements, scale }: GatherOperands): void {
-    const { buffer, addresses } = this.#rowMaps.get(map);
-    this.#launch(kernel.gather, [result.buffer], [source.buffer, buffer], (w) =>
-      w
-        .int(addressOf(source))
-        .dtype(source.dtype)
-        .int(source.batchStride, source.rowStride, addressOf(result), ...addresses, batch, map.rows, rowElements)
-        .float(scale),
-    );
-  }
-
-  createScratch(problem: AttentionProblem, operands: AttentionExtras, backward: boolean): WasmScratch {
-    if (problem.blockMask) this.#masks.get(problem.blockMask);
-    return new ScratchMemory(this, problem, this.#scratchElements(problem, operands, backward));
-  }
-
-  describe(problem: AttentionProblem, backward: boolean): KernelChoice {
-    const split = this.#split(problem);
-    return {
-      kernel: `wasm-${this.simd}-simd`,
-      queryTile: this.#queryTile,
-      keyTile: this.#keyTile,
-      items: problem.batch * problem.heads * divideUp(problem.queryLength, this.#queryTile * split.tilesPerItem),
-      workspaceBytes:
-        this.threads * this.#workspaceBytes +
-        (backward ? elementsBytes(this.#scratchElements(problem, {}, backward)) : 0),
-    };
+  partition(problem: AttentionProblem) {
+    const memory = new StructMemory(this.#heap.memory.buffer);
+    const result = this.#asked + attentionShape.byteLength;
+    memory.write(attentionShape, shapeOf(problem), this.#asked);
+    this.#exports.partition(this.#asked, result, this.threads);
+    return memory.read(attentionPartition, result);
   }
 
   async synchronize(): Promise<void> {
@@ -272,12 +189,11 @@ export class WasmBackend implements Backend {
   }
 
   memory(): MemoryReport {
-    const { inUse, peak, reserved, limit } = this.#heap;
-    const { device } = this;
+    const { inUse, peak: most, reserved, limit } = this.#heap;
     return {
-      device,
+      device: this.device,
       bytesInUse: inUse,
-      bytesPeak: peak,
+      bytesPeak: most,
       bytesReserved: reserved,
       bytesLimit: limit,
       tensors: this.#tensors,
@@ -293,16 +209,12 @@ export class WasmBackend implements Backend {
   }
 
   async measurePeak(): Promise<number> {
-    const buffer = this.allocate(64, 'hostWritten');
-    this.write(buffer, 0, new Uint8Array(new Float32Array([0.9999, 1e-4]).buffer));
-    await this.synchronize();
+    const sink = this.allocate(64, 'hostWritten');
+    this.write(sink, 0, new Uint8Array(new Float32Array([0.9999, 1e-4]).buffer));
     const items = 256 * this.threads;
-    const start = performance.now();
-    this.#launch(kernel.peak, [buffer], [], (w) => w.int(items, peakIterations, buffer.address));
-    await this.wait(buffer);
-    const seconds = (performance.now() - start) / 1000;
-    this.free(buffer);
-    return (items * peakIterations * peakFlopsPerIteration) / seconds;
+    const milliseconds = await this.measure(() => this.launch(peak, { sink, items, iterations: peakIterations }));
+    this.free(sink);
+    return (items * peakIterations * peakFlopsPerIteration) / (milliseconds / 1000);
   }
 
   async measure(run: () => void): Promise<number> {
@@ -331,6 +243,19 @@ export class WasmBackend implements Backend {
     await this.#pool.killOneWorker();
   }
 
+  /** The number of an operation's first phase. @throws ERR_DEVICE when the build has no such operation or another struct */
+  #resolve<Operands, F extends Fields>(operation: Operation<Operands, F>): number {
+    const known = this.#launches.get(operation as Operation<never>);
+    if (known !== undefined) return known;
+    const index = this.#description.operations.indexOf(operation.name);
+    if (index < 0)
+      throw new FlashAttnError('ERR_DEVICE', `${build} has no operation ${operation.name}: build it again`);
+    checkFields(this.#description, operation.struct as Struct, build);
+    const first = index * this.#maxPhases;
+    this.#launches.set(operation as Operation<never>, first);
+    return first;
+  }
+
   #window(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
     return new Uint8Array(this.#heap.memory.buffer, buffer.address + byteOffset, byteLength);
   }
@@ -340,7 +265,7 @@ export class WasmBackend implements Backend {
       heap: this.#heap,
       module: this.#module,
       threads: this.threads,
-      workspaceBytes: this.#workspaceBytes,
+      workspaceBytes: this.workspaceBytes / this.threads,
       launched,
     });
   }
@@ -364,128 +289,6 @@ export class WasmBackend implements Backend {
     this.#pool.waitSync(launch);
     if (this.#isLost(launch)) throw workerError();
   }
-
-  #launch(
-    id: number,
-    written: readonly DeviceBuffer[],
-    used: readonly DeviceBuffer[],
-    writeParams: (w: StructWriter) => void,
-  ): void {
-    if (this.#pool.queue.faulted) this.#replacePool();
-    this.#pool.start();
-    const number = this.#pool.queue.publish(id, writeParams, (params) => this.#exports.count_items(id, params));
-    for (const buffer of written) (buffer as WasmBuffer).lastWrite = (buffer as WasmBuffer).lastUse = number;
-    for (const buffer of used) (buffer as WasmBuffer).lastUse = number;
-  }
-
-  #launchMerge(
-    id: number,
-    shape: MergeShape,
-    operands: MergeOperands | MergeBackwardOperands,
-    written: readonly DeviceBuffer[],
-  ): void {
-    const { parts, out, lse } = operands;
-    const backward = 'dOut' in operands ? operands : undefined;
-    const table = this.allocate(parts.length * mergePartBytes, 'hostWritten');
-    const w = new StructWriter(this.#heap.memory.buffer, table.address);
-    for (const [i, part] of parts.entries()) {
-      const gradient = backward?.dParts[i];
-      w.tensor(part.out).int(addressOf(part.lse)).tensor(gradient?.out).int(addressOf(gradient?.lse));
-    }
-    const { batch, heads, queryLength, valueDim } = shape;
-    const used = [table, out.buffer, lse.buffer, ...parts.flatMap((part) => [part.out.buffer, part.lse.buffer])];
-    if (backward) used.push(backward.dOut.buffer, ...(backward.dLse ? [backward.dLse.buffer] : []));
-    this.#launch(id, written, used, (params) =>
-      params
-        .int(table.address, parts.length, batch, heads, queryLength, valueDim)
-        .tensor(out)
-        .int(addressOf(lse))
-        .tensor(backward?.dOut)
-        .int(addressOf(backward?.dLse)),
-    );
-    this.free(table);
-  }
-
-  #fill(buffer: DeviceBuffer, bits: number): void {
-    const words = divideUp(buffer.byteLength, 4); // allocations are padded to whole words
-    this.#launch(kernel.fill, [buffer], [], (w) => w.int(buffer.address, words, bits));
-  }
-
-  readonly #convert = (from: Flat, to: Flat): void => {
-    this.#launch(kernel.convert, [to.buffer], [from.buffer], (w) =>
-      w.int(addressOf(from), addressOf(to)).dtype(from.dtype).dtype(to.dtype).int(from.count),
-    );
-  };
-
-  /** How the work is cut: enough items to keep every thread busy, few enough to reuse each key tile. */
-  #split(p: AttentionProblem): { tilesPerItem: number; keySplits: number } {
-    const tiles = p.batch * p.heads * divideUp(p.queryLength, this.#queryTile);
-    const most = this.#exports.max_tiles_per_item();
-    const wanted = Math.min(most, Math.max(1, Math.floor(tiles / (4 * this.threads))));
-    // Under a block mask an item is whole rows of its blocks.
-    const tilesPerItem = p.blockMask && wanted < most ? p.blockMask.blockSize / this.#queryTile : wanted;
-    const heads = Math.max(1, p.batch * p.kvHeads);
-    const keySplits = Math.max(1, Math.min(divideUp(2 * this.threads, heads), divideUp(p.keyLength, this.#keyTile)));
-    return { tilesPerItem, keySplits: heads >= 2 * this.threads ? 1 : keySplits };
-  }
-
-  #scratchElements(
-    p: AttentionProblem,
-    extras: AttentionExtras,
-    backward: boolean,
-  ): Elements<PassedArray | OptionArray> {
-    const wide = wideElements(p, extras, backward);
-    if (!backward) return wide;
-    const { keySplits } = this.#split(p);
-    return {
-      ...wide,
-      delta: lseRows(p),
-      dQueryPartial: keySplits * lseRows(p) * roundUp(p.headDim, 4),
-      dRelativePartial: keySplits * p.batch * (p.relative?.bucketCount ?? 0) * p.heads,
-    };
-  }
-
-  /** What a launch of the problem reads or writes besides the gradients. */
-  #buffers(problem: AttentionProblem, operands: ForwardOperands, scratch: WasmScratch): DeviceBuffer[] {
-    const { query, key, value, out, lse, bias, alibi, relativeTable, sink } = operands;
-    const given = [query, key, value, out, lse, bias, alibi, relativeTable, sink];
-    const mask = problem.blockMask && this.#masks.get(problem.blockMask).buffer;
-    return [
-      ...given.flatMap((operand) => (operand ? [operand.buffer] : [])),
-      ...(mask ? [mask] : []),
-      ...scratch.buffers(),
-    ];
-  }
-
-  #withScratch(
-    problem: AttentionProblem,
-    extras: AttentionExtras,
-    backward: boolean,
-    scratch: Scratch | undefined,
-    run: (scratch: WasmScratch) => void,
-  ): void {
-    const own = scratch === undefined ? this.createScratch(problem, extras, backward) : (scratch as WasmScratch);
-    try {
-      run(own);
-    } finally {
-      if (scratch === undefined) own.dispose();
-    }
-  }
-
-  /** Widens what the kernels read as float32; returns where everything is. */
-  #prepare(
-    problem: AttentionProblem,
-    operands: ForwardOperands | BackwardOperands,
-    scratch: WasmScratch,
-  ): AttentionMemory {
-    const mask = problem.blockMask && this.#masks.get(problem.blockMask);
-    return {
-      ...prepareOptions(operands, scratch, mask, this.#convert),
-      delta: scratch.address('delta'),
-      dQueryPartial: scratch.address('dQueryPartial'),
-      dRelativePartial: scratch.address('dRelativePartial'),
-    };
-  }
 }
 
 const noPointers = (message: string) => new FlashAttnError('ERR_DEVICE', message);
@@ -498,21 +301,10 @@ function instantiate(module: WebAssembly.Module): { exports: Exports; heap: Heap
   return { exports: typed, heap };
 }
 
-/** The structs are written by hand on this side: a build that disagrees must not run. */
-function checkLayout(exports: Exports): void {
-  const expected: [string, number, number][] = [
-    ['Queue', exports.queue_bytes(), queueBytes],
-    ['AttentionParams', exports.attention_params_bytes(), attentionParamsBytes],
-    ['GatherParams', exports.gather_params_bytes(), gatherParamsBytes],
-    ['MergePart', exports.merge_part_bytes(), mergePartBytes],
-    ['MergeParams', exports.merge_params_bytes(), mergeParamsBytes],
-  ];
-  for (const [name, built, written] of expected)
-    if (built !== written)
-      throw new FlashAttnError(
-        'ERR_DEVICE',
-        `the WebAssembly build has ${built} bytes in ${name}, this version writes ${written}: rebuild with npm run build:wasm`,
-      );
+/** ASCII up to a 0. */
+function readText(memory: WebAssembly.Memory, address: number): string {
+  const bytes = new Uint8Array(memory.buffer);
+  return String.fromCharCode(...bytes.slice(address, bytes.indexOf(0, address)));
 }
 
 let backend: WasmBackend | undefined;

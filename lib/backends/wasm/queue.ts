@@ -1,9 +1,8 @@
-import { StructWriter } from './params.js';
-
 // The layout of native/cpu/wasm/queue.h.
 const slotCount = 512;
 const slotHeaderBytes = 24;
-const slotParamBytes = 152 * 4;
+/** Room for the params of a launch. */
+export const slotParamBytes = 256 * 4;
 const slotBytes = slotHeaderBytes + slotParamBytes;
 const headerBytes = 64;
 export const queueBytes = headerBytes + slotCount * slotBytes;
@@ -50,21 +49,21 @@ export class LaunchQueue {
   /**
    * Enqueues a launch; one without items is none. Blocks only while 512 launches are pending.
    *
-   * @param countItems given the address of the parameters
-   * @returns the number of the launch that has to be done for this one to be
+   * @param countItems given the address of the parameters; -1: there is no such launch
+   * @returns the number of the launch that has to be done for this one to be, -1 where there is no such launch
    */
-  publish(kernel: number, writeParams: (w: StructWriter) => void, countItems: (params: number) => number): number {
+  publish(launch: number, params: Uint32Array, countItems: (launch: number, params: number) => number): number {
     if (this.#published - this.completed >= slotCount) this.waitSync(this.#published - slotCount + 1);
     const slot = (this.#published % 2 ** 32) % slotCount;
     const address = this.address + headerBytes + slot * slotBytes;
-    const params = address + slotHeaderBytes;
     const ticket = new BigInt64Array(this.#memory.buffer, address, 1);
     // A worker that fell asleep over the slot's last launch must not take an item from the half-written next one.
     Atomics.store(ticket, 0, noItems);
-    writeParams(new StructWriter(this.#memory.buffer, params));
-    const items = countItems(params);
-    if (items === 0) return this.#published;
-    new StructWriter(this.#memory.buffer, address + 8).int(items, 0, kernel, 0);
+    const words = new Uint32Array(this.#memory.buffer, address, slotBytes / 4);
+    words.set(params, slotHeaderBytes / 4);
+    const items = countItems(launch, address + slotHeaderBytes);
+    if (items <= 0) return items === 0 ? this.#published : -1;
+    words.set([items, 0, launch, 0], 2);
     Atomics.store(ticket, 0, BigInt.asIntN(64, BigInt(this.#published % 2 ** 32) << 32n));
     this.#published++;
     Atomics.store(this.#words, field.published, this.#published | 0);

@@ -17,7 +17,8 @@ const char* name_of(Variant variant) {
 
 /** What launch_backward does, for one instance. */
 void run(Backward& problem, AttentionParams p, const DeviceLimits& limits, DeviceArray<float>& sum) {
-  const BackwardShape shape = backward_shape(element_bytes(p), HEAD_DIM, backward_variant(p, limits));
+  const BackwardShape shape =
+      backward_shape(element_size(p.query.dtype), HEAD_DIM, backward_variant(shape_of(p), limits));
   const size_t query_tiles = static_cast<size_t>(divide_up(p.query_length, shape.query_tile)) * p.batch * p.heads;
   DeviceArray<int32_t> turns(1 + query_tiles, 0);
   p.turns = turns.data();
@@ -49,12 +50,13 @@ void check_problem(Problem problem, Random& random) {
   problem.value_dim = problem.value_dim ? problem.value_dim : problem.head_dim;
   Backward backward(problem, ELEMENT::kDType, random);
   const AttentionParams p = backward.params();
-  const Variant first = backward_variant(p, kLarge), second = backward_variant(p, kSmall);
+  const Variant first = backward_variant(shape_of(p), kLarge), second = backward_variant(shape_of(p), kSmall);
   for (const DeviceLimits& limits : {kLarge, kSmall}) {
     if (limits.major == kSmall.major && first == second) continue;
     const int before = failures;
     check_instance(backward, p, limits);
-    if (failures != before) std::printf("in %s, %s tiles\n", problem.name, name_of(backward_variant(p, limits)));
+    if (failures != before)
+      std::printf("in %s, %s tiles\n", problem.name, name_of(backward_variant(shape_of(p), limits)));
   }
 }
 

@@ -7,7 +7,7 @@
 #include <limits>
 #include <random>
 
-#include "params.h"
+#include "structs/types.h"
 
 namespace flashattn::test {
 

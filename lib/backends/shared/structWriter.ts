@@ -1,0 +1,60 @@
+// Structs of lib/kernels/struct.ts in memory.
+import type { DType } from '../../base/dtype.js';
+import type { Field, FieldKind, Fields, Struct, ValuesOf } from '../../kernels/struct.js';
+
+/** `DType` of native/structs/types.h. */
+const dtypeCode: Readonly<Record<DType, number>> = { float32: 0, float16: 1, bfloat16: 2 };
+
+const high = 2 ** 32;
+
+/** Memory as words and as floats. */
+export class StructMemory {
+  readonly words: Uint32Array;
+  readonly #floats: Float32Array;
+
+  constructor(buffer: ArrayBufferLike) {
+    this.words = new Uint32Array(buffer);
+    this.#floats = new Float32Array(buffer);
+  }
+
+  /** Writes every field, from byte `at` on: zeros where there is no value. */
+  write<F extends Fields>(struct: Struct<F>, values: ValuesOf<F> | undefined, at = 0): void {
+    const record = values as Readonly<Record<string, unknown>> | undefined;
+    for (const field of struct.fields) this.#writeField(field, record?.[field.name], (at + field.offset) / 4);
+  }
+
+  read<F extends Fields>(struct: Struct<F>, at = 0): ValuesOf<F> {
+    const values: Record<string, number> = {};
+    for (const { name, kind, offset } of struct.fields) values[name] = this.#readNumber(kind, (at + offset) / 4);
+    return values as ValuesOf<F>;
+  }
+
+  #writeField({ kind, size }: Field, value: unknown, word: number): void {
+    if (value === undefined) {
+      this.words.fill(0, word, word + size / 4);
+    } else if (typeof kind === 'object') {
+      if ('fields' in kind) this.write(kind, value as ValuesOf<Fields>, word * 4);
+      else for (let i = 0; i < kind.count; i++) this.#writeLong((value as readonly number[])[i], word + 2 * i);
+    } else if (kind === 'dtype') {
+      this.words[word] = dtypeCode[value as DType];
+    } else if (kind === 'float32') {
+      this.#floats[word] = value as number;
+    } else if (size === 8) {
+      this.#writeLong(value as number, word);
+    } else {
+      this.words[word] = value as number;
+    }
+  }
+
+  #writeLong(value: number, word: number): void {
+    this.words[word] = value % high;
+    this.words[word + 1] = Math.floor(value / high);
+  }
+
+  #readNumber(kind: FieldKind, word: number): number {
+    const low = this.words[word];
+    if (kind === 'int32') return low | 0;
+    if (kind === 'int64' || kind === 'address') return low + high * this.words[word + 1];
+    return kind === 'float32' ? this.#floats[word] : low;
+  }
+}
