@@ -25,7 +25,7 @@ FLASHATTN_DEVICE void repair_rows(const AttentionParams& p, const Row& row, bool
     const int leader = ptx::lowest_bit(left);
     const int b = ptx::shuffle(row.b, leader), h = ptx::shuffle(row.h, leader), i = ptx::shuffle(row.i, leader);
     ptx::sync_warp();
-    with_element(p.query.dtype,
+    with_element(p.d_query.dtype,
                  [&](auto element) { repair_d_query<decltype(element)>(p, b, h, i - sequence_of(p, b).query_begin); });
     left &= ~ptx::ballot(row.b == b && row.h == h && row.i == i);
   }

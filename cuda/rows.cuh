@@ -33,8 +33,10 @@ FLASHATTN_DEVICE Row row_at(int64_t index, const AttentionParams& p) {
   return row;
 }
 
-inline int64_t row_count(const AttentionParams& p) { return int64_t{p.batch} * p.heads * p.query_length; }
-inline int64_t row_count(const MergeParams& p) { return int64_t{p.batch} * p.heads * p.query_length; }
+template <class Params>
+int64_t row_count(const Params& p) {
+  return int64_t{p.batch} * p.heads * p.query_length;
+}
 
 // Lanes ---------------------------------------------------------------------------------------------------------------
 

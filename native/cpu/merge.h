@@ -2,6 +2,7 @@
 //
 //   lse = log sum_p e^lse_p      out = sum_p e^(lse_p - lse) out_p
 #pragma once
+#include "math.h"
 #include "rows.h"
 #include "structs/merge.h"
 

@@ -102,7 +102,7 @@ describe('devices that CUDA lists', () => {
   const addonOf = (list: object) => ({
     addon: {
       kind: 'cuda' as const,
-      structSizes: {},
+      description: '',
       Context: class {} as never,
       devices: () => ({ driverVersion: 13000, runtimeVersion: 13000, devices: [], ...list }),
     },

@@ -29,10 +29,8 @@ void run_backward(const AttentionParams& p) {
   launch(backward_items(p), backward_item);
   launch(row_items(p), finish_query_gradients);
   if (p.bias.data) launch(bias_items(p), backward_bias_item);
-  for (int h = 0; h < p.heads; ++h) {
-    if (p.relative.table) backward_relative_item(p, h);
-    if (p.sink) backward_sink_item(p, h);
-  }
+  for (int h = 0; h < relative_items(p); ++h) backward_relative_item(p, h);
+  for (int h = 0; h < sink_items(p); ++h) backward_sink_item(p, h);
 }
 
 /** Rows of a tensor that belong to a sequence. */

@@ -7,6 +7,6 @@ namespace flashattn::test {
 bool attention_case(uint64_t seed);
 bool merge_case(uint64_t seed);
 bool gather_case(uint64_t seed);
-bool elementwise_case(uint64_t seed);
+bool copy_case(uint64_t seed);
 
 }  // namespace flashattn::test

@@ -18,7 +18,7 @@ constexpr Kind kKinds[] = {
     {"attention", flashattn::test::attention_case, 240},
     {"merge", flashattn::test::merge_case, 60},
     {"gather", flashattn::test::gather_case, 60},
-    {"elementwise", flashattn::test::elementwise_case, 40},
+    {"copy", flashattn::test::copy_case, 40},
 };
 
 }  // namespace

@@ -18,10 +18,9 @@ Tensor::Tensor(int batch, int rows, int heads, int dim, DType dtype, Layout layo
       bytes(size_t(batch) * rows * heads * dim * element_size(dtype)) {}
 
 TensorRef Tensor::ref() const {
-  const auto whole = static_cast<uint32_t>(rows * heads * dim);
-  if (layout == Layout::SequenceFirst)
-    return {bytes.data(), dtype, whole, static_cast<uint32_t>(heads * dim), static_cast<uint32_t>(dim)};
-  return {bytes.data(), dtype, whole, static_cast<uint32_t>(dim), static_cast<uint32_t>(rows * dim)};
+  const int64_t whole = int64_t{rows} * heads * dim;
+  if (layout == Layout::SequenceFirst) return {bytes.data(), whole, int64_t{heads} * dim, dim, dtype, 0};
+  return {bytes.data(), whole, dim, int64_t{rows} * dim, dtype, 0};
 }
 
 void Tensor::randomize(Random& random) {
@@ -116,7 +115,8 @@ BlockMaskParams BlockMask::params() const {
           batch,
           heads,
           query_blocks,
-          key_blocks};
+          key_blocks,
+          0};
 }
 
 Problem::Problem(uint64_t seed) : seed(seed) {
@@ -266,7 +266,7 @@ AttentionParams Problem::params() const {
   p.tiles_per_item = tiles_per_item;
   if (bias.size()) {
     const auto& [batches, bias_heads, queries, keys] = bias_shape;
-    const auto stride = [](int size, int elements) { return size == 1 ? 0u : static_cast<uint32_t>(elements); };
+    const auto stride = [](int size, int elements) { return size == 1 ? int64_t{0} : int64_t{elements}; };
     p.bias = {bias.data(), stride(batches, bias_heads * queries * keys), stride(bias_heads, queries * keys),
               stride(queries, keys), stride(keys, 1)};
     p.d_bias = d_bias.data();
@@ -275,7 +275,7 @@ AttentionParams Problem::params() const {
     p.bias_query = queries;
     p.bias_key = keys;
   }
-  if (alibi.size()) p.alibi = {alibi.data(), alibi_batched ? static_cast<uint32_t>(heads) : 0};
+  if (alibi.size()) p.alibi = {alibi.data(), alibi_batched ? heads : 0};
   if (bucket_count) {
     p.relative = {table.data(), buckets.data(), query_position.data(), key_position.data(), origin, bucket_count};
     p.d_relative_partial = d_relative_partial.data();
@@ -287,8 +287,8 @@ AttentionParams Problem::params() const {
   if (mask.block_size) p.block_mask = mask.params();
   p.d_lse = d_lse.data();
   p.delta = delta.data();
-  p.d_query_partial = d_query_partial.data();
-  p.lse_rows = static_cast<uint32_t>(lse.size());
+  p.d_query_sum = d_query_partial.data();
+  p.lse_rows = static_cast<int64_t>(lse.size());
   p.key_splits = key_splits;
   return p;
 }

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "memory.h"
-#include "params.h"
+#include "structs/attention.h"
 
 namespace flashattn::test {
 

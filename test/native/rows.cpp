@@ -1,12 +1,14 @@
-// Merging states, gathering rows, filling and converting: on memory of exactly their size, against plain loops.
+// Merging states, gathering rows, filling and copying: on memory of exactly their size, against plain loops.
 #include <algorithm>
 #include <vector>
 
 #include "cases.h"
 #include "check.h"
-#include "elementwise.h"
+#include "copy.h"
 #include "gather.h"
+#include "math.h"
 #include "merge.h"
+#include "peak.h"
 #include "problem.h"
 
 namespace flashattn::test {
@@ -17,7 +19,7 @@ constexpr double kTolerance = 2e-5;
 
 template <class Run>
 void run_items(int items, Run run) {
-  const auto workspace = poisoned_workspace<BackwardWorkspace>();
+  const auto workspace = poisoned_workspace<RowWorkspace>();
   for (int item = items - 1; item >= 0; --item) run(item, *workspace);
 }
 
@@ -48,7 +50,7 @@ struct Merge {
     parts = Array<MergePart>(states.size());
     for (size_t at = 0; at < states.size(); ++at) {
       const State& state = states[at];
-      parts[at] = {state.out.ref(), state.lse.data(), state.d_out.ref(), state.d_lse.data()};
+      parts[at] = {state.out.ref(), state.d_out.ref(), state.lse.data(), state.d_lse.data()};
     }
   }
 
@@ -57,15 +59,16 @@ struct Merge {
 
   MergeParams params() const {
     return {parts.data(),
+            result.out.ref(),
+            result.d_out.ref(),
+            result.lse.data(),
+            result.d_lse.data(),
             static_cast<int32_t>(states.size()),
             batch,
             heads,
             queries,
             dim,
-            result.out.ref(),
-            result.lse.data(),
-            result.d_out.ref(),
-            result.d_lse.data()};
+            0};
   }
 
   int batch, heads, queries, dim;
@@ -131,31 +134,70 @@ double rounded(double value, DType dtype) {
   return fabs(nearest) > limit ? copysign(INFINITY, value) : nearest;
 }
 
-void check_convert(Check& check, Random& random) {
+/** Up to six dims in any order on either side, with gaps; sometimes added to what is there. */
+void check_copy(Check& check, Random& random) {
   const auto from = static_cast<DType>(random.integer(0, 2)), to = static_cast<DType>(random.integer(0, 2));
-  const auto count =
-      static_cast<uint32_t>(random.chance(30) ? kChunk + random.integer(-1, 300) : random.integer(1, 600));
-  const size_t size = element_size(from);
-  Array<uint8_t> source(count * size), result(count * element_size(to));
-  for (uint32_t at = 0; at < count; ++at) {
+  const bool accumulate = random.chance(30);
+  CopyParams p{};
+  int64_t count = 1;
+  for (int axis = 0; axis < 6; ++axis) {
+    p.sizes[axis] = random.chance(50) ? 1 : random.integer(1, axis == 5 ? 700 : 4);
+    count *= p.sizes[axis];
+  }
+  if (random.chance(20)) p.sizes[5] = kChunk + random.integer(-1, 300);
+  const auto lay_out = [&](int64_t* strides) {
+    int order[6] = {5, 4, 3, 2, 1, 0};
+    if (random.chance(50)) std::swap(order[random.integer(0, 5)], order[random.integer(0, 5)]);
+    int64_t stride = random.chance(30) ? 2 : 1;
+    for (const int axis : order) {
+      strides[axis] = stride;
+      stride *= p.sizes[axis] + (random.chance(20) ? 1 : 0);
+    }
+    return stride;
+  };
+  const auto source_count = static_cast<size_t>(lay_out(p.from_strides));
+  const auto target_count = static_cast<size_t>(lay_out(p.to_strides));
+  const size_t from_size = element_size(from), to_size = element_size(to);
+  Array<uint8_t> source(source_count * from_size), target(target_count * to_size), before(target_count * to_size);
+  for (size_t at = 0; at < source_count; ++at) {
     const uint32_t bits = any_bits(random, from);
-    memcpy(source.data() + at * size, &bits, size);
+    memcpy(source.data() + at * from_size, &bits, from_size);
   }
-  const ConvertParams p{source.data(), result.data(), from, to, count};
-  run_items(chunks(count), [&](int item, BackwardWorkspace& ws) { convert_item(p, item, ws); });
-  for (uint32_t at = 0; at < count; ++at) {
-    const double wanted = rounded(decode(source.data() + at * size, from), to);
-    const double got = decode(result.data() + at * element_size(to), to);
-    if (wanted != wanted && got != got) continue;
-    check.equal("a converted element", got, wanted);
+  for (size_t at = 0; at < target_count; ++at) {
+    const uint32_t bits = any_bits(random, to);
+    memcpy(target.data() + at * to_size, &bits, to_size);
   }
+  memcpy(before.data(), target.data(), target_count * to_size);
+  p.from = source.data(), p.to = target.data();
+  p.from_dtype = from, p.to_dtype = to, p.accumulate = accumulate;
+  run_items(copy_items(p), [&](int item, RowWorkspace& ws) { copy_item(p, item, ws); });
+
+  std::vector<bool> written(target_count);
+  int64_t index[6] = {};
+  for (bool more = true; more;) {
+    int64_t from_at = 0, to_at = 0;
+    for (int axis = 0; axis < 6; ++axis)
+      from_at += index[axis] * p.from_strides[axis], to_at += index[axis] * p.to_strides[axis];
+    const double copied = decode(source.data() + from_at * from_size, from);
+    const double old = decode(before.data() + to_at * to_size, to);
+    const double wanted = rounded(accumulate ? static_cast<float>(old) + static_cast<float>(copied) : copied, to);
+    const double got = decode(target.data() + to_at * to_size, to);
+    if (wanted == wanted || got == got) check.equal("a copied element", got, wanted);
+    written[to_at] = true;
+    int axis = 5;
+    for (; axis >= 0 && ++index[axis] == p.sizes[axis]; --axis) index[axis] = 0;
+    more = axis >= 0;
+  }
+  for (size_t at = 0; at < target_count; ++at)
+    if (!written[at] && memcmp(target.data() + at * to_size, before.data() + at * to_size, to_size) != 0)
+      check.fail("a gap", 1, 0);
 }
 
 void check_fill(Check& check, Random& random) {
   const auto count = static_cast<uint32_t>(random.chance(30) ? kChunk + random.integer(-1, 1) : random.integer(1, 600));
   Array<uint32_t> data(count);
-  const FillParams p{data.data(), count, static_cast<uint32_t>(random.bits())};
-  for (int item = 0; item < chunks(count); ++item) fill_item(p, item);
+  const FillParams p{data.data(), count, static_cast<uint32_t>(random.bits()), 0};
+  for (int item = 0; item < fill_items(p); ++item) fill_item(p, item);
   for (uint32_t at = 0; at < count; ++at) check.equal("a filled element", data[at], p.bits);
 }
 
@@ -163,7 +205,7 @@ void check_peak(Check& check) {
   Array<float> numbers(3);
   numbers[0] = 0.5f;
   numbers[1] = 0.25f;
-  peak_item({1, 8, numbers.data()});
+  peak_item({numbers.data(), 1, 8}, 0);
   double sum = 0;
   for (int chain = 0; chain < kPeakChains; ++chain) sum += kLanes * (1 + 0.001 * chain + 8 * 0.125);
   check.near("the sum of the peak", numbers[2], sum, 1e-4, 0);
@@ -176,10 +218,10 @@ bool merge_case(uint64_t seed) {
   const Merge m(random);
   const MergeParams p = m.params();
   Check check({"merge", seed});
-  run_items(merge_items(p), [&](int item, BackwardWorkspace& ws) { merge_item(p, item, ws); });
+  run_items(merge_items(p), [&](int item, RowWorkspace& ws) { merge_item(p, item, ws); });
   check_rows(check, m, check_merged_row);
   if (!check.passed()) return false;
-  run_items(merge_items(p), [&](int item, BackwardWorkspace& ws) { merge_backward_item(p, item, ws); });
+  run_items(merge_items(p), [&](int item, RowWorkspace& ws) { merge_backward_item(p, item, ws); });
   check_rows(check, m, check_merged_gradients);
   return check.passed();
 }
@@ -203,9 +245,18 @@ bool gather_case(uint64_t seed) {
   std::copy(list.begin(), list.end(), indices.data());
   const float scale = random.chance(50) ? 1 : 0.5f;
   const TensorRef from = source.ref();
-  const GatherParams p{from.data, dtype, from.batch, from.seq, result.bytes.data(), {offsets.data(), indices.data()},
-                       batch,     rows,  elements,   scale};
-  run_items(gather_items(p), [&](int item, BackwardWorkspace& ws) { gather_item(p, item, ws); });
+  const GatherParams p{from.data,
+                       result.bytes.data(),
+                       from.batch,
+                       from.seq,
+                       {offsets.data(), indices.data()},
+                       dtype,
+                       batch,
+                       rows,
+                       elements,
+                       scale,
+                       0};
+  run_items(gather_items(p), [&](int item, RowWorkspace& ws) { gather_item(p, item, ws); });
 
   Check check({"gather", seed});
   for (int b = 0; b < batch; ++b)
@@ -218,10 +269,10 @@ bool gather_case(uint64_t seed) {
   return check.passed();
 }
 
-bool elementwise_case(uint64_t seed) {
+bool copy_case(uint64_t seed) {
   Random random(seed);
-  Check check({"elementwise", seed});
-  check_convert(check, random);
+  Check check({"copy", seed});
+  for (int round = 0; round < 4; ++round) check_copy(check, random);
   check_fill(check, random);
   check_peak(check);
   return check.passed();

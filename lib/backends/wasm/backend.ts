@@ -302,7 +302,7 @@ function instantiate(module: WebAssembly.Module): { exports: Exports; heap: Heap
 }
 
 /** ASCII up to a 0. */
-function readText(memory: WebAssembly.Memory, address: number): string {
+export function readText(memory: WebAssembly.Memory, address: number): string {
   const bytes = new Uint8Array(memory.buffer);
   return String.fromCharCode(...bytes.slice(address, bytes.indexOf(0, address)));
 }

@@ -4,8 +4,11 @@ import { afterEach, describe, expect, it } from 'vitest';
 import { readProblem } from '../../../lib/attention/problem.js';
 import type { AddonError } from '../../../lib/backends/cuda/addon.js';
 import { deviceError } from '../../../lib/backends/cuda/errors.js';
-import { StructWriter, structSizes, writeFillParams } from '../../../lib/backends/cuda/params.js';
+import { StructMemory } from '../../../lib/backends/shared/structWriter.js';
 import { emulatorControls } from '../../../lib/devices/registry.js';
+import { attentionForward } from '../../../lib/kernels/attention.js';
+import { fill } from '../../../lib/kernels/copy.js';
+import { parseDescription } from '../../../lib/kernels/struct.js';
 import {
   attention,
   explain,
@@ -375,10 +378,6 @@ describe.skipIf(!hasEmulator)(onEmulator('device pointers'), () => {
 describe.skipIf(!hasEmulator)(onEmulator('the addon'), () => {
   afterEach(() => emulatorControls()?.clearReports());
 
-  it('agrees on the layout of structs', () => {
-    expect(loadEmulatedAddon()).toMatchObject({ kind: 'emulator', structSizes });
-  });
-
   it('throws a TypeError where arguments are not what it needs', () => {
     const { Context } = loadEmulatedAddon();
     const context = new Context(0);
@@ -387,8 +386,11 @@ describe.skipIf(!hasEmulator)(onEmulator('the addon'), () => {
     expect(call((c) => c.allocate('1'))).toThrow(TypeError);
     expect(call((c) => c.allocate(2 ** 60))).toThrow(TypeError);
     expect(call((c) => c.read(0, new Float32Array(1)))).toThrow(TypeError);
-    expect(call((c) => c.forward(new ArrayBuffer(8)))).toThrow('must be an ArrayBuffer of 664 bytes');
-    expect(call((c) => c.forward())).toThrow(TypeError);
+    const needed = `argument 1 must be a Uint8Array of ${attentionForward.struct.byteLength} bytes`;
+    expect(call((c) => c.launch(0, new Uint8Array(8)))).toThrow(needed);
+    expect(call((c) => c.launch(99, new Uint8Array(8)))).toThrow('argument 0 must be the number of an operation');
+    expect(call((c) => c.launch())).toThrow(TypeError);
+    expect(call((c) => c.partition(new Uint8Array(8), new Uint8Array(8)))).toThrow(TypeError);
     expect(call((c) => c.free(4096))).toThrow('cudaErrorInvalidValue');
     expect(call((c) => c.elapsed(7, 8))).toThrow('cudaErrorInvalidResourceHandle');
     expect(() => new Context(3)).toThrow('cudaErrorInvalidDevice');
@@ -399,15 +401,19 @@ describe.skipIf(!hasEmulator)(onEmulator('the addon'), () => {
     const { Context, emulator } = loadEmulatedAddon();
     const context = new Context(0);
     const pointer = context.allocate(64);
-    const params = new StructWriter(structSizes.FillParams);
-    writeFillParams(params, pointer, 128, 0);
-    expect(() => context.fill(params.buffer)).toThrow(/elementwise\.cu:\d+.*fill/);
+    const { operations } = parseDescription(loadEmulatedAddon().description);
+    const params = new ArrayBuffer(fill.struct.byteLength);
+    const launchFill = (byteLength: number) => {
+      const launch = fill.describe({ buffer: { address: pointer, byteLength }, bits: 0 });
+      new StructMemory(params).write(fill.struct, launch?.params);
+      context.launch(operations.indexOf('fill'), new Uint8Array(params));
+    };
+    expect(() => launchFill(128)).toThrow(/copy\.cu:\d+.*fill/);
     expect(emulator?.reports().length).toBeGreaterThan(0);
     emulator?.clearReports();
     expect(emulator?.reports()).toEqual([]);
     expect(emulator?.statistics().launches).toBeGreaterThan(0);
-    writeFillParams(params.restart(), pointer, 64, 0);
-    context.fill(params.buffer);
+    launchFill(64);
     const bytes = new Uint8Array(64);
     context.readSync(pointer, bytes);
     expect(bytes.every((x) => x === 0)).toBe(true);

@@ -12,11 +12,7 @@ function pendingQueue(): { queue: LaunchQueue; words: Int32Array } {
   const memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
   const queue = new LaunchQueue(memory, ADDRESS, 0, 0);
   for (let n = 0; n < 3; n++) {
-    queue.publish(
-      0,
-      () => undefined,
-      () => 1,
-    );
+    queue.publish(0, new Uint32Array(1), () => 1);
   }
   return { queue, words: new Int32Array(memory.buffer, ADDRESS) };
 }

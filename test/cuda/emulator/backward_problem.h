@@ -196,7 +196,6 @@ class Backward {
     if (t.sink) p.sink = sink.data();
     if (t.block_size) p.block_mask = mask.params();
     if (t.dropout > 0) p.dropout = {threshold(), 1 / (1 - t.dropout), static_cast<uint32_t>(kSeed), kSeed >> 32};
-    p.dtype = dtype;
     p.batch = sequence_count(), p.heads = t.heads, p.kv_heads = t.kv_heads;
     p.head_dim = t.head_dim, p.value_dim = t.value_dim;
     for (const Sequence& s : sequences.host) {

@@ -116,7 +116,7 @@ function dependencies(list: string): string[] {
 /** Compiles one file; returns the files of the repository that it read. */
 async function compileObject(source: string, object: string, { cuda, flags }: Compilation): Promise<string[]> {
   const language = extname(source) === '.cu' ? ['-x', 'c++'] : [];
-  const includes = [`-I${cuda}`, `-I${join(cuda, 'emulator/runtime')}`];
+  const includes = [`-I${cuda}`, `-I${join(root, 'native')}`, `-I${join(cuda, 'emulator/runtime')}`];
   await run(COMPILER, [...FLAGS, ...flags, ...includes, '-MD', ...language, '-c', source, '-o', object]);
   const read = dependencies(readFileSync(object.replace(/\.o$/, '.d'), 'utf8'));
   return read.map((file) => (file.startsWith(`${cuda}/`) ? join(cudaDirectory, file.slice(cuda.length)) : file));

@@ -102,7 +102,12 @@ class Tensor {
         bytes_(static_cast<size_t>(strides_.offset + strides_.batch * batch) * format_of(dtype).bytes, kGap) {}
 
   TensorRef ref() const {
-    return {bytes_.data() + strides_.offset * format_of(dtype).bytes, strides_.batch, strides_.seq, strides_.head};
+    return {bytes_.data() + strides_.offset * format_of(dtype).bytes,
+            strides_.batch,
+            strides_.seq,
+            strides_.head,
+            dtype,
+            0};
   }
   double get(int b, int i, int h, int d) const {
     return decode(dtype, read_bits(dtype, bytes_.host.data(), index(b, i, h, d)));

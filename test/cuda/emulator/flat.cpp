@@ -1,4 +1,4 @@
-// The launches over flat memory: gathering rows, converting, filling, the arithmetic peak; and the name of a failure.
+// The launches over flat memory: gathering rows, copying, filling, the arithmetic peak; and the name of a failure.
 #include "device_tensor.h"
 #include "launch.h"
 #include "launch_error.h"
@@ -29,14 +29,23 @@ bool same_number(DType dtype, uint32_t a, uint32_t b) {
 }
 
 /** Elements [begin, begin + count) of arrays that are aligned where begin is 0. */
-void check_convert(DType from, DType to, const std::vector<uint32_t>& patterns, int64_t begin, int64_t count) {
+void check_cast(DType from, DType to, const std::vector<uint32_t>& patterns, int64_t begin, int64_t count) {
   const int from_bytes = format_of(from).bytes, to_bytes = format_of(to).bytes;
   DeviceArray<uint8_t> source((begin + count) * from_bytes, 0), target((begin + count + 9) * to_bytes, 0xee);
   const auto pattern = [&](int64_t i) { return patterns[static_cast<size_t>(i) % patterns.size()]; };
   for (int64_t i = 0; i < count; ++i) write_bits(from, source.host.data(), begin + i, pattern(i));
   source.upload();
   const uint8_t* first = source.data() + begin * from_bytes;
-  check(launch_convert({first, target.data() + begin * to_bytes, count, from, to}, nullptr));
+  const CopyParams p{first,
+                     target.data() + begin * to_bytes,
+                     {1, 1, 1, 1, 1, count},
+                     {0, 0, 0, 0, 0, 1},
+                     {0, 0, 0, 0, 0, 1},
+                     from,
+                     to,
+                     0,
+                     0};
+  check(launch_copy(p, {}, nullptr));
   target.download();
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t expected = encode(to, decode(from, pattern(i))), got = read_bits(to, target.host.data(), begin + i);
@@ -45,16 +54,16 @@ void check_convert(DType from, DType to, const std::vector<uint32_t>& patterns, 
     write_bits(to, target.host.data(), begin + i, 0xeeeeeeeeu);
   }
   expect(std::all_of(target.host.begin(), target.host.end(), [](uint8_t byte) { return byte == 0xee; }),
-         "convert of %d from %d writes beyond", static_cast<int>(count), static_cast<int>(begin));
+         "copy of %d from %d writes beyond", static_cast<int>(count), static_cast<int>(begin));
 }
 
-void check_conversions(Random& random) {
+void check_casts(Random& random) {
   for (const DType from : kDTypes)
     for (const DType to : kDTypes) {
       const std::vector<uint32_t> patterns = every_pattern(from, random);
-      check_convert(from, to, patterns, 0, static_cast<int64_t>(patterns.size()));
+      check_cast(from, to, patterns, 0, static_cast<int64_t>(patterns.size()));
       for (const int begin : {0, 1, 4})
-        for (const int count : {0, 1, 7, 8, 300, 2051}) check_convert(from, to, patterns, begin, count);
+        for (const int count : {0, 1, 7, 8, 300, 2051}) check_cast(from, to, patterns, begin, count);
     }
 }
 
@@ -62,13 +71,45 @@ void check_fill() {
   for (const int begin : {0, 1, 2, 4})
     for (const int count : {0, 1, 3, 4, 5, 1023, 5000}) {
       DeviceArray<uint32_t> data(begin + count + 5, 7u);
-      check(launch_fill({data.data() + begin, count, 0xdeadbeefu, 0}, nullptr));
+      check(launch_fill({data.data() + begin, count, 0xdeadbeefu, 0}, {}, nullptr));
       data.download();
       for (int i = 0; i < begin + count + 5; ++i) {
         const bool inside = i >= begin && i < begin + count;
         expect(data.host[i] == (inside ? 0xdeadbeefu : 7u), "fill of %d from %d: word %d is %x", count, begin, i,
                data.host[i]);
       }
+    }
+}
+
+/** A strided copy of [3, 5, inner] in [outer, inner, middle] order, into or onto every second row. */
+void check_strided_copy(DType from, DType to, int inner, bool accumulate, Random& random) {
+  constexpr int kOuter = 3, kMiddle = 5;
+  const int64_t from_strides[6] = {0, 0, 0, int64_t{kMiddle} * inner, 1, kMiddle};
+  const int64_t to_strides[6] = {0, 0, 0, int64_t{2} * kMiddle * inner, int64_t{2} * inner, 1};
+  DeviceArray<uint8_t> source(static_cast<size_t>(kOuter) * kMiddle * inner * format_of(from).bytes, 0);
+  DeviceArray<uint8_t> target(static_cast<size_t>(2) * kOuter * kMiddle * inner * format_of(to).bytes, 0);
+  for (int i = 0; i < kOuter * kMiddle * inner; ++i)
+    write_bits(from, source.host.data(), i, encode(from, random.uniform(-1, 1)));
+  for (int i = 0; i < 2 * kOuter * kMiddle * inner; ++i)
+    write_bits(to, target.host.data(), i, encode(to, random.uniform(-1, 1)));
+  source.upload();
+  target.upload();
+  const std::vector<uint8_t> before = target.host;
+  CopyParams p{source.data(), target.data(), {1, 1, 1, kOuter, kMiddle, inner}, {}, {}, from, to, accumulate, 0};
+  std::copy(from_strides, from_strides + 6, p.from_strides);
+  std::copy(to_strides, to_strides + 6, p.to_strides);
+  check(launch_copy(p, {}, nullptr));
+  target.download();
+  for (int row = 0; row < 2 * kOuter * kMiddle; ++row)
+    for (int c = 0; c < inner; ++c) {
+      const int64_t at = int64_t{row} * inner + c;
+      const int outer = row / 2 / kMiddle, middle = row / 2 % kMiddle;
+      const int64_t source_at = (int64_t{outer} * inner + c) * kMiddle + middle;
+      const uint32_t old = read_bits(to, before.data(), at), got = read_bits(to, target.host.data(), at);
+      const double copied = decode(from, read_bits(from, source.host.data(), source_at));
+      const uint32_t added = encode(to, static_cast<float>(accumulate ? decode(to, old) + copied : copied));
+      expect(got == (row % 2 == 0 ? added : old), "strided copy of %s to %s, inner %d: %x, not %x", name_of(from),
+             name_of(to), inner, got, row % 2 == 0 ? added : old);
     }
 }
 
@@ -89,7 +130,7 @@ void check_gather(int batch, int rows, int elements, DType dtype, Layout layout,
   const BlockLists lists{device_offsets.data(), device_indices.data()};
   const GatherParams p{from.data, result.ref().data, from.batch, from.seq, lists, dtype, batch,
                        rows,      elements,          scale,      0};
-  check(launch_gather(p, nullptr));
+  check(launch_gather(p, {}, nullptr));
   result.download();
   result.for_each([&](int b, int row, int, int e) {
     double expected = 0;
@@ -103,10 +144,10 @@ void check_gather(int batch, int rows, int elements, DType dtype, Layout layout,
 
 void check_peak() {
   DeviceArray<float> sink(1, -1.0f);
-  check(launch_peak(2, 3, sink.data(), nullptr));
+  check(launch_peak({sink.data(), 2, 3}, {}, nullptr));
   sink.download();
   const float thrice = sink.host[0];
-  check(launch_peak(1, 6, sink.data(), nullptr));
+  check(launch_peak({sink.data(), 1, 6}, {}, nullptr));
   sink.download();
   expect(std::isfinite(thrice) && thrice != 0 && thrice != -1, "peak: %g", thrice);
   const double doubled = 2.0 * thrice;
@@ -130,7 +171,11 @@ int main() {
   start();
   Random random(3);
   check_last_kernel();
-  check_conversions(random);
+  check_casts(random);
+  for (const flashattn::DType from : kDTypes)
+    for (const flashattn::DType to : kDTypes)
+      for (const int inner : {1, 7, 16})
+        for (const bool accumulate : {false, true}) check_strided_copy(from, to, inner, accumulate, random);
   check_fill();
   for (const int elements : {1, 5, 8, 64, 100, 1032})
     for (const flashattn::DType dtype : kDTypes)

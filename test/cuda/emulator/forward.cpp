@@ -38,7 +38,6 @@ class Forward {
     p.lse = lse.data();
     p.lse_batch = static_cast<int64_t>(problem.heads) * problem.queries;
     p.lse_head = problem.queries;
-    p.dtype = DType::Float16;
     p.batch = problem.batch;
     p.heads = problem.heads;
     p.kv_heads = problem.kv_heads;

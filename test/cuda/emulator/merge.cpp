@@ -52,10 +52,10 @@ class Merge {
   MergeParams params() {
     std::vector<MergePart> refs;
     for (const auto& part : parts)
-      refs.push_back({part->out.ref(), part->d_out->ref(), part->lse.data(), part->d_lse.data(), part->out.dtype, 0});
+      refs.push_back({part->out.ref(), part->d_out->ref(), part->lse.data(), part->d_lse.data()});
     refs_.emplace(std::move(refs));
-    return {refs_->data(), out.ref(),     d_out.ref(),   lse.data(),   d_lse.data(), problem.dtype,
-            problem.parts, problem.batch, problem.heads, problem.rows, problem.dim};
+    return {refs_->data(), out.ref(),    d_out.ref(), lse.data(), d_lse.data(), problem.parts, problem.batch,
+            problem.heads, problem.rows, problem.dim, 0};
   }
 
   /** f(b, i, h, row of lse) */
@@ -116,7 +116,7 @@ MergedRow merged_row(const Merge& t, int b, int i, int h) {
 }
 
 void check_merge(Merge& t) {
-  check(launch_merge(t.params(), nullptr));
+  check(launch_merge(t.params(), {}, nullptr));
   t.out.download();
   t.lse.download();
   t.for_rows([&](int b, int i, int h, size_t row) {
@@ -136,7 +136,7 @@ void check_merge(Merge& t) {
 void check_merge_backward(Merge& t, bool with_d_lse) {
   MergeParams p = t.params();
   if (!with_d_lse) p.d_lse = nullptr;
-  check(launch_merge_backward(p, nullptr));
+  check(launch_merge_backward(p, {}, nullptr));
   for (auto& part : t.parts) {
     part->d_out->download();
     part->d_lse.download();

@@ -1,6 +1,8 @@
 // The row-wise parts of backward against plain loops: delta, d_query from its sum, d_sink.
 #include "sm80/backward_parts.h"
 
+#include "head_dim.h"
+
 #include "device_tensor.h"
 
 namespace flashattn::test {
@@ -61,7 +63,6 @@ class Backward {
     p.d_lse = d_lse.data();
     p.delta = delta.data();
     p.d_query_sum = d_query_sum.data();
-    p.dtype = problem.dtype;
     p.batch = problem.packed ? static_cast<int>(problem.lengths.size()) : problem.batch;
     p.heads = p.kv_heads = problem.heads;
     p.head_dim = problem.head_dim;
@@ -119,7 +120,7 @@ void check_finish(Backward& t) {
   t.d_query.download();
   t.for_rows([&](int b, int i, int h, size_t row) {
     for (int d = 0; d < p.head_dim; ++d) {
-      const double expected = round_to(p.dtype, p.scale * t.d_query_sum.host[row * t.bucket() + d]);
+      const double expected = round_to(t.problem.dtype, p.scale * t.d_query_sum.host[row * t.bucket() + d]);
       const double got = t.d_query.get(b, i, h, d);
       expect(got == expected, "d_query [%d, %d, %d, %d]: %g, not %g", b, i, h, d, got, expected);
     }
