@@ -45,6 +45,7 @@ export {
 export { type BlockMaskOptions, blockMask } from './blockmask/build.js';
 export { blockMaskFromBytes, blockMaskToBytes } from './blockmask/bytes.js';
 export type { DrawOptions } from './blockmask/draw.js';
+export { type TensorOptions, tensor, zeros } from './devices/create.js';
 export { type DevicePointerOptions, fromDevicePointer, setStream } from './devices/interop.js';
 export {
   type CudaDeviceStatus,
@@ -65,12 +66,6 @@ export { Mask } from './masks/mask.js';
 export { type GatherOptions, gatherRows, RowMap } from './ops/gather.js';
 export * as patterns from './patterns/index.js';
 export * from './systems/index.js';
-export {
-  type Float16ArrayLike,
-  type Shape,
-  Tensor,
-  type TensorOptions,
-  type TensorSource,
-  tensor,
-  zeros,
-} from './tensor/tensor.js';
+export type { Shape } from './tensor/shape.js';
+export type { Float16ArrayLike, TensorSource } from './tensor/source.js';
+export { Tensor } from './tensor/tensor.js';

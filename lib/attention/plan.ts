@@ -5,7 +5,8 @@ import { FlashAttnError, optionError } from '../base/errors.js';
 import { backendFor, type DeviceName } from '../devices/registry.js';
 import type { AttentionProblem } from '../kernels/attention.js';
 import type { Backend } from '../kernels/device.js';
-import { allocating, checkShape, type Shape, type Tensor } from '../tensor/tensor.js';
+import { checkShape } from '../tensor/shape.js';
+import { allocating, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   type AttentionResult,
   allocateGradients,
@@ -50,12 +51,10 @@ export function resolveProblem(description: Problem): ResolvedProblem {
   if (description === null || typeof description !== 'object')
     throw optionError('problem must be an object with at least the shape q');
   const { q, k = q, v = k, dtype: requested = 'float32', device, backward = false, ...options } = description;
-  checkShape(q, 'q');
-  checkShape(k, 'k');
-  checkShape(v, 'v');
+  const shapes = { q: checkShape(q, 'q'), k: checkShape(k, 'k'), v: checkShape(v, 'v') };
   const dtype = checkDType(requested, 'dtype');
-  const problem = readProblem(q, k, v, dtype, options as AttentionOptions);
-  return { problem, options: options as AttentionOptions, shapes: { q, k, v }, backend: backendFor(device), backward };
+  const problem = readProblem(shapes.q, shapes.k, shapes.v, dtype, options as AttentionOptions);
+  return { problem, options: options as AttentionOptions, shapes, backend: backendFor(device), backward };
 }
 
 // A backstop, as for tensors.

@@ -1,6 +1,11 @@
-import { FlashAttnError, show } from './errors.js';
+import { mustBe } from './check.js';
 
-/** Element types of tensors. Arithmetic is float32 inside the kernels, whatever the dtype. */
+/**
+ * Element types of tensors. Whatever the dtype, kernels add up in float32 and compute logits, softmax and lse in it.
+ * What differs is what they multiply: on WebAssembly float32, to which 16-bit elements are widened; on CUDA tensor cores
+ * multiply 16-bit tensors in their own dtype, so that the probabilities P are rounded to it before P v, and P and dS
+ * before the products of the backward pass, as in FlashAttention.
+ */
 export type DType = 'float32' | 'float16' | 'bfloat16';
 
 /** What reading a tensor returns: numbers for float32, raw 16-bit patterns otherwise (see `Tensor.toFloat32`). */
@@ -14,22 +19,35 @@ export const bytesPerElement: Readonly<Record<DType, number>> = { float32: 4, fl
 
 export function checkDType(dtype: unknown, argument: string): DType {
   if (typeof dtype === 'string' && Object.hasOwn(bytesPerElement, dtype)) return dtype as DType;
-  throw new FlashAttnError('ERR_DTYPE', `${argument} is ${show(dtype)}; it must be 'float32', 'float16' or 'bfloat16'`);
+  throw mustBe(argument, dtype, "'float32', 'float16' or 'bfloat16'", 'ERR_DTYPE');
 }
 
 const float = new Float32Array(1);
 const bits = new Uint32Array(float.buffer);
 
-function toHalf(x: number): number {
+/**
+ * The bits of x as a float32, rounded to odd: what is not exact becomes the neighbour whose last bit is set. Rounding
+ * that to fewer bits, to nearest, gives what rounding x at once would give: the last bit keeps exact ties and what lies
+ * beside them apart (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using
+ * rounding to odd").
+ */
+function roundToOdd(x: number): number {
   float[0] = x;
   const word = bits[0];
+  const near = float[0];
+  if (near === x || word & 1) return word;
+  return Math.abs(near) < Math.abs(x) ? word + 1 : word - 1; // also a NaN stays one
+}
+
+function toHalf(x: number): number {
+  const word = roundToOdd(x);
   const sign = (word >>> 16) & 0x8000;
   const magnitude = word & 0x7fffffff;
   if (magnitude > 0x7f800000) return sign | 0x7e00;
   if (magnitude >= 0x477ff000) return sign | 0x7c00;
   if (magnitude < 0x38800000) {
     // Subnormal halves are multiples of 2^-24, and Math.round would round ties up instead of to even.
-    const units = Math.abs(float[0]) * 2 ** 24;
+    const units = Math.abs(x) * 2 ** 24;
     const down = Math.floor(units);
     const rest = units - down;
     return sign | (rest > 0.5 || (rest === 0.5 && down % 2 === 1) ? down + 1 : down);
@@ -47,8 +65,7 @@ function fromHalf(h: number): number {
 }
 
 function toBFloat(x: number): number {
-  float[0] = x;
-  const word = bits[0];
+  const word = roundToOdd(x);
   if ((word & 0x7fffffff) > 0x7f800000) return (word >>> 16) | 0x40;
   return ((word + 0x7fff + ((word >>> 16) & 1)) >>> 16) & 0xffff;
 }
@@ -58,15 +75,20 @@ function fromBFloat(h: number): number {
   return float[0];
 }
 
-/** Rounds numbers to `dtype` (to nearest, ties to even), as what `DataOf` holds. */
+/** Rounds numbers to `dtype` (to nearest, ties to even, in one step), as what `DataOf` holds. */
 export function encode<D extends DType>(values: ArrayLike<number>, dtype: D): DataOf[D] {
   if (dtype === 'float32') return Float32Array.from(values) as DataOf[D];
   const convert = dtype === 'float16' ? toHalf : toBFloat;
-  return Uint16Array.from(values, convert) as DataOf[D];
+  const result = new Uint16Array(values.length);
+  for (let at = 0; at < result.length; at++) result[at] = convert(values[at]);
+  return result as DataOf[D];
 }
 
 /** The numbers that the elements stand for. Exact. */
 export function decode(data: Float32Array | Uint16Array, dtype: DType): Float32Array {
   if (dtype === 'float32') return data as Float32Array;
-  return Float32Array.from(data, dtype === 'float16' ? fromHalf : fromBFloat);
+  const convert = dtype === 'float16' ? fromHalf : fromBFloat;
+  const result = new Float32Array(data.length);
+  for (let at = 0; at < result.length; at++) result[at] = convert(data[at]);
+  return result;
 }

@@ -3,8 +3,9 @@
 import { explain } from '../attention/explain.js';
 import { plan } from '../attention/plan.js';
 import type { DType } from '../base/dtype.js';
+import { tensor } from '../devices/create.js';
 import { type DeviceName, measureTime, status } from '../devices/registry.js';
-import { type Tensor, tensor } from '../tensor/tensor.js';
+import type { Tensor } from '../tensor/tensor.js';
 import { isEmulated, noise } from './selfTest.js';
 
 export interface BenchShape {

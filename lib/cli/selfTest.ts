@@ -1,8 +1,8 @@
 import { attention, attentionBackward } from '../attention/attention.js';
 import { cudaSupport } from '../backends/cuda/support.js';
 import { type DType, decode, encode } from '../base/dtype.js';
+import { tensor } from '../devices/create.js';
 import { type DeviceName, measureTime, status } from '../devices/registry.js';
-import { tensor } from '../tensor/tensor.js';
 import { type Case, type Reference, reference } from './reference.js';
 
 /** What each case gave, in the order of `cases`; undefined where the device failed. */

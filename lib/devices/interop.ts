@@ -1,9 +1,13 @@
 // Sharing CUDA memory and streams with other libraries of the process.
 
+import { checkFunction, checkOptions, mustBe } from '../base/check.js';
 import { bytesPerElement, checkDType, type DType } from '../base/dtype.js';
-import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
-import { checkShape, elementSpan, type Shape, type Tensor, type Widen, wrapBuffer } from '../tensor/tensor.js';
+import { checkShape, checkStrides, contiguousStrides, elementSpan, type Shape, type Widen } from '../tensor/shape.js';
+import { type Tensor, wrapBuffer } from '../tensor/tensor.js';
 import { backendFor, type DeviceName } from './registry.js';
+
+// Addresses pass through doubles.
+const addressLimit = 1n << 53n;
 
 /** How foreign memory is read as a tensor. */
 export interface DevicePointerOptions<D extends DType = DType> {
@@ -18,15 +22,6 @@ export interface DevicePointerOptions<D extends DType = DType> {
    * any more. The memory must stay valid until then.
    */
   readonly release?: () => void;
-}
-
-function readStrides(strides: readonly number[] | undefined, shape: Shape): readonly number[] | undefined {
-  if (strides === undefined) return undefined;
-  const valid = Array.isArray(strides) && strides.every((n) => Number.isSafeInteger(n) && n >= 0);
-  if (!valid) throw optionError(`strides is ${show(strides)}; it must be an array of integers >= 0, in elements`);
-  if (strides.length !== shape.length)
-    throw shapeError(`strides has ${strides.length} entries; shape ${show(shape)} needs ${shape.length}`);
-  return [...strides];
 }
 
 /**
@@ -44,26 +39,25 @@ export function fromDevicePointer<const S extends Shape, D extends DType = 'floa
   shape: S,
   options: DevicePointerOptions<D> = {},
 ): Tensor<D, Widen<S>> {
-  checkShape(shape, 'shape');
+  checkOptions(options, ['dtype', 'device', 'strides', 'release']);
+  const { device = 'cuda', release } = options;
+  const axes = checkShape(shape, 'shape');
   const dtype = checkDType(options.dtype ?? 'float32', 'dtype') as D;
-  const strides = readStrides(options.strides, shape);
+  const strides = options.strides === undefined ? contiguousStrides(axes) : checkStrides(options.strides, axes);
   const bytes = bytesPerElement[dtype];
-  if (typeof pointer !== 'bigint' || pointer <= 0n || pointer >= 1n << 53n)
-    throw optionError(`pointer is ${show(pointer)}; it must be a device address as a bigint`);
+  if (typeof pointer !== 'bigint' || pointer <= 0n || pointer >= addressLimit)
+    throw mustBe('pointer', pointer, 'a device address as a bigint');
   if (pointer % BigInt(bytes) !== 0n)
-    throw optionError(`pointer is ${show(pointer)}; it must be a multiple of the ${bytes} bytes of a ${dtype}`);
-  const { release } = options;
-  if (release !== undefined && typeof release !== 'function')
-    throw optionError(`release is ${show(release)}; it must be a function`);
-  const backend = backendFor(options.device ?? 'cuda');
-  const packed = shape.reduce((product, n) => product * n, 1);
-  const buffer = backend.adopt(pointer, bytes * (strides ? elementSpan(shape, strides) : packed));
+    throw mustBe('pointer', pointer, `a multiple of the ${bytes} bytes of a ${dtype}`);
+  if (release !== undefined) checkFunction(release, 'release');
+  const backend = backendFor(device);
+  const buffer = backend.adopt(pointer, bytes * elementSpan(axes, strides));
   const free = () => {
     // Whoever frees the memory must find nothing running on it.
     const done = () => release?.();
     if (release) void backend.wait(buffer).then(done, done);
   };
-  return wrapBuffer(backend, buffer, { dtype, shape: [...shape] as unknown as Widen<S>, strides }, free);
+  return wrapBuffer(backend, buffer, { dtype, shape: axes as Widen<S>, strides }, free);
 }
 
 /**
@@ -76,7 +70,7 @@ export function fromDevicePointer<const S extends Shape, D extends DType = 'floa
  * @throws ERR_DEVICE on wasm, ERR_OPTION
  */
 export function setStream(device: DeviceName, stream: bigint | undefined): void {
-  if (stream !== undefined && (typeof stream !== 'bigint' || stream < 0n || stream >= 1n << 53n))
-    throw new FlashAttnError('ERR_OPTION', `stream is ${show(stream)}; it must be a cudaStream_t as a bigint`);
+  if (stream !== undefined && (typeof stream !== 'bigint' || stream < 0n || stream >= addressLimit))
+    throw mustBe('stream', stream, 'a cudaStream_t as a bigint');
   backendFor(device).setStream(stream);
 }

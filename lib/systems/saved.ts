@@ -3,8 +3,10 @@ import { mergeStates } from '../attention/merge.js';
 import type { AttentionOptions } from '../attention/options.js';
 import type { DType } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
+import { zeros } from '../devices/create.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
-import { checkTensor, elementCount, type Shape, type Tensor, zeros } from '../tensor/tensor.js';
+import { elementCount } from '../tensor/shape.js';
+import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { Remember } from './remember.js';
 
 /** The softmax scale, which every pattern takes. */

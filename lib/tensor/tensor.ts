@@ -1,29 +1,25 @@
-import { bytesPerElement, checkDType, type DataOf, type DType, decode, encode } from '../base/dtype.js';
+import { bytesPerElement, type DataOf, type DType, decode } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
-import { backendFor, type DeviceName } from '../devices/registry.js';
-import { fill } from '../kernels/copy.js';
 import type { Backend } from '../kernels/device.js';
 import type { DeviceBuffer } from '../kernels/memory.js';
 import type { Flat } from '../kernels/operand.js';
+import {
+  checkAxis,
+  checkIndex,
+  checkReshape,
+  checkSlice,
+  contiguousStrides,
+  copyStrided,
+  elementCount,
+  elementSpan,
+  isContiguous,
+  type Shape,
+  type Widen,
+} from './shape.js';
+import { encodeSource, type TensorSource } from './source.js';
+import { describe, inspect } from './text.js';
 
-export type Shape = readonly number[];
-
-/** Numbers to fill a tensor with. 16-bit patterns (`Uint16Array`) need an explicit dtype to have a meaning. */
-export type TensorSource = Float32Array | Float64Array | readonly number[] | Float16ArrayLike | Uint16Array;
-
-/** `Float16Array`, where the JavaScript engine has it. */
-export interface Float16ArrayLike extends ArrayLike<number> {
-  readonly [Symbol.toStringTag]: 'Float16Array';
-  readonly buffer: ArrayBufferLike;
-  readonly byteOffset: number;
-}
-
-export interface TensorOptions<D extends DType = DType> {
-  /** Default 'float32', or 'float16' for a Float16Array. Numbers are rounded to nearest, ties to even. */
-  readonly dtype?: D;
-  /** Default 'auto': the best device that works here. */
-  readonly device?: DeviceName;
-}
+export type { Shape, Widen } from './shape.js';
 
 /** Device memory shared by a tensor and its views; freed with the last of them. */
 class Storage {
@@ -54,22 +50,6 @@ class Storage {
 // Only a backstop: device memory is scarce and the collector does not see it. Dispose tensors, or use `using`.
 const collected = new FinalizationRegistry<Storage>((storage) => storage.release());
 
-const contiguousStrides = (shape: Shape): number[] => {
-  const strides = new Array<number>(shape.length);
-  let stride = 1;
-  for (let axis = shape.length - 1; axis >= 0; axis--) {
-    strides[axis] = stride;
-    stride *= shape[axis];
-  }
-  return strides;
-};
-
-export const elementCount = (shape: Shape): number => shape.reduce((product, n) => product * n, 1);
-
-/** From the first to the last element that a strided view covers. */
-export const elementSpan = (shape: Shape, strides: readonly number[]): number =>
-  elementCount(shape) === 0 ? 0 : shape.reduce((span, n, axis) => span + (n - 1) * strides[axis], 1);
-
 /**
  * An n-dimensional array in a device's memory. Operations on it return at once; only reading its data waits for them.
  * Views (`reshape`, `transpose`, `slice`, `select`) share the memory, which is freed when the last of them is disposed.
@@ -89,6 +69,8 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     readonly strides: readonly number[],
     offset: number,
   ) {
+    Object.freeze(shape);
+    Object.freeze(strides);
     this.#storage = storage.retain();
     this.#offset = offset;
     collected.register(this, storage, this);
@@ -113,8 +95,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   }
 
   get isContiguous(): boolean {
-    const packed = contiguousStrides(this.shape);
-    return this.size === 0 || this.shape.every((n, axis) => n === 1 || this.strides[axis] === packed[axis]);
+    return isContiguous(this.shape, this.strides);
   }
 
   /** A copy of the elements in row-major order, once every operation before this call is done. */
@@ -164,46 +145,49 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#storage.backend.write(this.#storage.buffer, this.#offset * bytesPerElement[this.dtype], bytes);
   }
 
-  /** The same elements in another shape, as a view. Contiguous tensors only. */
-  reshape<T extends Shape>(shape: T): Tensor<D, T> {
+  /**
+   * The same elements in another shape, as a view. One axis may be -1, as in PyTorch: whatever the others leave for it.
+   * Contiguous tensors only.
+   *
+   * @throws ERR_SHAPE, ERR_DISPOSED
+   */
+  reshape<const T extends Shape>(shape: T): Tensor<D, Widen<T>> {
     this.#checkUsable();
     if (!this.isContiguous) throw shapeError('reshape needs a contiguous tensor, this is a strided view');
-    if (elementCount(shape) !== this.size)
-      throw shapeError(
-        `shape ${show(shape)} has ${elementCount(shape)} elements, the tensor ${show(this.shape)} has ${this.size}`,
-      );
-    return this.#view(shape, contiguousStrides(shape), 0);
+    const axes = checkReshape(shape, this.shape) as Widen<T>;
+    return this.#view(axes, contiguousStrides(axes), 0);
   }
 
-  /** Swaps two axes, as a view. */
+  /** Swaps two axes, as a view. @throws ERR_SHAPE, ERR_DISPOSED */
   transpose(a: number, b: number): Tensor<D, S> {
-    this.#checkAxis(a);
-    this.#checkAxis(b);
+    this.#checkUsable();
+    const [first, second] = [checkAxis(a, this.shape), checkAxis(b, this.shape)];
     const swap = (values: readonly number[]) =>
-      values.map((value, axis) => (axis === a ? values[b] : axis === b ? values[a] : value));
+      values.map((value, axis) => (axis === first ? values[second] : axis === second ? values[first] : value));
     return this.#view(swap(this.shape) as unknown as S, swap(this.strides), 0);
   }
 
-  /** Elements [start, end) along an axis, as a view. */
-  slice(axis: number, start: number, end: number): Tensor<D, S> {
-    this.#checkAxis(axis);
-    const length = this.shape[axis];
-    if (!(Number.isInteger(start) && Number.isInteger(end) && 0 <= start && start <= end && end <= length))
-      throw shapeError(
-        `slice [${start}, ${end}) must lie within [0, ${length}) on axis ${axis} of ${show(this.shape)}`,
-      );
-    const shape = this.shape.map((n, at) => (at === axis ? end - start : n)) as unknown as S;
-    return this.#view(shape, this.strides, start * this.strides[axis]);
+  /** Every `step`-th of the elements [start, end) along an axis, from `start` on, as a view. @throws ERR_SHAPE, ERR_DISPOSED */
+  slice(axis: number, start: number, end: number, step = 1): Tensor<D, S> {
+    this.#checkUsable();
+    const along = checkAxis(axis, this.shape);
+    const [first, count, every] = checkSlice(this.shape, along, start, end, step);
+    const replace = (values: readonly number[], n: number) => values.map((value, at) => (at === along ? n : value));
+    const stride = this.strides[along];
+    return this.#view(
+      replace(this.shape, count) as unknown as S,
+      replace(this.strides, stride * every),
+      first * stride,
+    );
   }
 
-  /** The elements at one index of an axis, as a view without that axis: `qkv.select(2, 0)`. */
+  /** The elements at one index of an axis, as a view without that axis: `qkv.select(2, 0)`. @throws ERR_SHAPE, ERR_DISPOSED */
   select(axis: number, index: number): Tensor<D, Shape> {
-    this.#checkAxis(axis);
-    const length = this.shape[axis];
-    if (!(Number.isInteger(index) && index >= 0 && index < length))
-      throw shapeError(`index ${show(index)} must lie within [0, ${length}) on axis ${axis} of ${show(this.shape)}`);
-    const without = (values: readonly number[]) => values.filter((_, at) => at !== axis);
-    return this.#view(without(this.shape), without(this.strides), index * this.strides[axis]);
+    this.#checkUsable();
+    const along = checkAxis(axis, this.shape);
+    const at = checkIndex(index, this.shape, along);
+    const without = (values: readonly number[]) => values.filter((_, axis) => axis !== along);
+    return this.#view(without(this.shape), without(this.strides), at * this.strides[along]);
   }
 
   /**
@@ -229,6 +213,15 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  /** Shape, dtype and device; never the data. */
+  toString(): string {
+    return describe(this);
+  }
+
+  [inspect](): string {
+    return describe(this);
   }
 
   /** @internal What kernels need of this tensor; throws when it cannot be used on `backend`. */
@@ -261,12 +254,6 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#storage.backend.checkIntact(this.#storage.buffer, 'the tensor');
   }
 
-  #checkAxis(axis: number): void {
-    this.#checkUsable();
-    if (!(Number.isInteger(axis) && axis >= 0 && axis < this.shape.length))
-      throw shapeError(`axis ${show(axis)} must lie within [0, ${this.shape.length}) for ${show(this.shape)}`);
-  }
-
   #view<T extends Shape>(shape: T, strides: readonly number[], offset: number): Tensor<D, T> {
     return new Tensor(this.#storage, this.dtype, shape, strides, this.#offset + offset);
   }
@@ -283,57 +270,8 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     const length = bytes.byteLength / bytesPerElement[this.dtype];
     const stored = new Elements(bytes.buffer as ArrayBuffer, bytes.byteOffset, length);
     if (this.isContiguous) return (this.#storage.backend.readsLive ? new Elements(stored) : stored) as DataOf[D];
-    const result = new Elements(this.size);
-    let at = 0;
-    const copy = (axis: number, from: number): void => {
-      if (axis === this.shape.length) {
-        result[at++] = stored[from];
-        return;
-      }
-      for (let i = 0; i < this.shape[axis]; i++) copy(axis + 1, from + i * this.strides[axis]);
-    };
-    copy(0, 0);
-    return result as DataOf[D];
+    return copyStrided(stored, new Elements(this.size), this.shape, this.strides) as DataOf[D];
   }
-}
-
-const isHalfArray = (source: unknown): source is Float16ArrayLike =>
-  Object.prototype.toString.call(source) === '[object Float16Array]';
-
-const isNumbers = (source: unknown): source is readonly number[] =>
-  Array.isArray(source) && source.every((x) => typeof x === 'number');
-
-/** The bytes of `source` as elements of `dtype`; shares memory with it where nothing has to be converted. */
-function encodeSource(source: TensorSource, dtype: DType, shape: Shape, argument: string): Uint8Array {
-  const data = encodeElements(source, dtype, argument);
-  if (data.length !== elementCount(shape))
-    throw shapeError(`${argument} has ${data.length} elements; shape ${show(shape)} needs ${elementCount(shape)}`);
-  return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-}
-
-function encodeElements(source: TensorSource, dtype: DType, argument: string): Float32Array | Uint16Array {
-  if (source instanceof Uint16Array) {
-    if (dtype !== 'float32') return source;
-    throw new FlashAttnError(
-      'ERR_DTYPE',
-      `${argument} is a Uint16Array of bit patterns; its dtype must be 'float16' or 'bfloat16', not 'float32'`,
-    );
-  }
-  if (isHalfArray(source) && dtype === 'float16')
-    return new Uint16Array(source.buffer as ArrayBuffer, source.byteOffset, source.length);
-  if (source instanceof Float32Array && dtype === 'float32') return source;
-  if (source instanceof Float32Array || source instanceof Float64Array || isHalfArray(source) || isNumbers(source))
-    return encode(source, dtype);
-  throw new FlashAttnError(
-    'ERR_DTYPE',
-    `${argument} is ${show(source)}; it must be a Float32Array, Float64Array, Float16Array, Uint16Array or an array of numbers`,
-  );
-}
-
-/** @internal */
-export function checkShape(shape: unknown, argument: string): asserts shape is Shape {
-  const valid = Array.isArray(shape) && shape.every((n) => Number.isSafeInteger(n) && n >= 0);
-  if (!valid) throw shapeError(`${argument} is ${show(shape)}; a shape is an array of integers >= 0`);
 }
 
 /** @internal An uninitialised tensor that a launch will write. */
@@ -351,57 +289,10 @@ export function allocateTensor<D extends DType, const S extends Shape>(
 export function wrapBuffer<D extends DType, const S extends Shape>(
   backend: Backend,
   buffer: DeviceBuffer,
-  { dtype, shape, strides }: { dtype: D; shape: S; strides?: readonly number[] | undefined },
+  { dtype, shape, strides }: { dtype: D; shape: S; strides: readonly number[] },
   free: () => void,
 ): Tensor<D, S> {
-  return new Tensor(new Storage(backend, buffer, free), dtype, shape, strides ?? contiguousStrides(shape), 0);
-}
-
-/** Tuples of numbers keep their length, so that TypeScript knows the rank. */
-export type Widen<S extends Shape> = { readonly [axis in keyof S]: number };
-
-/**
- * Copies data to a device.
- *
- * @param data as many numbers as the shape has elements, in row-major order
- * @throws ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_OUT_OF_MEMORY
- */
-export function tensor<const S extends Shape>(
-  data: Float16ArrayLike,
-  shape: S,
-  options?: TensorOptions<'float16'>,
-): Tensor<'float16', Widen<S>>;
-export function tensor<const S extends Shape, D extends 'float16' | 'bfloat16'>(
-  data: Uint16Array,
-  shape: S,
-  options: TensorOptions<D> & { readonly dtype: D },
-): Tensor<D, Widen<S>>;
-export function tensor<const S extends Shape, D extends DType = 'float32'>(
-  data: Float32Array | Float64Array | readonly number[],
-  shape: S,
-  options?: TensorOptions<D>,
-): Tensor<D, Widen<S>>;
-export function tensor(data: TensorSource, shape: Shape, options: TensorOptions = {}): Tensor {
-  checkShape(shape, 'shape');
-  const dtype = checkDType(options.dtype ?? (isHalfArray(data) ? 'float16' : 'float32'), 'dtype');
-  const bytes = encodeSource(data, dtype, shape, 'data');
-  const backend = backendFor(options.device);
-  const result = allocateTensor(backend, [...shape], dtype, 'hostWritten');
-  backend.write(result.operand('data', backend).buffer, 0, bytes);
-  return result;
-}
-
-/** A tensor of zeros. */
-export function zeros<const S extends Shape, D extends DType = 'float32'>(
-  shape: S,
-  options: TensorOptions<D> = {},
-): Tensor<D, Widen<S>> {
-  checkShape(shape, 'shape');
-  const dtype = checkDType(options.dtype ?? 'float32', 'dtype') as D;
-  const backend = backendFor(options.device);
-  const result = allocateTensor(backend, [...shape], dtype);
-  backend.launch(fill, { buffer: result.operand('zeros', backend).buffer, bits: 0 });
-  return result as unknown as Tensor<D, Widen<S>>;
+  return new Tensor(new Storage(backend, buffer, free), dtype, shape, strides, 0);
 }
 
 export const isTensor = (value: unknown): value is Tensor => value instanceof Tensor;

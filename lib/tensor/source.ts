@@ -1,0 +1,66 @@
+import { isTyped, typedArrayName } from '../base/arrays.js';
+import { bytesPerElement, type DType, encode } from '../base/dtype.js';
+import { FlashAttnError, shapeError, show } from '../base/errors.js';
+import { elementCount, type Shape } from './shape.js';
+
+/** Numbers to fill a tensor with. 16-bit patterns (`Uint16Array`) need an explicit dtype to have a meaning. */
+export type TensorSource = Float32Array | Float64Array | readonly number[] | Float16ArrayLike | Uint16Array;
+
+/** `Float16Array`, where the JavaScript engine has it, or a polyfill of it. */
+export interface Float16ArrayLike extends ArrayLike<number> {
+  readonly [Symbol.toStringTag]: 'Float16Array';
+  readonly buffer: ArrayBufferLike;
+  readonly byteOffset: number;
+}
+
+export const isHalfArray = (source: unknown): source is Float16ArrayLike =>
+  Object.prototype.toString.call(source) === '[object Float16Array]';
+
+const needed = 'a Float32Array, Float64Array, Float16Array, Uint16Array or an array of numbers';
+
+/** A copy of numbers in a list that may hold, or answer, anything. */
+function readNumbers(source: ArrayLike<unknown>, count: number, argument: string): Float64Array {
+  const numbers = new Float64Array(count);
+  for (let at = 0; at < count; at++) {
+    const number = source[at];
+    if (typeof number !== 'number')
+      throw new FlashAttnError(
+        'ERR_DTYPE',
+        `${argument} is ${show(source)}; it must be ${needed}, and entry ${at} is ${show(number)}`,
+      );
+    numbers[at] = number;
+  }
+  return numbers;
+}
+
+/** Arrays whose elements are already those of the dtype. */
+const storedIn = { float32: ['Float32Array'], float16: ['Float16Array', 'Uint16Array'], bfloat16: ['Uint16Array'] };
+
+/**
+ * The bytes of `source` as elements of `dtype`, rounded to nearest, ties to even; shares memory with it where nothing has
+ * to be converted.
+ *
+ * @throws ERR_DTYPE, ERR_SHAPE
+ */
+export function encodeSource(source: unknown, dtype: DType, shape: Shape, argument: string): Uint8Array {
+  const isFloats = isTyped(source, 'Float32Array', 'Float64Array');
+  const isBits = isTyped(source, 'Uint16Array');
+  if (!(isFloats || isBits || isHalfArray(source) || Array.isArray(source)))
+    throw new FlashAttnError('ERR_DTYPE', `${argument} is ${show(source)}; it must be ${needed}`);
+  if (isBits && dtype === 'float32')
+    throw new FlashAttnError(
+      'ERR_DTYPE',
+      `${argument} is a Uint16Array of bit patterns; its dtype must be 'float16' or 'bfloat16', not 'float32'`,
+    );
+  const count = elementCount(shape);
+  const countError = (found: number) =>
+    shapeError(`${argument} has ${found} elements; shape ${show(shape)} needs ${count}`);
+  if (source.length !== count) throw countError(source.length);
+  const elements = storedIn[dtype].includes(typedArrayName(source) ?? '')
+    ? (source as Float32Array)
+    : encode(isFloats ? source : readNumbers(source, count, argument), dtype);
+  const bytes = new Uint8Array(elements.buffer, elements.byteOffset, elements.byteLength);
+  // The length of a subclass may be anything; these bytes are what is going to be written.
+  if (bytes.byteLength !== count * bytesPerElement[dtype]) throw countError(bytes.byteLength / bytesPerElement[dtype]);
+  return bytes;
+}
