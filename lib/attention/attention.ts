@@ -1,9 +1,10 @@
 import type { DType } from '../base/dtype.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
+import type { AttentionProblem } from '../kernels/attention.js';
 import type { AttentionExtras, Backend, BackwardOperands, ForwardOperands, Scratch, View } from '../kernels/device.js';
-import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+import { type Allocate, allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import type { AttentionOptions, DenseOptions, VarlenOptions } from './options.js';
-import { type AttentionProblem, readProblem } from './problem.js';
+import { readProblem } from './problem.js';
 
 export type Shape2 = readonly [number, number];
 export type Shape3 = readonly [number, number, number];
@@ -136,23 +137,6 @@ function run(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Attent
     backend.forward(problem, forwardOperands(problem, { q, k, v, ...result }, options));
     return result;
   });
-}
-
-type Allocate = (shape: Shape, dtype: DType) => Tensor;
-
-/** @internal Runs `make`; when it throws, disposes what it had allocated so far. */
-export function allocating<T>(backend: Backend, make: (allocate: Allocate) => T): T {
-  const made: Tensor[] = [];
-  try {
-    return make((shape, dtype) => {
-      const t = allocateTensor(backend, shape, dtype);
-      made.push(t);
-      return t;
-    });
-  } catch (error) {
-    for (const t of made) t.dispose();
-    throw error;
-  }
 }
 
 /** @internal Uninitialised results of a problem. */

@@ -1,8 +1,8 @@
 import { bytesPerElement, type DType } from '../base/dtype.js';
 import type { BlockMask } from '../blockmask/blockMask.js';
+import type { AttentionProblem } from '../kernels/attention.js';
 import { countBits, setBits } from '../masks/mask.js';
 import { type Problem, resolveProblem } from './plan.js';
-import type { AttentionProblem } from './problem.js';
 
 /** What a problem will cost, before anything runs. */
 export interface Explanation {

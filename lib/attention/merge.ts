@@ -1,8 +1,8 @@
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
 import type { Backend, MergePart, MergeShape } from '../kernels/device.js';
-import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-import { allocating, expect, type Shape2, type Shape3, type Shape4, viewOf } from './attention.js';
+import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+import { expect, type Shape2, type Shape3, type Shape4, viewOf } from './attention.js';
 
 /** Attention over some of the keys: what `attention` returns. */
 export interface AttentionState<D extends DType = DType, S extends Shape = Shape> {

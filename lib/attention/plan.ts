@@ -1,13 +1,13 @@
 import { checkDType, type DType } from '../base/dtype.js';
 import { FlashAttnError, optionError } from '../base/errors.js';
 import { backendFor, type DeviceName } from '../devices/registry.js';
+import type { AttentionProblem } from '../kernels/attention.js';
 import type { Backend, Scratch } from '../kernels/device.js';
-import { checkShape, type Shape, type Tensor } from '../tensor/tensor.js';
+import { allocating, checkShape, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   type AttentionResult,
   allocateGradients,
   allocateResult,
-  allocating,
   checkSaved,
   expect,
   forwardOperands,
@@ -16,7 +16,7 @@ import {
   type Saved,
 } from './attention.js';
 import type { AttentionOptions } from './options.js';
-import { type AttentionProblem, readProblem } from './problem.js';
+import { readProblem } from './problem.js';
 
 /** A call to attention without its tensors: shapes, dtype, device and the options of `attention`. */
 export type Problem<D extends DType = DType> = AttentionOptions & {

@@ -1,6 +1,6 @@
-import type { AttentionProblem } from '../attention/problem.js';
 import type { DType } from '../base/dtype.js';
-import type { RowMap } from '../ops/gather.js';
+import type { AttentionProblem } from './attention.js';
+import type { RowLists } from './gather.js';
 
 /** Memory of a device. `address` is the device's own; host code only offsets it. */
 export interface DeviceBuffer {
@@ -153,7 +153,7 @@ export interface Backend extends Allocator {
   backward(problem: AttentionProblem, operands: BackwardOperands, scratch?: Scratch): void;
   merge(shape: MergeShape, operands: MergeOperands): void;
   mergeBackward(shape: MergeShape, operands: MergeBackwardOperands): void;
-  gatherRows(map: RowMap, operands: GatherOperands): void;
+  gatherRows(map: RowLists, operands: GatherOperands): void;
 
   /** Scratch for repeated runs of one problem, to be disposed by the caller. */
   createScratch(problem: AttentionProblem, extras: AttentionExtras, backward: boolean): Scratch;

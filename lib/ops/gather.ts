@@ -1,13 +1,13 @@
-import { allocating } from '../attention/attention.js';
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
-import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+import type { RowLists } from '../kernels/gather.js';
+import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /**
  * For each row of a result the rows of a source that are added up to make it. Immutable; the adjoint of
  * `gatherRows(source, map)` is `gatherRows(gradient, map.transposed())`.
  */
-export class RowMap {
+export class RowMap implements RowLists {
   #transposed: RowMap | undefined;
 
   /** @internal List i is indices[offsets[i]] to indices[offsets[i + 1] - 1]. */

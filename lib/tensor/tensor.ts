@@ -401,9 +401,28 @@ export function zeros<const S extends Shape, D extends DType = 'float32'>(
   return result as unknown as Tensor<D, Widen<S>>;
 }
 
+export const isTensor = (value: unknown): value is Tensor => value instanceof Tensor;
+
 /** @internal */
 export function checkTensor(value: unknown, argument: string): asserts value is Tensor {
-  if (value instanceof Tensor) return;
+  if (isTensor(value)) return;
   const found = show(value) === Tensor.name ? 'a tensor of another copy of this package' : show(value);
   throw optionError(`${argument} is ${found}; it must be a tensor`);
+}
+
+export type Allocate = (shape: Shape, dtype: DType) => Tensor;
+
+/** @internal Runs `make`; when it throws, disposes what it had allocated so far. */
+export function allocating<T>(backend: Backend, make: (allocate: Allocate) => T): T {
+  const made: Tensor[] = [];
+  try {
+    return make((shape, dtype) => {
+      const t = allocateTensor(backend, shape, dtype);
+      made.push(t);
+      return t;
+    });
+  } catch (error) {
+    for (const t of made) t.dispose();
+    throw error;
+  }
 }

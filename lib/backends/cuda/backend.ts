@@ -1,6 +1,6 @@
-import type { AttentionProblem } from '../../attention/problem.js';
 import { FlashAttnError } from '../../base/errors.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
+import type { AttentionProblem } from '../../kernels/attention.js';
 import type {
   AttentionExtras,
   Backend,
@@ -16,7 +16,7 @@ import type {
   MergeShape,
   Scratch,
 } from '../../kernels/device.js';
-import type { RowMap } from '../../ops/gather.js';
+import type { RowLists } from '../../kernels/gather.js';
 import {
   type AttentionTensors,
   blockMaskArrays,
@@ -103,7 +103,7 @@ export class CudaBackend implements Backend {
   readonly #converted = new StructWriter(structSizes.ConvertParams);
   readonly #filled = new StructWriter(structSizes.FillParams);
   readonly #masks = new Constants<BlockMask>(this, blockMaskArrays);
-  readonly #rowMaps = new Constants<RowMap>(this, ({ offsets, indices }) => [offsets, indices]);
+  readonly #rowMaps = new Constants<RowLists>(this, ({ offsets, indices }) => [offsets, indices]);
   #inUse = 0;
   #peak = 0;
   #tensors = 0;
@@ -205,7 +205,7 @@ export class CudaBackend implements Backend {
     this.#launchMerge(shape, operands, (params) => this.#context.mergeBackward(params));
   }
 
-  gatherRows(map: RowMap, operands: GatherOperands): void {
+  gatherRows(map: RowLists, operands: GatherOperands): void {
     if (isEmpty(operands.batch, map.rows, operands.rowElements)) return;
     writeGatherParams(this.#gather.restart(), map, operands, this.#rowMaps.get(map));
     this.#run(() => this.#context.gather(this.#gather.buffer));

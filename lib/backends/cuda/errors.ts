@@ -1,5 +1,5 @@
-import type { AttentionProblem } from '../../attention/problem.js';
 import { FlashAttnError } from '../../base/errors.js';
+import type { AttentionProblem } from '../../kernels/attention.js';
 import type { AddonError } from './addon.js';
 
 // After these the device's state in this process is lost; every later call fails in the same way.

@@ -1,6 +1,6 @@
-import { type AttentionProblem, unbounded } from '../../attention/problem.js';
 import { bytesPerElement, type DType } from '../../base/dtype.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
+import { type AttentionProblem, unbounded } from '../../kernels/attention.js';
 import type {
   Flat,
   GatherOperands,
@@ -10,7 +10,7 @@ import type {
   MergeShape,
   View,
 } from '../../kernels/device.js';
-import type { RowMap } from '../../ops/gather.js';
+import type { RowLists } from '../../kernels/gather.js';
 import {
   type AttentionTensors,
   addressOf,
@@ -154,7 +154,7 @@ export function writeMergeParams(
 }
 
 /** `GatherParams` */
-export function writeGatherParams(w: StructWriter, map: RowMap, operands: GatherOperands, lists: Uploaded): void {
+export function writeGatherParams(w: StructWriter, map: RowLists, operands: GatherOperands, lists: Uploaded): void {
   const { source, result, batch, rowElements, scale } = operands;
   w.long(addressOf(source), addressOf(result), source.batchStride, source.rowStride, ...lists.addresses);
   w.dtype(source.dtype).int(batch, map.rows, rowElements).float(scale).int(reserved);

@@ -1,4 +1,4 @@
-import type { AttentionProblem } from '../../attention/problem.js';
+import type { AttentionProblem } from '../../kernels/attention.js';
 import type { DeviceBuffer, Flat, View } from '../../kernels/device.js';
 import type { AttentionTensors } from '../shared/operands.js';
 import type { AttentionMemory } from './params.js';

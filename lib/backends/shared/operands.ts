@@ -1,8 +1,8 @@
 // What the backends have in common on the way from a problem to the structs of their kernels.
 
-import type { AttentionProblem } from '../../attention/problem.js';
 import { bytesPerElement, type DType } from '../../base/dtype.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
+import type { AttentionProblem } from '../../kernels/attention.js';
 import type { BackwardOperands, DeviceBuffer, Flat, ForwardOperands } from '../../kernels/device.js';
 import type { ScratchMemory, WidenedTensor } from './scratch.js';
 import type { Uploaded } from './uploads.js';

@@ -1,4 +1,4 @@
-import type { AttentionProblem } from '../../attention/problem.js';
+import type { AttentionProblem } from '../../kernels/attention.js';
 import type { Allocator, AttentionExtras, DeviceBuffer, Flat, Scratch } from '../../kernels/device.js';
 
 /** Arrays of the host that options bring along. */

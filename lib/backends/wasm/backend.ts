@@ -1,6 +1,6 @@
-import type { AttentionProblem } from '../../attention/problem.js';
 import { FlashAttnError } from '../../base/errors.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
+import type { AttentionProblem } from '../../kernels/attention.js';
 import type {
   AttentionExtras,
   Backend,
@@ -16,7 +16,7 @@ import type {
   MergeShape,
   Scratch,
 } from '../../kernels/device.js';
-import type { RowMap } from '../../ops/gather.js';
+import type { RowLists } from '../../kernels/gather.js';
 import {
   addressOf,
   blockMaskArrays,
@@ -117,7 +117,7 @@ export class WasmBackend implements Backend {
   /** Launches (from, to] that were lost with a dead pool. */
   readonly #lost: { readonly from: number; readonly to: number }[] = [];
   readonly #masks = new Constants<BlockMask>(this, blockMaskArrays);
-  readonly #rowMaps = new Constants<RowMap>(this, ({ offsets, indices }) => [offsets, indices]);
+  readonly #rowMaps = new Constants<RowLists>(this, ({ offsets, indices }) => [offsets, indices]);
   #tensors = 0;
 
   constructor() {
@@ -238,7 +238,7 @@ export class WasmBackend implements Backend {
     this.#launchMerge(kernel.mergeBackward, shape, operands, written);
   }
 
-  gatherRows(map: RowMap, { source, result, batch, rowElements, scale }: GatherOperands): void {
+  gatherRows(map: RowLists, { source, result, batch, rowElements, scale }: GatherOperands): void {
     const { buffer, addresses } = this.#rowMaps.get(map);
     this.#launch(kernel.gather, [result.buffer], [source.buffer, buffer], (w) =>
       w

@@ -1,6 +1,6 @@
-import { type AttentionProblem, unbounded } from '../../attention/problem.js';
 import type { DType } from '../../base/dtype.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
+import { type AttentionProblem, unbounded } from '../../kernels/attention.js';
 import type { View } from '../../kernels/device.js';
 import {
   type AttentionTensors,
