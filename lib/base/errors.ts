@@ -9,8 +9,8 @@ export type ErrorCode =
   | 'ERR_WORKER';
 
 /**
- * The one error class of the library. The message names the argument, what it got and what it needs; nothing has been
- * computed or allocated when it is thrown.
+ * The one error class of the library. The message names the argument, what it got and what it needs. Nothing has been
+ * computed or allocated when it is thrown, except for what a lost worker leaves undone (ERR_WORKER).
  */
 export class FlashAttnError extends Error {
   override readonly name = 'FlashAttnError';
@@ -27,10 +27,32 @@ export class FlashAttnError extends Error {
 export const shapeError = (message: string) => new FlashAttnError('ERR_SHAPE', message);
 export const optionError = (message: string) => new FlashAttnError('ERR_OPTION', message);
 
-/** How a value of unknown type is shown in a message. */
-export function show(value: unknown): string {
+const mostShown = 32;
+const mostCharacters = 400;
+
+function showArray(values: readonly unknown[], depth: number): string {
+  const shown = Array.from({ length: Math.min(values.length, mostShown) }, (_, at) =>
+    showWithin(values[at], depth - 1),
+  );
+  const rest = values.length > mostShown ? [`... ${values.length} entries`] : [];
+  return `[${[...shown, ...rest].join(', ')}]`;
+}
+
+function showWithin(value: unknown, depth: number): string {
   if (typeof value === 'string') return JSON.stringify(value);
-  if (Array.isArray(value)) return `[${value.map(show).join(', ')}]`;
-  if (value !== null && typeof value === 'object') return value.constructor?.name ?? 'object';
-  return typeof value === 'bigint' ? `${value}n` : String(value);
+  if (typeof value === 'function') return `the function ${value.name || '(anonymous)'}`;
+  if (typeof value === 'bigint') return `${value}n`;
+  if (value === null || typeof value !== 'object') return Object.is(value, -0) ? '-0' : String(value);
+  if (Array.isArray(value)) return depth > 0 ? showArray(value, depth) : '[...]';
+  return String(value.constructor?.name ?? 'object');
+}
+
+/** How a value of unknown type is shown in a message: never throws, never long. */
+export function show(value: unknown): string {
+  try {
+    const text = showWithin(value, 4);
+    return text.length > mostCharacters ? `${text.slice(0, mostCharacters)}...` : text;
+  } catch {
+    return 'an object that cannot be read'; // getters and proxies may throw
+  }
 }
