@@ -19,7 +19,7 @@ FLASHATTN_DEVICE Sequence sequence_of(const AttentionParams& p, int b) {
 
 /** Where the diagonal meets the first query: key i + diagonal is "the same position" as query i. */
 FLASHATTN_DEVICE int diagonal_of(const AttentionParams& p, const Sequence& s) {
-  return p.top_left ? 0 : s.key_length - s.query_length;
+  return (p.top_left ? 0 : s.key_length - s.query_length) + p.offset;
 }
 
 /** Query i sees key j iff low <= j - i <= high, positions local to the sequence. */

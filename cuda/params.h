@@ -74,7 +74,9 @@ struct AttentionParams {
   float scale, softcap;               // softcap 0: none
   int32_t window_left, window_right;  // kUnbounded: infinite; causal is window_right <= 0
   int32_t top_left;                   // 1: the diagonal starts at the first key, 0: it ends at the last
+  int32_t offset;                     // then shifted by so many keys: keys that came before the first query
   int32_t deterministic;              // backward adds to d_query_sum in a fixed order
+  int32_t relative_slices;            // of d_relative_partial
 
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
@@ -88,7 +90,6 @@ struct AttentionParams {
   float* d_bias;              // contiguous, the shape of the bias, or null
   int64_t lse_rows;           // rows of lse over all batches and heads
   int32_t bias_batch, bias_heads, bias_query, bias_key;  // the shape of the bias
-  int32_t relative_slices, reserved;
 };
 
 /** One of the states that `merge` combines: an out of any dtype and its lse. */

@@ -329,6 +329,7 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
     softcap: softcap ?? 0,
     ...readWindow(options),
     topLeft: align === 'topLeft',
+    offset: 0,
     dropout: readDropout(options.dropout),
     biasShape: readBiasShape(options.bias, dims, sequences),
     alibi: readAlibi(options.alibi, dims.heads, sequences.batch),

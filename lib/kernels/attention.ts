@@ -45,6 +45,8 @@ export interface AttentionProblem {
   readonly windowLeft: number;
   readonly windowRight: number;
   readonly topLeft: boolean;
+  /** Shifts the diagonal: (topLeft ? 0 : key length - query length) + offset. */
+  readonly offset: number;
   readonly dropout: DropoutProblem | undefined;
   readonly biasShape: readonly [number, number, number, number] | undefined;
   readonly alibi: { readonly batched: boolean; readonly slopes: Float32Array | undefined } | undefined;

@@ -36,7 +36,7 @@ struct Band {
 
 /** Where the diagonal meets the first query: key i + diagonal is "the same position" as query i. */
 inline int diagonal_of(const AttentionParams& p, const Sequence& s) {
-  return p.top_left ? 0 : s.key_length - s.query_length;
+  return (p.top_left ? 0 : s.key_length - s.query_length) + p.offset;
 }
 
 }  // namespace flashattn

@@ -71,6 +71,7 @@ struct AttentionParams {
   float scale, softcap;               // softcap 0: none
   int32_t window_left, window_right;  // kUnbounded: infinite; causal is window_right <= 0
   int32_t top_left;                   // 1: the diagonal starts at the first key, 0: it ends at the last
+  int32_t offset;                     // then shifted by so many keys: keys that came before the first query
   int32_t tiles_per_item;
   BiasParams bias;
   AlibiParams alibi;

@@ -124,13 +124,13 @@ export function writeAttentionParams(
   w.int(p.batch, p.heads, p.kvHeads, p.headDim, p.valueDim, p.queryLength, p.keyLength);
   w.float(p.scale, p.softcap);
   w.int(Math.min(p.windowLeft, unbounded), Math.min(p.windowRight, unbounded));
-  w.int(p.topLeft ? 1 : 0, p.deterministic ? 1 : 0);
+  w.int(p.topLeft ? 1 : 0, p.offset, p.deterministic ? 1 : 0, relativeSlices);
 
   w.tensor(tensors.dOut).tensor(tensors.dQuery).tensor(tensors.dKey).tensor(tensors.dValue);
   w.long(addressOf(tensors.dLse), memory.delta, memory.dQuerySum, memory.turns, memory.dRelativePartial);
   w.long(memory.dRelative, memory.dSink, memory.dBias);
   w.long(lseRows(p));
-  w.int(...(p.biasShape ?? [1, 1, 1, 1]), relativeSlices, reserved);
+  w.int(...(p.biasShape ?? [1, 1, 1, 1]));
 }
 
 /** `MergePart` */

@@ -52,7 +52,7 @@ const kernel = {
 } as const;
 
 // Of native/cpu/params.h and merge.h.
-const attentionParamsBytes = 103 * 4;
+const attentionParamsBytes = 104 * 4;
 const gatherParamsBytes = 11 * 4;
 const mergePartBytes = 12 * 4;
 const mergeParamsBytes = 18 * 4;

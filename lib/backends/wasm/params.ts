@@ -81,7 +81,8 @@ export function writeAttentionParams(
   w.int(addressOf(tensors.lse), p.layout === 'varlen' ? 0 : p.heads * p.queryRows, p.queryRows);
   w.int(p.batch, p.heads, p.kvHeads, p.headDim, p.valueDim, p.queryLength, p.keyLength);
   w.int(memory.sequences).float(p.scale, p.softcap);
-  w.int(Math.min(p.windowLeft, unbounded), Math.min(p.windowRight, unbounded), p.topLeft ? 1 : 0, split.tilesPerItem);
+  w.int(Math.min(p.windowLeft, unbounded), Math.min(p.windowRight, unbounded), p.topLeft ? 1 : 0, p.offset);
+  w.int(split.tilesPerItem);
   w.int(memory.bias, ...biasStrides(p.biasShape));
   w.int(memory.alibi, p.alibi?.batched ? p.heads : 0);
   w.int(memory.relativeTable, memory.buckets, memory.queryPosition, memory.keyPosition);
