@@ -73,7 +73,7 @@ function countPairs(p: AttentionProblem): { visible: number; all: number } {
   let all = 0;
   for (let b = 0; b < batches; b++) {
     const [, queries, , keys] = p.sequences?.subarray(b * 4, b * 4 + 4) ?? [0, p.queryLength, 0, p.keyLength];
-    const diagonal = p.topLeft ? 0 : keys - queries;
+    const diagonal = (p.topLeft ? 0 : keys - queries) + p.offset;
     const range: KeyRange = (i) => [
       Math.max(0, i + diagonal - p.windowLeft),
       Math.min(keys, i + diagonal + p.windowRight + 1),
