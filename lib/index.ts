@@ -63,6 +63,7 @@ export {
 export type { MemoryReport } from './kernels/device.js';
 export * as masks from './masks/index.js';
 export { Mask } from './masks/mask.js';
+export { concat } from './ops/concat.js';
 export { type GatherOptions, gatherRows, RowMap } from './ops/gather.js';
 export * as patterns from './patterns/index.js';
 export * from './systems/index.js';

@@ -1,13 +1,8 @@
-import type { Saved, Shape4 } from '../attention/attention.js';
-import { mergeStates } from '../attention/merge.js';
+import type { Saved } from '../attention/attention.js';
 import type { AttentionOptions } from '../attention/options.js';
 import type { DType } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
-import { zeros } from '../devices/create.js';
-import { gatherRows, RowMap } from '../ops/gather.js';
-import { elementCount } from '../tensor/shape.js';
-import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-import { Remember } from './remember.js';
+import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /** The softmax scale, which every pattern takes. */
 export interface ScaleOption {
@@ -167,29 +162,18 @@ export function checkOptions(options: unknown, names: readonly string[]): void {
 /** The options of `scale` alone. */
 export const scaleOf = ({ scale }: ScaleOption) => (scale === undefined ? {} : { scale });
 
-const identities = new Remember<RowMap>();
-
 /** A sum of tensors of one shape. Takes them over. */
 export function sumOf<T extends Tensor>(terms: readonly T[]): T {
   const [first] = terms;
   if (terms.length === 1) return first;
-  return scoped(({ use }) => {
-    const { shape, backend } = first;
-    const dim = shape[shape.length - 1] ?? 1;
-    const rows = elementCount(shape) / Math.max(dim, 1);
-    const flat: Shape4 = [1, rows, 1, dim];
-    // Equal log-sum-exps make the merge an average.
-    const lse = use(zeros([1, 1, rows], { device: backend.device as 'wasm' }));
-    const states = terms.map((term) => ({ out: use(use(term).reshape(flat)), lse }));
-    const mean = mergeStates(states);
-    use(mean.lse);
-    const everyRow = identities.get([rows], () =>
-      RowMap.of(
-        Int32Array.from({ length: rows }, (_, row) => row),
-        rows,
-      ),
-    );
-    const total = use(gatherRows(use(mean.out), everyRow, { scale: terms.length }));
-    return total.reshape(shape) as Tensor as T;
+  return scoped(({ use, keep }) => {
+    for (const term of terms) use(term);
+    const { backend, shape, dtype } = first;
+    // Added up in float32 and rounded once.
+    const sum = use(allocateTensor(backend, shape, 'float32'));
+    for (const [i, term] of terms.entries()) term.copyInto(sum, { accumulate: i > 0 });
+    const total = keep(allocateTensor(backend, shape, dtype));
+    sum.copyInto(total);
+    return total as Tensor as T;
   });
 }

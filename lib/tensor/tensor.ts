@@ -1,8 +1,10 @@
+import { checkBoolean, checkOptions } from '../base/check.js';
 import { bytesPerElement, type DataOf, type DType, decode } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
 import type { Backend } from '../kernels/device.js';
 import type { DeviceBuffer } from '../kernels/memory.js';
-import type { Flat } from '../kernels/operand.js';
+import type { Flat, Strided } from '../kernels/operand.js';
+import { copyElements } from './copies.js';
 import {
   checkAxis,
   checkIndex,
@@ -203,6 +205,35 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     return backend.devicePointer(buffer) + BigInt(this.#bytes()[0]);
   }
 
+  /**
+   * Copies all elements into another tensor of the same shape on the same device, converting them to its dtype (to
+   * nearest, ties to even). Nothing passes through the host and nothing waits. With `accumulate` they are added to what is
+   * there, in float32.
+   *
+   * @param target any strides, of memory that this tensor does not share
+   * @throws ERR_SHAPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED
+   */
+  copyInto(target: Tensor<DType, Widen<S>>, options: { readonly accumulate?: boolean } = {}): void {
+    this.#checkUsable();
+    checkTensor(target, 'target');
+    checkOptions(options, ['accumulate']);
+    const { accumulate = false } = options;
+    checkBoolean(accumulate, 'accumulate');
+    const { backend } = this.#storage;
+    copyElements(backend, this.strided('the tensor', backend), target.strided('target', backend), accumulate);
+  }
+
+  /** A copy in row-major order, on the device. @throws ERR_DISPOSED, ERR_OUT_OF_MEMORY */
+  contiguous(): Tensor<D, S> {
+    this.#checkUsable();
+    const { backend } = this.#storage;
+    return allocating(backend, (allocate) => {
+      const result = allocate(this.shape, this.dtype) as Tensor<D, S>;
+      copyElements(backend, this.strided('the tensor', backend), result.strided('result', backend), false);
+      return result;
+    });
+  }
+
   /** Frees the memory once pending operations no longer need it. Disposing twice is harmless. */
   dispose(): void {
     if (this.#disposed) return;
@@ -242,6 +273,11 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     const operand = this.operand(argument, backend);
     if (!this.isContiguous) throw shapeError(`${argument} must be contiguous, this is a strided view`);
     return { ...operand, dtype: this.dtype, count: this.size };
+  }
+
+  /** @internal */
+  strided(argument: string, backend: Backend): Strided {
+    return { ...this.operand(argument, backend), dtype: this.dtype, shape: this.shape, strides: this.strides };
   }
 
   /** @internal */
