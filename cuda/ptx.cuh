@@ -211,7 +211,9 @@ cudaError_t launch(void (*kernel)(Params), const char* /*name*/, dim3 grid, int 
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, threads, shared_bytes, stream> > >(params);
+  // clang-format off
+  kernel<<<grid, threads, shared_bytes, stream>>>(params);
+  // clang-format on
   return cudaGetLastError();
 }
 
