@@ -36,10 +36,16 @@ export interface Flat {
   readonly count: number;
 }
 
+/** An array that broadcasts to [batch, heads, Nq, Nk]. `count` elements of memory hold it, gaps included. */
+export interface StridedTerm extends Flat {
+  /** In elements; 0 where it broadcasts. */
+  readonly strides: readonly [batch: number, heads: number, query: number, key: number];
+}
+
 /** The tensors that options bring along, shared by forward and backward. */
 export interface AttentionExtras {
-  /** Contiguous, of shape `problem.biasShape`. */
-  readonly bias?: Flat;
+  /** Of shape `problem.biasShape`. */
+  readonly bias?: StridedTerm;
   /** Contiguous [heads] or [batch, heads]. */
   readonly alibi?: Flat;
   /** Contiguous [buckets, heads]. */
@@ -63,6 +69,7 @@ export interface BackwardOperands extends ForwardOperands {
   readonly dQuery: View;
   readonly dKey: View;
   readonly dValue: View;
+  /** Contiguous, of shape `problem.biasShape`. */
   readonly dBias?: Flat;
   readonly dRelativeTable?: Flat;
   readonly dSink?: Flat;

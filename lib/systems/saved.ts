@@ -3,9 +3,9 @@ import { mergeStates } from '../attention/merge.js';
 import type { AttentionOptions } from '../attention/options.js';
 import type { DType } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
+import { Remember } from '../base/remember.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import { checkTensor, elementCount, type Shape, type Tensor, zeros } from '../tensor/tensor.js';
-import { Remember } from './remember.js';
 
 /** The softmax scale, which every pattern takes. */
 export interface ScaleOption {

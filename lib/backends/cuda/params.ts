@@ -112,7 +112,7 @@ export function writeAttentionParams(
   w.tensor(tensors.query).tensor(tensors.key).tensor(tensors.value).tensor(tensors.out);
   w.long(addressOf(tensors.lse), p.layout === 'varlen' ? 0 : p.heads * p.queryRows, p.queryRows);
   w.long(memory.sequences);
-  w.long(memory.bias, ...biasStrides(p.biasShape));
+  w.long(memory.bias, ...biasStrides(tensors));
   w.long(memory.alibi, p.alibi?.batched ? p.heads : 0);
   w.long(memory.relativeTable, memory.buckets, memory.queryPosition, memory.keyPosition);
   w.int(p.relative?.origin ?? 0, p.relative?.bucketCount ?? 0);

@@ -3,7 +3,14 @@
 import { bytesPerElement, type DType } from '../../base/dtype.js';
 import type { BlockMask } from '../../blockmask/blockMask.js';
 import type { AttentionProblem } from '../../kernels/attention.js';
-import type { BackwardOperands, DeviceBuffer, Flat, ForwardOperands } from '../../kernels/device.js';
+import type {
+  AttentionExtras,
+  BackwardOperands,
+  DeviceBuffer,
+  Flat,
+  ForwardOperands,
+  StridedTerm,
+} from '../../kernels/device.js';
 import type { ScratchMemory, WidenedTensor } from './scratch.js';
 import type { Uploaded } from './uploads.js';
 
@@ -24,17 +31,8 @@ export const coversAllRows = (p: AttentionProblem) => p.sequences === undefined;
 /** The lse of a row that sees nothing. */
 export const negativeInfinityBits = 0xff800000;
 
-/** Elements of a bias that broadcasts have stride 0. */
-export function biasStrides(shape: AttentionProblem['biasShape']): [number, number, number, number] {
-  if (!shape) return [0, 0, 0, 0];
-  const [batch, heads, query, key] = shape;
-  return [
-    batch === 1 ? 0 : heads * query * key,
-    heads === 1 ? 0 : query * key,
-    query === 1 ? 0 : key,
-    key === 1 ? 0 : 1,
-  ];
-}
+/** Of a bias; 0 where it broadcasts, or where there is none. */
+export const biasStrides = ({ bias }: AttentionExtras): StridedTerm['strides'] => bias?.strides ?? [0, 0, 0, 0];
 
 /** The order of `BlockMaskParams` of the kernels. */
 export const blockMaskArrays = ({ full, partial, bits, transposed }: BlockMask) => [

@@ -20,14 +20,15 @@ export function wideElements(
   extras: AttentionExtras,
   backward: boolean,
 ): Partial<Record<WidenedTensor | WideGradient, number>> {
-  const bias = isNarrow(extras.bias) ? product(p.biasShape) : 0;
+  const bias = isNarrow(extras.bias);
   const relativeTable = isNarrow(extras.relativeTable) ? (p.relative?.bucketCount ?? 0) * p.heads : 0;
   const sink = isNarrow(extras.sink) ? p.heads : 0;
   return {
-    bias,
+    // With the gaps of a strided view, so that its strides stay what they are.
+    bias: bias ? (extras.bias?.count ?? 0) : 0,
     relativeTable,
     sink,
-    ...(backward && { dBias: bias, dRelative: relativeTable, dSink: sink }),
+    ...(backward && { dBias: bias ? product(p.biasShape) : 0, dRelative: relativeTable, dSink: sink }),
   };
 }
 

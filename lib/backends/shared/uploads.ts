@@ -1,3 +1,4 @@
+import { onReleased } from '../../base/released.js';
 import type { Allocator, DeviceBuffer } from '../../kernels/device.js';
 
 /** Arrays in device memory, one behind the other. */
@@ -12,7 +13,7 @@ const align = (n: number) => Math.ceil(n / alignment) * alignment;
 
 /**
  * The arrays of immutable objects (block masks, row maps) in device memory: uploaded at their first use, freed when the
- * collector takes the object.
+ * object is released or the collector takes it.
  */
 export class Constants<T extends object> {
   readonly #allocator: Allocator;
@@ -24,6 +25,7 @@ export class Constants<T extends object> {
     this.#allocator = allocator;
     this.#arraysOf = arraysOf;
     this.#collected = new FinalizationRegistry((buffer) => allocator.free(buffer));
+    onReleased((owner) => this.#release(owner as T));
   }
 
   get(owner: T): Uploaded {
@@ -31,8 +33,16 @@ export class Constants<T extends object> {
     if (known) return known;
     const uploaded = this.#upload(this.#arraysOf(owner));
     this.#uploaded.set(owner, uploaded);
-    this.#collected.register(owner, uploaded.buffer);
+    this.#collected.register(owner, uploaded.buffer, owner);
     return uploaded;
+  }
+
+  #release(owner: T): void {
+    const uploaded = this.#uploaded.get(owner);
+    if (!uploaded) return;
+    this.#uploaded.delete(owner);
+    this.#collected.unregister(owner);
+    this.#allocator.free(uploaded.buffer);
   }
 
   #upload(arrays: readonly (Int32Array | Uint32Array)[]): Uploaded {

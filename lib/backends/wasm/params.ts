@@ -83,7 +83,7 @@ export function writeAttentionParams(
   w.int(memory.sequences).float(p.scale, p.softcap);
   w.int(Math.min(p.windowLeft, unbounded), Math.min(p.windowRight, unbounded), p.topLeft ? 1 : 0, p.offset);
   w.int(split.tilesPerItem);
-  w.int(memory.bias, ...biasStrides(p.biasShape));
+  w.int(memory.bias, ...biasStrides(tensors));
   w.int(memory.alibi, p.alibi?.batched ? p.heads : 0);
   w.int(memory.relativeTable, memory.buckets, memory.queryPosition, memory.keyPosition);
   w.int(p.relative?.origin ?? 0, p.relative?.bucketCount ?? 0);
