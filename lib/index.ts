@@ -24,7 +24,14 @@ export {
   mergeStatesBackward,
   type StateGradients,
 } from './attention/merge.js';
-export type { AttentionOptions, CommonOptions, DenseOptions, Integers, VarlenOptions } from './attention/options.js';
+export type {
+  AttentionOptions,
+  BooleanMask,
+  CommonOptions,
+  DenseOptions,
+  Integers,
+  VarlenOptions,
+} from './attention/options.js';
 export { type Plan, type Problem, plan } from './attention/plan.js';
 export {
   alibiSlopes,
@@ -33,6 +40,7 @@ export {
   type T5Options,
   t5RelativeBias,
 } from './attention/relative.js';
+export { type AttentionWeights, attentionWeights } from './attention/weights.js';
 export type { DataOf, DType } from './base/dtype.js';
 export { type ErrorCode, FlashAttnError } from './base/errors.js';
 export {

@@ -1,12 +1,13 @@
-import { backward as launchBackward, forward as launchForward } from '../backends/shared/attention.js';
-import type { Scratch } from '../backends/shared/scratch.js';
+import { backward, forward } from '../backends/shared/attention.js';
+import { checkBoolean, checkOptions, mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-import { FlashAttnError, shapeError, show } from '../base/errors.js';
-import type { AttentionExtras, AttentionProblem, BackwardOperands, ForwardOperands } from '../kernels/attention.js';
-import type { Backend } from '../kernels/device.js';
-import type { Strided, View } from '../kernels/operand.js';
-import { type Allocate, allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-import type { AttentionOptions, DenseOptions, VarlenOptions } from './options.js';
+import { optionError } from '../base/errors.js';
+import type { AttentionProblem, BackwardOperands, ForwardOperands } from '../kernels/attention.js';
+import { type Allocate, allocating, type Shape, type Tensor } from '../tensor/tensor.js';
+import { checkAgreement } from './agreement.js';
+import { lseShape, outShape, viewOf } from './layout.js';
+import { checkInputs, expect, inputOperands, sameShape } from './operands.js';
+import { type AttentionOptions, type DenseOptions, optionNames, type VarlenOptions } from './options.js';
 import { readProblem } from './problem.js';
 
 export type Shape2 = readonly [number, number];
@@ -25,15 +26,19 @@ export interface AttentionResult<D extends DType = DType, S extends Shape = Shap
    * [batch, heads, Nq], or [heads, total q] when varlen.
    */
   readonly lse: Tensor<'float32', S extends Shape4 ? Shape3 : S extends Shape3 ? Shape2 : Shape>;
+  /** The options of the call, frozen: with them `{ q, k, v, ...result }` is all that `attentionBackward` needs. */
+  readonly options: Readonly<AttentionOptions>;
 }
 
-/** What `attentionBackward` needs of the forward pass. */
+/** What `attentionBackward` needs of the forward pass: `{ q, k, v, ...attention(q, k, v, options) }`. */
 export interface Saved<D extends DType = DType, S extends Shape = Shape> {
   readonly q: Tensor<D, S>;
   readonly k: Tensor<D, S>;
   readonly v: Tensor<D, S>;
   readonly out: Tensor<D, S>;
   readonly lse: Tensor<'float32', Shape>;
+  /** The options of the forward pass; they may be given to `attentionBackward` instead. */
+  readonly options?: Readonly<AttentionOptions>;
 }
 
 export interface BackwardExtras {
@@ -53,109 +58,70 @@ export interface Gradients<D extends DType = DType, S extends Shape = Shape> {
   readonly dSink?: Tensor<DType, Shape>;
 }
 
-/** @internal Output shapes of a problem. */
-export function outputShapes(problem: AttentionProblem): { out: Shape; lse: Shape } {
-  const { batch, queryRows, heads, valueDim } = problem;
-  if (problem.layout === 'varlen') return { out: [queryRows, heads, valueDim], lse: [heads, queryRows] };
-  const out = problem.layout === 'bshd' ? [batch, queryRows, heads, valueDim] : [batch, heads, queryRows, valueDim];
-  return { out, lse: [batch, heads, queryRows] };
+/** A problem, and the shapes that it was read from. */
+interface ReadProblem {
+  readonly problem: AttentionProblem;
+  readonly q: Shape;
+  readonly k: Shape;
+  readonly v: Shape;
 }
 
-/** @internal */
-export function viewOf(t: Tensor, layout: AttentionProblem['layout'], argument: string, backend: Backend): View {
-  const operand = t.operand(argument, backend);
-  const [batchStride, seqStride, headStride, dimStride] = (
-    layout === 'varlen'
-      ? [0, ...t.strides]
-      : layout === 'bshd'
-        ? t.strides
-        : [t.strides[0], t.strides[2], t.strides[1], t.strides[3]]
-  ) as [number, number, number, number];
-  if (dimStride !== 1 && t.shape[t.shape.length - 1] !== 1 && t.size > 0)
-    throw shapeError(`${argument} must be contiguous along its last dim, its stride is ${dimStride}`);
-  return { ...operand, dtype: t.dtype, batchStride, seqStride, headStride };
+/** What the options of forward passes were read as: backward needs no second reading, which could find other values. */
+const problems = new WeakMap<AttentionOptions, ReadProblem>();
+
+interface Inputs {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
 }
 
-const sameShape = (a: Shape, b: Shape) => a.length === b.length && a.every((n, axis) => n === b[axis]);
-
-/** @internal */
-export function expect(t: unknown, argument: string, shape: Shape, dtype: DType): asserts t is Tensor {
-  checkTensor(t, argument);
-  if (!sameShape(t.shape, shape)) throw shapeError(`${argument} has shape ${show(t.shape)}; it must be ${show(shape)}`);
-  if (t.dtype !== dtype) throw new FlashAttnError('ERR_DTYPE', `${argument} is ${t.dtype}; it must be ${dtype}`);
+function problemOf({ q, k, v }: Inputs, options: AttentionOptions): AttentionProblem {
+  const known = problems.get(options);
+  const same =
+    known &&
+    known.problem.dtype === q.dtype &&
+    sameShape(known.q, q.shape) &&
+    sameShape(known.k, k.shape) &&
+    sameShape(known.v, v.shape);
+  return same ? known.problem : readProblem(q.shape, k.shape, v.shape, q.dtype, options);
 }
 
-function checkInputs(q: unknown, k: unknown, v: unknown): asserts q is Tensor {
-  checkTensor(q, 'q');
-  checkTensor(k, 'k');
-  checkTensor(v, 'v');
-  for (const [name, t] of [
-    ['k', k],
-    ['v', v],
-  ] as const)
-    if (t.dtype !== q.dtype)
-      throw new FlashAttnError('ERR_DTYPE', `${name} is ${t.dtype} and q is ${q.dtype}; they must be the same`);
+/** @internal Options that nobody can change any more. What is no object is left for `readProblem` to refuse. */
+export const frozenCopy = (options: AttentionOptions): Readonly<AttentionOptions> =>
+  options !== null && typeof options === 'object' && !Array.isArray(options)
+    ? (Object.freeze({ ...options }) as Readonly<AttentionOptions>)
+    : options;
+
+/** @internal The shapes of out and lse. */
+export function outputShapes(p: AttentionProblem): { out: Shape; lse: Shape } {
+  const dims = { batch: p.batch, rows: p.queryRows, heads: p.heads, dim: p.valueDim };
+  return { out: outShape(dims, p.layout), lse: lseShape(dims, p.layout) };
 }
 
-/** A contiguous bias, with stride 0 where it broadcasts. */
-function broadcast(bias: Tensor, backend: Backend): Strided {
-  const flat = bias.flat('bias', backend);
-  return {
-    ...flat,
-    shape: bias.shape,
-    strides: bias.strides.map((stride, axis) => (bias.shape[axis] === 1 ? 0 : stride)),
-  };
-}
-
-function readExtras(options: AttentionOptions, backend: Backend): AttentionExtras {
-  const { bias, alibi, relativeBias, sink } = options;
-  return {
-    ...(bias && { bias: broadcast(bias, backend) }),
-    ...(alibi && 'shape' in alibi && { alibi: alibi.flat('alibi', backend) }),
-    ...(relativeBias && { relativeTable: relativeBias.table.flat('relativeBias.table', backend) }),
-    ...(sink && { sink: sink.flat('sink', backend) }),
-  };
-}
-
-/** @internal The tensors of a forward pass, checked. */
-export function forwardOperands(
-  problem: AttentionProblem,
-  tensors: { q: Tensor; k: Tensor; v: Tensor; out: Tensor; lse: Tensor },
-  options: AttentionOptions,
-): ForwardOperands {
-  const backend = tensors.q.backend;
-  const view = (name: 'q' | 'k' | 'v' | 'out') => viewOf(tensors[name], problem.layout, name, backend);
-  return {
-    query: view('q'),
-    key: view('k'),
-    value: view('v'),
-    out: view('out'),
-    lse: tensors.lse.flat('lse', backend),
-    ...readExtras(options, backend),
-  };
-}
-
-function run(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): AttentionResult {
-  checkInputs(q, k, v);
-  const problem = readProblem(q.shape, k.shape, v.shape, q.dtype, options);
-  const { backend } = q;
-  // Operands are checked before the outputs are allocated: an error leaves nothing behind.
-  const check = (t: Tensor, name: string) => viewOf(t, problem.layout, name, backend);
-  check(q, 'q');
-  check(k, 'k');
-  check(v, 'v');
-  readExtras(options, backend);
-  return allocating(backend, (allocate) => {
-    const result = allocateResult(problem, allocate);
-    launchForward(backend, problem, forwardOperands(problem, { q, k, v, ...result }, options));
-    return result;
-  });
-}
+type Outputs = Pick<AttentionResult, 'out' | 'lse'>;
 
 /** @internal Uninitialised results of a problem. */
-export function allocateResult(problem: AttentionProblem, allocate: Allocate): AttentionResult {
+export function allocateOutputs(problem: AttentionProblem, allocate: Allocate): Outputs {
   const shapes = outputShapes(problem);
   return { out: allocate(shapes.out, problem.dtype), lse: allocate(shapes.lse, 'float32') as AttentionResult['lse'] };
+}
+
+/** @internal Checks the inputs, and then builds what a forward pass is given; the outputs come from `outputs`. */
+export function forwardOperands(
+  problem: AttentionProblem,
+  inputs: Inputs,
+  options: AttentionOptions,
+): (outputs: Outputs) => ForwardOperands {
+  const { backend } = inputs.q;
+  const { query, key, value, extras } = inputOperands(problem, inputs, options);
+  return ({ out, lse }) => ({
+    query,
+    key,
+    value,
+    out: viewOf(out, problem.layout, 'out', backend),
+    lse: lse.flat('lse', backend),
+    ...extras,
+  });
 }
 
 /**
@@ -189,16 +155,27 @@ export function attention<D extends DType, S extends Shape = Shape>(
   options?: AttentionOptions,
 ): AttentionResult<D, Shape>;
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
-  return run(q, k, v, options);
+  checkInputs(q, k, v);
+  const kept = frozenCopy(options);
+  const problem = readProblem(q.shape, k.shape, v.shape, q.dtype, kept);
+  problems.set(kept, { problem, q: q.shape, k: k.shape, v: v.shape });
+  const { backend } = q;
+  // Inputs are checked before the outputs are allocated: an error leaves nothing behind.
+  const operands = forwardOperands(problem, { q, k, v }, kept);
+  return allocating(backend, (allocate) => {
+    const { out, lse } = allocateOutputs(problem, allocate);
+    forward(backend, problem, operands({ out, lse }));
+    return { out, lse, options: kept };
+  });
 }
 
 /** @internal Checks the saved tensors of a backward pass against its problem. */
-export function checkSaved(problem: AttentionProblem, dOut: unknown, saved: Saved, extras: BackwardExtras): void {
+export function checkSaved(problem: AttentionProblem, dOut: unknown, saved: Saved, { dLse }: BackwardExtras): void {
   const shapes = outputShapes(problem);
   expect(saved.out, 'saved.out', shapes.out, problem.dtype);
   expect(saved.lse, 'saved.lse', shapes.lse, 'float32');
   expect(dOut, 'dOut', shapes.out, problem.dtype);
-  if (extras.dLse !== undefined) expect(extras.dLse, 'dLse', shapes.lse, 'float32');
+  if (dLse !== undefined) expect(dLse, 'dLse', shapes.lse, 'float32');
 }
 
 interface ShapedLike {
@@ -208,45 +185,77 @@ interface ShapedLike {
 
 /** @internal Uninitialised gradient tensors of a problem. */
 export function allocateGradients(
-  saved: { q: ShapedLike; k: ShapedLike; v: ShapedLike },
-  options: AttentionOptions,
+  inputs: { readonly q: ShapedLike; readonly k: ShapedLike; readonly v: ShapedLike },
+  { bias, relativeBias, sink }: AttentionOptions,
   allocate: Allocate,
 ): Gradients {
   const like = (t: ShapedLike) => allocate(t.shape, t.dtype);
   return {
-    dq: like(saved.q),
-    dk: like(saved.k),
-    dv: like(saved.v),
-    ...(options.bias && { dBias: like(options.bias) }),
-    ...(options.relativeBias && { dRelativeBias: like(options.relativeBias.table) }),
-    ...(options.sink && { dSink: like(options.sink) }),
+    dq: like(inputs.q),
+    dk: like(inputs.k),
+    dv: like(inputs.v),
+    ...(bias && { dBias: like(bias) }),
+    ...(relativeBias && { dRelativeBias: like(relativeBias.table) }),
+    ...(sink && { dSink: like(sink) }),
   };
 }
 
-/** @internal */
-export function runBackward(
+/** @internal Checks the inputs, and then builds what a backward pass is given; the gradients come from `gradients`. */
+export function backwardOperands(
   problem: AttentionProblem,
   dOut: Tensor,
   saved: Saved,
-  options: AttentionOptions & BackwardExtras,
-  gradients: Gradients,
-  scratch?: Scratch,
-): void {
+  options: AttentionOptions,
+  { dLse }: BackwardExtras,
+): (gradients: Gradients) => BackwardOperands {
   const { backend } = saved.q;
-  const view = (t: Tensor, name: string) => viewOf(t, problem.layout, name, backend);
-  const { dBias, dRelativeBias, dSink } = gradients;
-  const operands: BackwardOperands = {
-    ...forwardOperands(problem, saved, options),
-    dOut: view(dOut, 'dOut'),
-    ...(options.dLse && { dLse: options.dLse.flat('dLse', backend) }),
-    dQuery: view(gradients.dq, 'dq'),
-    dKey: view(gradients.dk, 'dk'),
-    dValue: view(gradients.dv, 'dv'),
+  const ofForward = forwardOperands(problem, saved, options)(saved as Outputs);
+  const dOutView = viewOf(dOut, problem.layout, 'dOut', backend);
+  const dLseFlat = dLse?.flat('dLse', backend);
+  return ({ dq, dk, dv, dBias, dRelativeBias, dSink }) => ({
+    ...ofForward,
+    dOut: dOutView,
+    ...(dLseFlat && { dLse: dLseFlat }),
+    dQuery: viewOf(dq, problem.layout, 'dq', backend),
+    dKey: viewOf(dk, problem.layout, 'dk', backend),
+    dValue: viewOf(dv, problem.layout, 'dv', backend),
     ...(dBias && { dBias: dBias.flat('dBias', backend) }),
     ...(dRelativeBias && { dRelativeTable: dRelativeBias.flat('dRelativeBias', backend) }),
     ...(dSink && { dSink: dSink.flat('dSink', backend) }),
+  });
+}
+
+const backwardNames = [...optionNames, 'dLse'] as const;
+
+interface BackwardProblem {
+  readonly problem: AttentionProblem;
+  readonly options: AttentionOptions;
+  readonly extras: BackwardExtras;
+}
+
+/** Finds the problem of a backward pass: that of its forward pass, which what is given besides must agree with. */
+function readBackward(saved: Saved, given: (AttentionOptions & BackwardExtras) | undefined): BackwardProblem {
+  if (given !== undefined) checkOptions(given, backwardNames);
+  const { dLse, ...others } = given ?? {};
+  const extras = dLse === undefined ? {} : { dLse };
+  const options = others as AttentionOptions;
+  if (saved.options === undefined) {
+    // Only extras: nobody said what the forward pass was.
+    if (given === undefined || (dLse !== undefined && Object.keys(options).length === 0))
+      throw optionError(
+        'saved.options is undefined; backward needs the options of its forward pass: saved = { q, k, v, ...result }, or the options themselves',
+      );
+    return { problem: problemOf(saved, options), options, extras };
+  }
+  const problem = problemOf(saved, saved.options);
+  checkAgreement(options, saved.options, 1 / Math.sqrt(problem.headDim));
+  const { deterministic = problem.deterministic } = options;
+  if (deterministic === problem.deterministic) return { problem, options: saved.options, extras };
+  return {
+    problem: { ...problem, deterministic: checkBoolean(deterministic, 'deterministic') },
+    options: saved.options,
+    extras,
   };
-  launchBackward(backend, problem, operands, scratch);
 }
 
 /**
@@ -255,27 +264,24 @@ export function runBackward(
  * @param dOut the shape and dtype of out
  * @param saved the inputs and results of the forward pass: `{ q, k, v, ...attention(q, k, v, options) }`. Where the
  *   keys were a part of all keys, `out` and `lse` may be those of the merged result: the gradients are then exact.
- * @param options the options of the forward pass
+ * @param options those of the forward pass, where `saved` has none; otherwise they must agree with `saved.options`.
+ *   `dLse` and `deterministic` are backward's own.
  * @throws as `attention`
  */
 export function attentionBackward<D extends DType, S extends Shape>(
   dOut: Tensor<NoInfer<D>, NoInfer<S>>,
   saved: Saved<D, S>,
-  options: AttentionOptions & BackwardExtras = {},
+  options?: AttentionOptions & BackwardExtras,
 ): Gradients<D, S> {
-  const { dLse, ...forward } = options;
-  if (saved === null || typeof saved !== 'object')
-    throw new FlashAttnError('ERR_OPTION', `saved is ${show(saved)}; it must be { q, k, v, out, lse }`);
+  if (saved === null || typeof saved !== 'object') throw mustBe('saved', saved, '{ q, k, v, out, lse, options }');
   checkInputs(saved.q, saved.k, saved.v);
-  const problem = readProblem(saved.q.shape, saved.k.shape, saved.v.shape, saved.q.dtype, forward as AttentionOptions);
-  checkSaved(problem, dOut, saved, options);
+  const { problem, options: used, extras } = readBackward(saved, options);
+  checkSaved(problem, dOut, saved, extras);
+  const operands = backwardOperands(problem, dOut, saved, used, extras);
   const { backend } = saved.q;
-  forwardOperands(problem, saved, options);
-  viewOf(dOut, problem.layout, 'dOut', backend);
-  dLse?.flat('dLse', backend);
   return allocating(backend, (allocate) => {
-    const gradients = allocateGradients(saved, forward as AttentionOptions, allocate);
-    runBackward(problem, dOut, saved, options, gradients);
+    const gradients = allocateGradients(saved, used, allocate);
+    backward(backend, problem, operands(gradients));
     return gradients as Gradients<D, S>;
   });
 }

@@ -4,6 +4,7 @@ import type { BlockMask } from '../blockmask/blockMask.js';
 import type { AttentionProblem } from '../kernels/attention.js';
 import { countBits, setBits } from '../masks/mask.js';
 import { type Problem, resolveProblem } from './plan.js';
+import { bandOf } from './visibility.js';
 
 /** What a problem will cost, before anything runs. */
 export interface Explanation {
@@ -73,11 +74,7 @@ function countPairs(p: AttentionProblem): { visible: number; all: number } {
   let all = 0;
   for (let b = 0; b < batches; b++) {
     const [, queries, , keys] = p.sequences?.subarray(b * 4, b * 4 + 4) ?? [0, p.queryLength, 0, p.keyLength];
-    const diagonal = (p.topLeft ? 0 : keys - queries) + p.offset;
-    const range: KeyRange = (i) => [
-      Math.max(0, i + diagonal - p.windowLeft),
-      Math.min(keys, i + diagonal + p.windowRight + 1),
-    ];
+    const range = bandOf(p, b);
     for (let h = 0; h < maskHeads; h++) {
       if (mask)
         for (let row = 0; row < mask.rows; row++)

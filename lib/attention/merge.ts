@@ -1,10 +1,13 @@
 import { mergeForward, mergeGradients } from '../backends/shared/merge.js';
+import { checkOptions, checkWord, mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-import { optionError, shapeError, show } from '../base/errors.js';
+import { shapeError, show } from '../base/errors.js';
 import type { Backend } from '../kernels/device.js';
 import type { MergePart, MergeShape } from '../kernels/merge.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-import { expect, type Shape2, type Shape3, type Shape4, viewOf } from './attention.js';
+import type { Shape2, Shape3, Shape4 } from './attention.js';
+import { dimsOf, type Layout, lseShape, orders, rankOf, viewOf } from './layout.js';
+import { expect } from './operands.js';
 
 /** Attention over some of the keys: what `attention` returns. */
 export interface AttentionState<D extends DType = DType, S extends Shape = Shape> {
@@ -32,45 +35,42 @@ export interface StateGradients<D extends DType = DType, S extends Shape = Shape
 
 interface MergeProblem extends MergeShape {
   readonly backend: Backend;
-  readonly layout: 'bshd' | 'bhsd' | 'varlen';
+  readonly layout: Layout;
   readonly outShape: Shape;
   readonly lseShape: Shape;
   readonly dtype: DType;
 }
 
-function readMerge(states: readonly AttentionState[], options: MergeOptions): MergeProblem {
-  if (!Array.isArray(states) || states.length === 0)
-    throw optionError(`states is ${show(states)}; it must be an array of at least one { out, lse }`);
-  const { layout = 'bshd' } = options;
-  if (layout !== 'bshd' && layout !== 'bhsd')
-    throw optionError(`layout is ${show(layout)}; it must be 'bshd' or 'bhsd'`);
+const statesNeeded = 'an array of at least one { out, lse }';
+
+function checkState(state: unknown, argument: string): asserts state is AttentionState {
+  if (state === null || typeof state !== 'object') throw mustBe(argument, state, '{ out, lse }');
+}
+
+function readLayout(shape: Shape, layout: MergeOptions['layout'] = 'bshd'): Layout {
+  checkWord(layout, 'layout', ['bshd', 'bhsd']);
+  if (shape.length === rankOf('varlen')) return 'varlen';
+  if (shape.length === rankOf(layout)) return layout;
+  throw shapeError(
+    `states[0].out has shape ${show(shape)}; it must be ${orders[layout]} or, of packed sequences, ${orders.varlen}`,
+  );
+}
+
+function readMerge(states: readonly AttentionState[], { layout: given }: MergeOptions): MergeProblem {
+  if (!Array.isArray(states) || states.length === 0) throw mustBe('states', states, statesNeeded);
+  for (let i = 0; i < states.length; i++) checkState(states[i], `states[${i}]`);
   const [first] = states as [AttentionState];
   checkTensor(first.out, 'states[0].out');
   const { shape, dtype, backend } = first.out;
-  if (shape.length !== 3 && shape.length !== 4)
-    throw shapeError(
-      `states[0].out has shape ${show(shape)}; it must be [batch, seq, heads, dim] or [total, heads, dim]`,
-    );
-  const packed = shape.length === 3;
-  const [batch, queryLength, heads, valueDim] = (
-    packed ? [1, ...shape] : layout === 'bshd' ? shape : [shape[0], shape[2], shape[1], shape[3]]
-  ) as [number, number, number, number];
-  const lseShape = packed ? [heads, queryLength] : [batch, heads, queryLength];
+  const layout = readLayout(shape, given);
+  const dims = dimsOf(shape, layout);
+  const ofLse = lseShape(dims, layout);
   for (const [i, state] of states.entries()) {
     expect(state.out, `states[${i}].out`, shape, dtype);
-    expect(state.lse, `states[${i}].lse`, lseShape, 'float32');
+    expect(state.lse, `states[${i}].lse`, ofLse, 'float32');
   }
-  return {
-    batch,
-    heads,
-    queryLength,
-    valueDim,
-    backend,
-    layout: packed ? 'varlen' : layout,
-    outShape: shape,
-    lseShape,
-    dtype,
-  };
+  const { batch, heads, rows: queryLength, dim: valueDim } = dims;
+  return { batch, heads, queryLength, valueDim, backend, layout, outShape: shape, lseShape: ofLse, dtype };
 }
 
 const part = (p: MergeProblem, out: Tensor, lse: Tensor, name: string): MergePart => ({
@@ -92,6 +92,7 @@ export function mergeStates<D extends DType, S extends Shape>(
   states: readonly AttentionState<D, S>[],
   options: MergeOptions = {},
 ): AttentionState<D, S> {
+  checkOptions(options, ['layout']);
   const p = readMerge(states, options);
   const parts = readParts(p, states);
   return allocating(p.backend, (allocate) => {
@@ -114,6 +115,8 @@ export function mergeStatesBackward<D extends DType, S extends Shape>(
   saved: { readonly states: readonly AttentionState<D, S>[] } & AttentionState<D, S>,
   options: MergeBackwardOptions = {},
 ): StateGradients<D, S>[] {
+  if (saved === null || typeof saved !== 'object') throw mustBe('saved', saved, '{ states, out, lse }');
+  checkOptions(options, ['layout', 'dLse']);
   const { states } = saved;
   const { dLse } = options;
   const p = readMerge(states, options);

@@ -1,15 +1,27 @@
+import type { IntegerList } from '../base/arrays.js';
 import type { DType } from '../base/dtype.js';
 import type { BlockMask } from '../blockmask/blockMask.js';
 import type { Mask } from '../masks/mask.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import type { RelativeBias } from './relative.js';
 
-/** Integers given by the host: lengths and offsets. */
-export type Integers = Int32Array | readonly number[];
+/** Integers given by the host, lengths and offsets: numbers, or a typed array of integers, 64-bit ones included. */
+export type Integers = IntegerList;
+
+/** Which keys each query sees, pair by pair; read when it is given. */
+export interface BooleanMask {
+  /** true or nonzero where the key is visible, row-major. */
+  readonly data: Uint8Array | readonly boolean[];
+  /** Broadcasts to [batch, heads, Nq, Nk]: rank 1 to 4, aligned at the right, each dim equal or 1. */
+  readonly shape: Shape;
+}
 
 /** Options of every form of attention. All of them combine. */
 export interface CommonOptions {
-  /** Multiplies q.k before anything else. Finite; default 1 / sqrt(head dim). */
+  /**
+   * Multiplies q.k before anything else. Default 1 / sqrt(head dim). 0, or from 1.2e-38 to 2.3e38 in size, so that
+   * float32 holds scale, scale * log2 e and scale / softcap.
+   */
   scale?: number;
   /** Query i sees key j only if j <= i + diagonal (see `align`). Default false. */
   causal?: boolean;
@@ -19,6 +31,11 @@ export interface CommonOptions {
    * sequence; 'topLeft' starts it at the first ones, diagonal = 0.
    */
   align?: 'bottomRight' | 'topLeft';
+  /**
+   * The number of keys that came before the first query: diagonal = offset, whatever the lengths. Any integer below 2^30
+   * in size; instead of `align`.
+   */
+  offset?: number;
   /** Query i sees key j only if i + diagonal - left <= j <= i + diagonal + right. Inclusive; -1 is infinite. */
   window?: readonly [left: number, right: number];
   /**
@@ -27,14 +44,24 @@ export interface CommonOptions {
    * Time follows the number of blocks that hold a visible pair.
    */
   mask?: Mask | BlockMask;
-  /** s -> c * tanh(s / c) after the scale and before any bias (Gemma 2). Positive and finite. */
+  /**
+   * A mask given pair by pair. Booleans hide: they are compiled to a block mask and combine with `mask`. A tensor of any
+   * float dtype is added to the logits like `bias` (give one of the two), but has no gradient. Both broadcast to
+   * [batch, heads, Nq, Nk] like `bias`.
+   */
+  attnMask?: Tensor<DType, Shape> | BooleanMask;
+  /** s -> c * tanh(s / c) after the scale and before any bias (Gemma 2). 0: off; otherwise from 1.2e-38 to 2.3e38. */
   softcap?: number;
   /**
-   * Added to the logits: [batch | 1, heads | 1, Nq | 1, Nk | 1] in every layout, any float dtype, contiguous.
-   * -Infinity hides a key. With varlen: [sequences | 1, heads | 1, longest Nq | 1, longest Nk | 1], local positions.
+   * Added to the logits: broadcasts to [batch, heads, Nq, Nk] in every layout: rank 1 to 4, aligned at the right, each
+   * dim equal or 1. Any float dtype, any strides. -Infinity hides a key. With varlen: [sequences, heads, longest Nq,
+   * longest Nk], local positions.
    */
   bias?: Tensor<DType, Shape>;
-  /** Adds -slope * |i + diagonal - j| (Press et al. 2021): slopes [heads], or a tensor [batch, heads]. */
+  /**
+   * Adds -slope * |i + diagonal - j| (Press et al. 2021): slopes [heads], finite and up to 2.3e38 in size, or a tensor
+   * [batch, heads], whose values are not looked at.
+   */
   alibi?: Tensor<'float32', Shape> | Float32Array | readonly number[];
   /** A learned bias by relative position: see `t5RelativeBias` and `swinRelativeBias`. */
   relativeBias?: RelativeBias;
@@ -48,16 +75,16 @@ export interface CommonOptions {
   dropout?: { readonly p: number; readonly seed: number | bigint };
   /** Whether backward must give the same bits on repeats; forward always does. Default false; always so on WebAssembly. */
   deterministic?: boolean;
+  /** How many queries of each batch entry or packed sequence are real. Later rows: out 0, lse -Infinity, no gradient. */
+  qLens?: Integers;
+  /** How many keys of each batch entry or packed sequence are real. Later ones are invisible. */
+  kLens?: Integers;
 }
 
 /** q [batch, Nq, heads, dim], k [batch, Nk, kv heads, dim], v [batch, Nk, kv heads, value dim]. */
 export interface DenseOptions extends CommonOptions {
   /** Order of the dims of q, k, v and out: [batch, seq, heads, dim] (default) or [batch, heads, seq, dim]. */
   layout?: 'bshd' | 'bhsd';
-  /** How many queries of each batch entry are real. Later rows: out 0, lse -Infinity, no gradient. */
-  qLens?: Integers;
-  /** How many keys of each batch entry are real. Later ones are invisible. */
-  kLens?: Integers;
   cuSeqlensQ?: never;
   cuSeqlensK?: never;
 }
@@ -69,8 +96,6 @@ export interface VarlenOptions extends CommonOptions {
   /** The same for the keys. Sequence s of the queries sees sequence s of the keys alone. */
   cuSeqlensK: Integers;
   layout?: never;
-  qLens?: never;
-  kLens?: never;
 }
 
 export type AttentionOptions = DenseOptions | VarlenOptions;
@@ -79,8 +104,10 @@ const known: Readonly<Record<keyof DenseOptions, true>> = {
   scale: true,
   causal: true,
   align: true,
+  offset: true,
   window: true,
   mask: true,
+  attnMask: true,
   softcap: true,
   bias: true,
   alibi: true,
@@ -95,4 +122,4 @@ const known: Readonly<Record<keyof DenseOptions, true>> = {
   cuSeqlensK: true,
 };
 
-export const optionNames: ReadonlySet<string> = new Set(Object.keys(known));
+export const optionNames = Object.keys(known) as readonly (keyof DenseOptions)[];

@@ -1,23 +1,25 @@
-import { createScratch, forward } from '../backends/shared/attention.js';
+import { createScratch, forward, backward as launchBackward } from '../backends/shared/attention.js';
 import type { Scratch } from '../backends/shared/scratch.js';
+import { checkBoolean } from '../base/check.js';
 import { checkDType, type DType } from '../base/dtype.js';
 import { FlashAttnError, optionError } from '../base/errors.js';
 import { backendFor, type DeviceName } from '../devices/registry.js';
 import type { AttentionProblem } from '../kernels/attention.js';
 import type { Backend } from '../kernels/device.js';
 import { checkShape } from '../tensor/shape.js';
-import { allocating, type Shape, type Tensor } from '../tensor/tensor.js';
+import { allocating, isTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   type AttentionResult,
   allocateGradients,
-  allocateResult,
+  allocateOutputs,
+  backwardOperands,
   checkSaved,
-  expect,
   forwardOperands,
+  frozenCopy,
   type Gradients,
-  runBackward,
   type Saved,
 } from './attention.js';
+import { checkDisjoint, expect, type NamedTensors, optionOperands } from './operands.js';
 import type { AttentionOptions } from './options.js';
 import { readProblem } from './problem.js';
 
@@ -53,8 +55,10 @@ export function resolveProblem(description: Problem): ResolvedProblem {
   const { q, k = q, v = k, dtype: requested = 'float32', device, backward = false, ...options } = description;
   const shapes = { q: checkShape(q, 'q'), k: checkShape(k, 'k'), v: checkShape(v, 'v') };
   const dtype = checkDType(requested, 'dtype');
-  const problem = readProblem(shapes.q, shapes.k, shapes.v, dtype, options as AttentionOptions);
-  return { problem, options: options as AttentionOptions, shapes, backend: backendFor(device), backward };
+  checkBoolean(backward, 'backward');
+  const kept = frozenCopy(options as AttentionOptions);
+  const problem = readProblem(shapes.q, shapes.k, shapes.v, dtype, kept);
+  return { problem, options: kept, shapes, backend: backendFor(device), backward };
 }
 
 // A backstop, as for tensors.
@@ -78,10 +82,10 @@ export class Plan<D extends DType = DType> implements Disposable {
     this.#resolved = resolved;
     const like = (shape: Shape) => ({ shape, dtype: problem.dtype });
     const made = allocating(backend, (allocate) => {
-      const result = allocateResult(problem, allocate);
+      const result = { ...allocateOutputs(problem, allocate), options };
       const inputs = { q: like(shapes.q), k: like(shapes.k), v: like(shapes.v) };
       const gradients = backward ? allocateGradients(inputs, options, allocate) : undefined;
-      const extras = forwardOperands(problem, { ...optionsOnly(result), ...result }, options);
+      const extras = optionOperands(options, backend);
       const forwardScratch = createScratch(backend, problem, extras, false);
       try {
         const backwardScratch = backward ? createScratch(backend, problem, extras, true) : undefined;
@@ -102,7 +106,10 @@ export class Plan<D extends DType = DType> implements Disposable {
     );
   }
 
-  /** Runs forward. Returns the same two tensors every time, overwritten; they belong to the plan. */
+  /**
+   * Runs forward. Returns the same two tensors every time, overwritten; they belong to the plan, and cannot be its
+   * inputs.
+   */
   run(q: Tensor<D, Shape>, k: Tensor<D, Shape>, v: Tensor<D, Shape>): AttentionResult<D, Shape> {
     this.#checkUsable();
     const { problem, options, shapes, backend } = this.#resolved;
@@ -111,7 +118,10 @@ export class Plan<D extends DType = DType> implements Disposable {
     expect(v, 'v', shapes.v, problem.dtype);
     q.operand('q', backend);
     const result = this.#result as AttentionResult<D, Shape>;
-    forward(backend, problem, forwardOperands(problem, { q, k, v, ...result }, options), this.#forwardScratch);
+    const operands = forwardOperands(problem, { q, k, v }, options);
+    const { out, lse } = result;
+    checkDisjoint({ q, k, v, ...tensorsOf(options) }, { out, lse });
+    forward(backend, problem, operands(result), this.#forwardScratch);
     this.#saved = { q, k, v, ...result };
     return result;
   }
@@ -123,12 +133,15 @@ export class Plan<D extends DType = DType> implements Disposable {
    */
   runBackward(dOut: Tensor<D, Shape>, dLse?: Tensor<'float32', Shape>): Gradients<D, Shape> {
     this.#checkUsable();
-    const { problem, options } = this.#resolved;
+    const { problem, options, backend } = this.#resolved;
     if (!this.#gradients || !this.#backwardScratch) throw optionError('the plan was made without backward: true');
     if (!this.#saved) throw optionError('runBackward needs a run before it');
-    const extras = dLse ? { dLse } : {};
+    const extras = dLse === undefined ? {} : { dLse };
     checkSaved(problem, dOut, this.#saved, extras);
-    runBackward(problem, dOut, this.#saved, { ...options, ...extras }, this.#gradients, this.#backwardScratch);
+    const operands = backwardOperands(problem, dOut, this.#saved, options, extras);
+    const { q, k, v, out, lse } = this.#saved;
+    checkDisjoint({ q, k, v, out, lse, dOut, dLse, ...tensorsOf(options) }, { ...this.#gradients });
+    launchBackward(backend, problem, operands(this.#gradients), this.#backwardScratch);
     return this.#gradients as Gradients<D, Shape>;
   }
 
@@ -137,7 +150,8 @@ export class Plan<D extends DType = DType> implements Disposable {
     if (this.#disposed) return;
     this.#disposed = true;
     collected.unregister(this);
-    for (const t of Object.values({ ...this.#result, ...this.#gradients })) (t as Tensor).dispose();
+    const { out, lse } = this.#result;
+    for (const t of Object.values<Tensor>({ out, lse, ...this.#gradients })) t.dispose();
     this.#forwardScratch.dispose();
     this.#backwardScratch?.dispose();
   }
@@ -151,8 +165,14 @@ export class Plan<D extends DType = DType> implements Disposable {
   }
 }
 
-/** Stand-ins for q, k and v where only the tensors among the options matter. */
-const optionsOnly = ({ out }: AttentionResult) => ({ q: out, k: out, v: out });
+/** The tensors among the options. */
+const tensorsOf = ({ bias, attnMask, alibi, relativeBias, sink }: AttentionOptions): NamedTensors => ({
+  bias,
+  attnMask: isTensor(attnMask) ? attnMask : undefined,
+  alibi: isTensor(alibi) ? alibi : undefined,
+  'relativeBias.table': relativeBias?.table,
+  sink,
+});
 
 /**
  * Prepares attention for one problem, to be run many times without allocating: results, gradients and scratch memory

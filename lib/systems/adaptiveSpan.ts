@@ -3,10 +3,10 @@ import type { RelativeBias } from '../attention/relative.js';
 import { checkInteger } from '../base/check.js';
 import { type DType, encode } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
+import { Remember } from '../base/remember.js';
 import { perHead, slidingWindow } from '../masks/index.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,
@@ -236,7 +236,7 @@ export function adaptiveSpanAttentionBackward<D extends DType>(
   const { queries, heads, dim, longest } = dims;
   const [, keyPe] = saved.owned as readonly (Tensor | undefined)[];
   return scoped(({ use, keep }) => {
-    const gradients = attentionBackward<D, Shape>(dOut, saved, saved.options);
+    const gradients = attentionBackward<D, Shape>(dOut, saved);
     for (const t of [gradients.dq, gradients.dk, gradients.dv, gradients.dBias, gradients.dRelativeBias]) if (t) use(t);
     const withLast = withZeroRow(longest + queries);
     const dSpan = spanGradient(gradients.dRelativeBias as Tensor, masks, ramp, dims);

@@ -1,9 +1,9 @@
 import { checkIntegers } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { optionError, show } from '../base/errors.js';
+import { Remember } from '../base/remember.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence, unpack } from './packing.js';
-import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,

@@ -2,12 +2,12 @@ import { attention, attentionBackward, type Shape3, type Shape4 } from '../atten
 import { mergeStates } from '../attention/merge.js';
 import type { DenseOptions, Integers } from '../attention/options.js';
 import { t5RelativeBias } from '../attention/relative.js';
-import { checkInteger } from '../base/check.js';
+import { checkInt32s, checkInteger } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
+import { Remember } from '../base/remember.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,
@@ -74,8 +74,8 @@ const globalNames = [...localNames, 'blockSize', 'globalBiasTable'];
 
 function readLens(lens: Integers | undefined, batch: number, tokens: number): readonly number[] {
   if (lens === undefined) return Array.from({ length: batch }, () => tokens);
-  const list = [...lens];
-  if (list.length !== batch || !list.every((n) => Number.isInteger(n) && n >= 0 && n <= tokens))
+  const list = [...checkInt32s(lens, 'lens')];
+  if (list.length !== batch || !list.every((n) => n >= 0 && n <= tokens))
     throw optionError(
       `lens is ${show(list)}; it must be an integer from 0 to ${tokens} for each of the ${batch} batch entries`,
     );
@@ -147,7 +147,7 @@ export function longT5LocalAttentionBackward<D extends DType>(
   saved: SavedAttention<D, undefined>,
 ): LongT5Gradients<D> {
   checkGradient(dOut, saved, 'longT5LocalAttention');
-  const { dq, dk, dv, dRelativeBias } = attentionBackward<D, Shape>(dOut, saved, saved.options);
+  const { dq, dk, dv, dRelativeBias } = attentionBackward<D, Shape>(dOut, saved);
   const gradients = { dq, dk, dv } as RegroupedGradients<D, Shape> as RegroupedGradients<D, Shape4>;
   return { ...gradients, ...(dRelativeBias && { dBiasTable: dRelativeBias }) };
 }

@@ -3,10 +3,10 @@ import { mergeStates } from '../attention/merge.js';
 import { checkIntegers, checkWord } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
+import { Remember } from '../base/remember.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence } from './packing.js';
-import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,

@@ -3,10 +3,10 @@ import type { DenseOptions } from '../attention/options.js';
 import { swinRelativeBias } from '../attention/relative.js';
 import type { DType } from '../base/dtype.js';
 import { optionError, show } from '../base/errors.js';
+import { Remember } from '../base/remember.js';
 import { type Coverage, Mask, type Region, type Row, showKeys } from '../masks/mask.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,
@@ -214,7 +214,7 @@ export function swinAttentionBackward<D extends DType>(
   checkGradient(dOut, saved, 'swinAttention');
   const { shapes, layout: windows } = saved;
   return scoped(({ use, keep }) => {
-    const gradients = attentionBackward<D, Shape>(use(partition<D>(dOut, windows)), saved, saved.options);
+    const gradients = attentionBackward<D, Shape>(use(partition<D>(dOut, windows)), saved);
     const { dq, dk, dv, dRelativeBias } = gradients;
     for (const t of [dq, dk, dv]) use(t);
     if (dRelativeBias) keep(dRelativeBias);

@@ -2,10 +2,10 @@ import type { Shape4 } from '../attention/attention.js';
 import { checkInteger, checkWord } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { shapeError } from '../base/errors.js';
+import { Remember } from '../base/remember.js';
 import { RowMap } from '../ops/gather.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence, unpack } from './packing.js';
-import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,

@@ -2,11 +2,11 @@ import { attention, attentionBackward, type Saved, type Shape4 } from '../attent
 import { checkBoolean, checkInteger } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
+import { Remember } from '../base/remember.js';
 import { and, causal as causalMask } from '../masks/index.js';
 import { type Coverage, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
-import { Remember } from './remember.js';
 import {
   checkGradient,
   checkInputs,
@@ -206,7 +206,7 @@ export function topKAttentionBackward<D extends DType>(
 ): RegroupedGradients<D, Shape4> {
   checkGradient(dOut, saved, pattern);
   const { layout: maps } = saved;
-  const gradients = attentionBackward<D, Shape>(dOut, saved, saved.options);
+  const gradients = attentionBackward<D, Shape>(dOut, saved);
   if (!maps) return gradients as RegroupedGradients<D, Shape> as RegroupedGradients<D, Shape4>;
   return scoped(({ use, keep }) => ({
     dq: keep(gradients.dq) as Tensor<D, Shape4>,

@@ -23,6 +23,8 @@ export const CASES = {
   causal: { ...dense, causal: true },
   'causal with more queries than keys': { ...dense, queryLength: 7, keyLength: 4, causal: true },
   'causal, top left': { ...dense, causal: true, align: 'topLeft' },
+  'causal after other keys': { ...dense, causal: true, offset: 2 },
+  'window and alibi before the keys': { ...dense, window: [4, 1], offset: -3, alibi: 'heads' },
   window: { ...dense, window: [1, 2] },
   'window, left only, top left': { ...dense, window: [1, -1], align: 'topLeft' },
   'causal window': { ...dense, window: [2, 3], causal: true },
@@ -42,6 +44,7 @@ export const CASES = {
   lengths: { ...dense, qLens: [5, 2], kLens: [3, 7], causal: true },
   'lengths of zero': { ...dense, qLens: [0, 5], kLens: [7, 0] },
   packed,
+  'packed, with used lengths': { ...packed, usedQ: [3, 0, 3, 1], usedK: [4, 1, 0, 4], causal: true },
   'packed, causal, with everything': {
     ...packed,
     causal: true,

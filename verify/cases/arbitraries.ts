@@ -36,6 +36,7 @@ const common = {
   scale: optional(fc.constantFrom(0.05, 0.3, 0.7, -0.2), 1),
   causal: fc.boolean(),
   align: fc.constantFrom('bottomRight' as const, 'topLeft' as const),
+  offset: fc.option(fc.integer({ min: -40, max: 160 }), { nil: undefined, freq: 1 }),
   window: optional(fc.tuple(side, side), 1),
   softcap: optional(fc.constantFrom(0.8, 3, 30), 1),
   bias: optional(axes, 1),
@@ -145,9 +146,12 @@ export function packedCases(dtype: 'float32' | LowDType): fc.Arbitrary<Case> {
       // The first sequence is never empty: a tensor without elements is a case of its own.
       first: fc.record({ q: length, k: length }),
       others: fc.array(sequence, { maxLength: 4 }),
+      /** Which share of the keys of each sequence is real. */
+      used: fc.option(fc.constantFrom(0, 0.4, 0.9), { nil: undefined, freq: 1 }),
     })
-    .map(({ first, others, ...draft }) => {
+    .map(({ first, others, used, ...draft }) => {
       const sequences = [first, ...others];
-      return finish({ ...draft, qLens: sequences.map(({ q }) => q), kLens: sequences.map(({ k }) => k) } as Draft);
+      const c = finish({ ...draft, qLens: sequences.map(({ q }) => q), kLens: sequences.map(({ k }) => k) } as Draft);
+      return used === undefined ? c : { ...c, usedK: c.kLens?.map((length) => Math.floor(length * used)) ?? [] };
     });
 }

@@ -31,6 +31,9 @@ export interface Case {
   /** Real lengths, one per batch entry or packed sequence. */
   readonly qLens?: readonly number[];
   readonly kLens?: readonly number[];
+  /** How much of each packed sequence is real. */
+  readonly usedQ?: readonly number[];
+  readonly usedK?: readonly number[];
   readonly kvHeads?: number;
   readonly group?: number;
   readonly headDim: number;
@@ -38,6 +41,8 @@ export interface Case {
   readonly scale?: number;
   readonly causal?: boolean;
   readonly align?: 'bottomRight' | 'topLeft';
+  /** Instead of `align`. */
+  readonly offset?: number;
   readonly window?: readonly [number, number];
   readonly softcap?: number;
   readonly bias?: BroadcastAxes;
@@ -159,11 +164,16 @@ export function instantiate(c: Case): Instance {
     key: data(copies * keyLength * kvHeads * c.headDim),
     value: data(copies * keyLength * kvHeads * valueDim),
     ...(varlen
-      ? { cuSeqlensQ: cumulative(qLens), cuSeqlensK: cumulative(kLens) }
+      ? {
+          ...{ cuSeqlensQ: cumulative(qLens), cuSeqlensK: cumulative(kLens) },
+          ...(c.usedQ && { qLens: c.usedQ }),
+          ...(c.usedK && { kLens: c.usedK }),
+        }
       : { ...(c.qLens && { qLens }), ...(c.kLens && { kLens }) }),
     scale: c.scale,
     causal: c.causal,
     align: c.align,
+    offset: c.offset,
     window: c.window,
     softcap: c.softcap,
     bias: c.bias && biasOf(c, [batch, queryHeads, longestQuery, longestKey], extra),

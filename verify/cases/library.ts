@@ -59,7 +59,8 @@ export function optionsOf(
   const common: CommonOptions = {
     ...(p.scale !== undefined && { scale: p.scale }),
     ...(p.causal !== undefined && { causal: p.causal }),
-    ...(p.align && { align: p.align }),
+    ...(p.align && p.offset === undefined && { align: p.align }),
+    ...(p.offset !== undefined && { offset: p.offset }),
     ...(p.window && { window: p.window }),
     ...(p.softcap !== undefined && { softcap: p.softcap }),
     ...(p.bias && { bias: own(make(p.bias.values, p.bias.shape, dtype, device)) }),
@@ -72,8 +73,9 @@ export function optionsOf(
     ...(p.sink && { sink: own(make(p.sink, [p.queryHeads], dtype, device)) }),
     ...(p.dropout && { dropout: p.dropout }),
   };
-  if (p.layout === 'varlen') return { ...common, cuSeqlensQ: p.cuSeqlensQ ?? [], cuSeqlensK: p.cuSeqlensK ?? [] };
   const lengths = { ...(p.qLens && { qLens: p.qLens }), ...(p.kLens && { kLens: p.kLens }) };
+  if (p.layout === 'varlen')
+    return { ...common, ...lengths, cuSeqlensQ: p.cuSeqlensQ ?? [], cuSeqlensK: p.cuSeqlensK ?? [] };
   return { ...common, ...lengths, layout: p.layout };
 }
 

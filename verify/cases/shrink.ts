@@ -17,9 +17,12 @@ const OPTIONS = [
   'sink',
   'causal',
   'align',
+  'offset',
   'scale',
   'qLens',
   'kLens',
+  'usedQ',
+  'usedK',
 ] as const satisfies readonly (keyof Case)[];
 
 const DIMS = ['headDim', 'valueDim'] as const;
@@ -47,13 +50,24 @@ function resize(c: Case, size: (typeof SIZES)[number], n: number): Case {
   };
 }
 
+/** No sequence uses more than it has. */
+function fitUsed(c: Case): Case {
+  const fit = (used: readonly number[], lengths: readonly number[] = []) =>
+    used.slice(0, lengths.length).map((n, s) => Math.min(n, lengths[s] ?? 0));
+  return {
+    ...c,
+    ...(c.usedQ && { usedQ: fit(c.usedQ, c.qLens) }),
+    ...(c.usedK && { usedK: fit(c.usedK, c.kLens) }),
+  };
+}
+
 function* simplerSequences(c: Case): Generator<Case> {
   const [qLens = [], kLens = []] = [c.qLens, c.kLens];
   const drop = (lengths: readonly number[], s: number): number[] => lengths.toSpliced(s, 1);
   for (const s of qLens.keys()) {
-    if (qLens.length > 1) yield { ...c, qLens: drop(qLens, s), kLens: drop(kLens, s) };
-    for (const n of smaller(qLens[s] ?? 0)) yield { ...c, qLens: qLens.with(s, n) };
-    for (const n of smaller(kLens[s] ?? 0)) yield { ...c, kLens: kLens.with(s, n) };
+    if (qLens.length > 1) yield fitUsed({ ...c, qLens: drop(qLens, s), kLens: drop(kLens, s) });
+    for (const n of smaller(qLens[s] ?? 0)) yield fitUsed({ ...c, qLens: qLens.with(s, n) });
+    for (const n of smaller(kLens[s] ?? 0)) yield fitUsed({ ...c, kLens: kLens.with(s, n) });
   }
 }
 

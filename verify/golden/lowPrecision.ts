@@ -2,7 +2,7 @@
  * References of 16-bit runs. A file holds results of inputs that 16 bits cannot hold, so the oracle computes those of the
  * rounded inputs, once it has shown with the inputs as they are that it computes what the file holds.
  */
-import { type AttentionOptions, BlockMask, blockMask, type Tensor } from 'flashattn';
+import { type AttentionOptions, BlockMask, blockMask, type Integers, type Tensor } from 'flashattn';
 import { LowPrecisionJudge } from '../cases/check.js';
 import { widen } from '../cases/library.js';
 import type { LowDType } from '../oracle/float16.js';
@@ -67,7 +67,7 @@ function relativeOf({ table, ...rest }: NonNullable<AttentionOptions['relativeBi
 function problemOf(inputs: Inputs, options: AttentionOptions): Omit<Problem, 'query' | 'key' | 'value'> {
   const sizes = sizesOf(inputs, options);
   const { scale, causal, align, window, softcap, bias, alibi, relativeBias, sink, mask } = options;
-  const list = (integers: ArrayLike<number> | undefined) => integers && Array.from(integers);
+  const list = (integers: Integers | undefined) => integers && Array.from(integers as ArrayLike<number>, Number);
   return {
     ...sizes,
     scale,

@@ -39,11 +39,14 @@ export interface Problem {
   readonly value: Float64Array;
   readonly cuSeqlensQ?: readonly number[] | undefined;
   readonly cuSeqlensK?: readonly number[] | undefined;
+  /** How much of each batch entry or packed sequence is real. */
   readonly qLens?: readonly number[] | undefined;
   readonly kLens?: readonly number[] | undefined;
   readonly scale?: number | undefined;
   readonly causal?: boolean | undefined;
   readonly align?: 'bottomRight' | 'topLeft' | undefined;
+  /** Keys that came before the first query: where the diagonal lies, instead of `align`. */
+  readonly offset?: number | undefined;
   readonly window?: readonly [left: number, right: number] | undefined;
   readonly softcap?: number | undefined;
   readonly bias?: Broadcast | undefined;
@@ -72,9 +75,9 @@ export function extent(p: Problem, b: number): Extent {
     const keyBegin = keys[b] ?? 0;
     return {
       queryBegin,
-      queryLength: (queries[b + 1] ?? 0) - queryBegin,
+      queryLength: p.qLens?.[b] ?? (queries[b + 1] ?? 0) - queryBegin,
       keyBegin,
-      keyLength: (keys[b + 1] ?? 0) - keyBegin,
+      keyLength: p.kLens?.[b] ?? (keys[b + 1] ?? 0) - keyBegin,
     };
   }
   return {
@@ -127,6 +130,7 @@ export function scaleOf(p: Problem): number {
 
 /** The key position that lies on the diagonal of query i. */
 export function diagonal(p: Problem, b: number, i: number): number {
+  if (p.offset !== undefined) return i + p.offset;
   if (p.align === 'topLeft') return i;
   const { queryLength, keyLength } = extent(p, b);
   return i + keyLength - queryLength;

@@ -1,3 +1,4 @@
+import { onReleased } from '../../base/released.js';
 import type { DeviceBuffer, HostArray, Memory, Uploaded } from '../../kernels/memory.js';
 
 // Kernels load up to 16 bytes at a time.
@@ -6,7 +7,7 @@ const align = (n: number) => Math.ceil(n / alignment) * alignment;
 
 /**
  * The arrays of immutable objects (block masks, row maps) in device memory: uploaded at their first use, freed when the
- * collector takes the object.
+ * object is released or the collector takes it.
  */
 export class Uploads {
   readonly #memory: Memory;
@@ -16,6 +17,7 @@ export class Uploads {
   constructor(memory: Memory) {
     this.#memory = memory;
     this.#collected = new FinalizationRegistry((buffer) => memory.free(buffer));
+    onReleased((owner) => this.#release(owner));
   }
 
   get<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded {
@@ -23,8 +25,16 @@ export class Uploads {
     if (known) return known;
     const uploaded = this.#upload(arraysOf(owner));
     this.#uploaded.set(owner, uploaded);
-    this.#collected.register(owner, uploaded.buffer);
+    this.#collected.register(owner, uploaded.buffer, owner);
     return uploaded;
+  }
+
+  #release(owner: object): void {
+    const uploaded = this.#uploaded.get(owner);
+    if (!uploaded) return;
+    this.#uploaded.delete(owner);
+    this.#collected.unregister(owner);
+    this.#memory.free(uploaded.buffer);
   }
 
   #upload(arrays: readonly HostArray[]): Uploaded {

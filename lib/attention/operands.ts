@@ -1,0 +1,112 @@
+// From tensors to what kernels are given.
+import type { DType } from '../base/dtype.js';
+import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
+import type { AttentionExtras, AttentionProblem } from '../kernels/attention.js';
+import type { Backend } from '../kernels/device.js';
+import type { Strided, View } from '../kernels/operand.js';
+import { elementSpan } from '../tensor/shape.js';
+import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+import { viewOf } from './layout.js';
+import type { AttentionOptions } from './options.js';
+import { additiveTerm } from './terms.js';
+
+export interface Inputs {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+}
+
+export function checkInputs(q: unknown, k: unknown, v: unknown): asserts q is Tensor {
+  checkTensor(q, 'q');
+  checkTensor(k, 'k');
+  checkTensor(v, 'v');
+  checkSameDType(k, 'k', q);
+  checkSameDType(v, 'v', q);
+}
+
+function checkSameDType(t: Tensor, argument: string, q: Tensor): void {
+  if (t.dtype !== q.dtype)
+    throw new FlashAttnError('ERR_DTYPE', `${argument} is ${t.dtype} and q is ${q.dtype}; they must be the same`);
+}
+
+export const sameShape = (a: Shape, b: Shape) => a.length === b.length && a.every((n, axis) => n === b[axis]);
+
+/** Checks that an argument is a tensor of this shape and dtype. */
+export function expect(t: unknown, argument: string, shape: Shape, dtype: DType): asserts t is Tensor {
+  checkTensor(t, argument);
+  if (!sameShape(t.shape, shape)) throw shapeError(`${argument} has shape ${show(t.shape)}; it must be ${show(shape)}`);
+  if (t.dtype !== dtype) throw new FlashAttnError('ERR_DTYPE', `${argument} is ${t.dtype}; it must be ${dtype}`);
+}
+
+/** A tensor of rank 1 to 4, aligned at the right with [batch, heads, Nq, Nk], which it broadcasts to. */
+function stridedTerm(t: Tensor, argument: string, backend: Backend): Strided {
+  const { buffer, offset } = t.operand(argument, backend);
+  const strides: [number, number, number, number] = [0, 0, 0, 0];
+  const missing = 4 - t.shape.length;
+  for (let axis = 0; axis < t.shape.length; axis++) strides[axis + missing] = t.shape[axis] === 1 ? 0 : t.strides[axis];
+  return { buffer, offset, dtype: t.dtype, shape: [...new Array<number>(missing).fill(1), ...t.shape], strides };
+}
+
+function readExtras(options: AttentionOptions, backend: Backend): AttentionExtras {
+  const { alibi, relativeBias, sink } = options;
+  const term = additiveTerm(options);
+  return {
+    ...(term && { bias: stridedTerm(term.tensor, term.name, backend) }),
+    ...(alibi && 'shape' in alibi && { alibi: alibi.flat('alibi', backend) }),
+    ...(relativeBias && { relativeTable: relativeBias.table.flat('relativeBias.table', backend) }),
+    ...(sink && { sink: sink.flat('sink', backend) }),
+  };
+}
+
+/** What the caller gives to attention, checked. */
+export interface InputOperands {
+  readonly query: View;
+  readonly key: View;
+  readonly value: View;
+  readonly extras: AttentionExtras;
+}
+
+/** @throws ERR_DEVICE, ERR_DISPOSED or ERR_SHAPE when kernels cannot use the tensors */
+export function inputOperands(p: AttentionProblem, { q, k, v }: Inputs, options: AttentionOptions): InputOperands {
+  const { backend } = q;
+  return {
+    query: viewOf(q, p.layout, 'q', backend),
+    key: viewOf(k, p.layout, 'k', backend),
+    value: viewOf(v, p.layout, 'v', backend),
+    extras: readExtras(options, backend),
+  };
+}
+
+/** The operands of options alone. */
+export const optionOperands = readExtras;
+
+/** Tensors of one device by their names in messages. */
+export type NamedTensors = Readonly<Record<string, Tensor | undefined>>;
+
+interface MemoryRange {
+  readonly name: string;
+  readonly begin: number;
+  readonly end: number;
+}
+
+/** The bytes that a tensor lies in; also memory that two buffers share is found, for a device knows each by its address. */
+function rangeOf(name: string, t: Tensor): MemoryRange {
+  const { buffer, offset } = t.operand(name, t.backend);
+  const bytes = t.size === 0 ? 0 : t.byteLength / t.size;
+  const begin = buffer.address + offset * bytes;
+  return { name, begin, end: begin + elementSpan(t.shape, t.strides) * bytes };
+}
+
+/** Checks that no input lies in memory that is about to be written: kernels would read what they have just written. */
+export function checkDisjoint(inputs: NamedTensors, outputs: NamedTensors): void {
+  const ranges = (tensors: NamedTensors) =>
+    Object.entries(tensors).flatMap(([name, t]) => (t ? [rangeOf(name, t)] : []));
+  const written = ranges(outputs);
+  for (const read of ranges(inputs)) {
+    const clash = written.find(({ begin, end }) => read.begin < end && begin < read.end);
+    if (clash)
+      throw optionError(
+        `${read.name} overlaps ${clash.name} of the plan, which this call writes; it must lie in memory of its own`,
+      );
+  }
+}
