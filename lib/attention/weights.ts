@@ -1,7 +1,9 @@
 import type { DType } from '../base/dtype.js';
 import { optionError } from '../base/errors.js';
+import { tensor } from '../devices/create.js';
 import { type AttentionProblem, maxHeadDim } from '../kernels/attention.js';
-import { elementCount, isTensor, type Shape, type Tensor, tensor } from '../tensor/tensor.js';
+import { elementCount } from '../tensor/shape.js';
+import { isTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { attention, type Shape4 } from './attention.js';
 import { dimsOf, outShape } from './layout.js';
 import { checkInputs } from './operands.js';
