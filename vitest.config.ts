@@ -12,7 +12,8 @@ export default defineConfig({
     reporters: ['default', './test/support/closingLine.ts'],
     // Every core: vitest keeps one for itself, which needs it little.
     maxWorkers: availableParallelism(),
-    testTimeout: 120_000,
-    hookTimeout: 120_000,
+    // No test depends on speed, also not beside other work: this only ends one that hangs.
+    testTimeout: 900_000,
+    hookTimeout: 900_000,
   },
 });

@@ -16,8 +16,8 @@ namespace {
 
 constexpr int kCopyBytes = 16;
 
-void write_destination(const AsyncCopy& copy) {
-  uint8_t* to = shared_bytes(copy.to);
+void write_destination(const Thread& thread, const AsyncCopy& copy) {
+  uint8_t* to = shared_bytes(thread, copy.to);
   const size_t bytes = static_cast<size_t>(copy.bytes);
   std::memcpy(to, copy.from, bytes);
   std::memset(to + bytes, 0, kCopyBytes - bytes);
@@ -43,7 +43,7 @@ void copy_async(uint32_t to, const void* from, int bytes, Site site) {
   if (!check_shared(self, to, kCopyBytes, "cp_async16", site)) return;
   note_copy_issued(self, to, site);
   const AsyncCopy copy{to, bytes, from, site};
-  if (machine.config.eager_copies) write_destination(copy);
+  if (machine.config.eager_copies) write_destination(self, copy);
   self.copies.push(copy);
 }
 
@@ -53,14 +53,14 @@ void wait_copies(int pending) {
   Thread& self = *machine.current;
   const bool late = !machine.config.eager_copies;
   self.copies.land_groups(static_cast<size_t>(pending), [&](const AsyncCopy& copy) {
-    if (late) write_destination(copy);
+    if (late) write_destination(self, copy);
     note_copy_landed(self, copy.to);
   });
 }
 
 void finish_copies(Thread& thread) {
   if (thread.copies.in_flight() > 0) {
-    report_of(thread.index, thread.copies.oldest().site, "exit-with-copies-in-flight",
+    report_of(thread, thread.copies.oldest().site, "exit-with-copies-in-flight",
               [&] { return std::to_string(thread.copies.in_flight()) + " async copies were never waited for"; });
   }
   thread.copies.clear();

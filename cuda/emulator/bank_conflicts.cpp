@@ -98,8 +98,7 @@ void count_bank_conflicts(Warp& warp) {
   LaneAccesses all{};
   bool in_step = true;
   for (int lane = 0; lane < kWarpSize; ++lane) {
-    const int index = warp.index * kWarpSize + lane;
-    if (index < machine.threads) all.lanes[lane] = &machine.thread(index).accesses;
+    if (warp.lanes >> lane & 1) all.lanes[lane] = &warp.threads[lane].accesses;
     in_step = in_step && all.lanes[lane] && same_instructions(*all.lanes[0], *all.lanes[lane]);
   }
   if (in_step)
@@ -111,9 +110,9 @@ void count_bank_conflicts(Warp& warp) {
   warp.has_accesses = false;
 }
 
-void count_bank_conflicts() {
-  for (int w = 0; w * kWarpSize < machine.threads; ++w)
-    if (machine.warps[w].has_accesses) count_bank_conflicts(machine.warps[w]);
+void count_bank_conflicts(Block& block) {
+  for (int w = 0; w < machine.warps; ++w)
+    if (block.warps[w].has_accesses) count_bank_conflicts(block.warps[w]);
 }
 
 void count_ldmatrix_conflicts(const uint32_t (&rows)[kWarpSize], Site site) {

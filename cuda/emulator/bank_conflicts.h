@@ -10,7 +10,7 @@ void note_bank_access(Thread&, uint32_t address, int bytes, Site);
 
 /** Counts what has been kept, of one warp or of all. */
 void count_bank_conflicts(Warp&);
-void count_bank_conflicts();
+void count_bank_conflicts(Block&);
 
 void count_ldmatrix_conflicts(const uint32_t (&rows)[kWarpSize], Site);
 

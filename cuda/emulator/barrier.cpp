@@ -1,7 +1,8 @@
-// Barriers of the block and of a warp: the only instructions that order shared memory between threads.
+// Barriers of the block and of a warp: the only instructions that order memory between threads of a block.
 #include <string>
 
 #include "bank_conflicts.h"
+#include "block_order.h"
 #include "machine.h"
 #include "report.h"
 #include "schedule.h"
@@ -10,7 +11,8 @@
 namespace emulator {
 
 void sync_threads(Site site) {
-  Barrier& barrier = machine.barrier;
+  Block& block = *machine.current->warp->block;
+  Barrier& barrier = block.barrier;
   if (barrier.arrived == 0) {
     barrier.site = site;
   } else if (!same_place(barrier.site, site)) {
@@ -23,14 +25,18 @@ void sync_threads(Site site) {
   }
   barrier.arrived = 0;
   ++machine.statistics.barriers;
-  machine.block_synced = ++machine.clock;
-  count_bank_conflicts();
-  wake_all_others();
+  block.synced = ++machine.clock;
+  if (block.has_news) share_news(block);
+  count_bank_conflicts(block);
+  wake_all_others(block);
 }
 
 void sync_warp(Site site) {
   meet(
-      "sync_warp", site, [](Exchange&, int) {}, [](Exchange&, Warp& warp) { warp.synced = ++machine.clock; });
+      "sync_warp", site, [](Exchange&, int) {}, [](Exchange&, Warp& warp) {
+        warp.synced = ++machine.clock;
+        if (warp.has_news) share_news(warp);
+      });
 }
 
 }  // namespace emulator

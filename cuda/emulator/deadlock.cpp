@@ -52,11 +52,11 @@ std::string describe(const Group& group) {
 
 }  // namespace
 
-void report_deadlock() {
+void report_deadlock(const Block& block) {
   std::vector<Group> groups;
   std::vector<int> finished;
   for (int i = 0; i < machine.threads; ++i) {
-    const Thread& thread = machine.thread(i);
+    const Thread& thread = block.threads[i];
     if (thread.done) {
       finished.push_back(i);
       continue;
@@ -70,7 +70,8 @@ void report_deadlock() {
   std::string text;
   for (const Group& group : groups) text += (text.empty() ? "" : "; ") + describe(group);
   if (!finished.empty()) text += "; " + ranges(finished) + " finished";
-  report_of(kNoThread, groups.front().first->site, "deadlock", [&] { return text; });
+  const Site site = groups.front().first->site;
+  if (is_news(site, "deadlock")) add_report(block, kNoThread, place_of(site), "deadlock", text);
 }
 
 }  // namespace emulator

@@ -2,7 +2,9 @@
 
 namespace emulator {
 
-/** Reports who waits for what, when no thread of the block can run. */
-void report_deadlock();
+struct Block;
+
+/** Reports who waits for what in a block, when no thread can run. */
+void report_deadlock(const Block&);
 
 }  // namespace emulator

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -17,6 +18,8 @@ namespace {
 
 constexpr int kPoison = 0xff;  // a NaN in every format
 constexpr size_t kPage = 4096;
+constexpr size_t kQuarantine = 16 << 20;  // bytes freed before the first of them is handed out again
+constexpr size_t kKept = 1 << 20;         // bytes of an allocation whose pages are not worth giving back
 
 /** Zeros that cost memory only where they are touched. */
 void* reserve(size_t bytes) {
@@ -50,15 +53,13 @@ DeviceMemory::DeviceMemory(size_t capacity)
 }
 
 bool DeviceMemory::take_range(size_t bytes, size_t& offset) {
-  auto it = free_.lower_bound(cursor_);
-  for (size_t tried = 0; tried < free_.size(); ++tried, ++it) {
-    if (it == free_.end()) it = free_.begin();
+  // The lowest that fits: pages that have been in use cost no fault.
+  for (auto it = free_.begin(); it != free_.end(); ++it) {
     if (it->second < bytes) continue;
     offset = it->first;
     const size_t left = it->second - bytes;
     free_.erase(it);
     if (left) free_[offset + bytes] = left;
-    cursor_ = offset + bytes;
     return true;
   }
   return false;
@@ -120,7 +121,7 @@ bool DeviceMemory::release(void* data) {
   used_ -= bytes;
   freed_.push_back(units_[offset_of(data) / kUnit]);
   freed_bytes_ += bytes;
-  while (freed_bytes_ > capacity_ / 4) reuse_oldest();
+  while (freed_bytes_ > std::min(kQuarantine, capacity_ / 4)) reuse_oldest();
   return true;
 }
 
@@ -133,8 +134,10 @@ void DeviceMemory::reuse_oldest() {
   freed_bytes_ -= bytes;
   unused_numbers_.push_back(number);
   set_units(offset, bytes, 0);
-  drop_pages(allocation->begin, bytes);
-  drop_pages(shadow(allocation->begin), bytes / kGranule * sizeof(StoreRecord));
+  if (bytes > kKept) {
+    drop_pages(allocation->begin, bytes);
+    drop_pages(shadow(allocation->begin), bytes / kGranule * sizeof(StoreRecord));
+  }
   give_range(offset, round_up(bytes, kUnit) + kGap);
 }
 

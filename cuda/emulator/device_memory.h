@@ -71,7 +71,6 @@ class DeviceMemory {
   std::vector<std::unique_ptr<Allocation>> records_;
   std::vector<uint32_t> unused_numbers_;
   std::map<size_t, size_t> free_;  // bytes by offset
-  size_t cursor_ = 0;              // where the search for a free range begins
   std::deque<uint32_t> freed_;     // not to be handed out yet, oldest first
   size_t freed_bytes_ = 0;
 };

@@ -26,7 +26,7 @@ bool in_kernel(const void* frame) {
 
 void report_plain(const void* pc, const char* kind, const std::string& message) {
   count_report();
-  add_report(machine.current->index, place_of_code(pc), kind, message);
+  add_report(*machine.current->warp->block, machine.current->index, place_of_code(pc), kind, message);
 }
 
 enum class Access { Load, Store };
@@ -45,9 +45,13 @@ void check_access(Access access, const void* p, size_t bytes, const void* pc) {
     report_plain(pc, "use-after-free", where());
   } else {
     if (machine.config.plain_accesses == PlainAccesses::Forbid) report_plain(pc, "unwrapped-access", where());
-    const std::string race =
-        access == Access::Load ? race_of_load(*allocation, p, bytes) : race_of_store(*allocation, p, bytes, Site());
-    if (!race.empty()) report_plain(pc, "global-race", what + " of " + race);
+    const auto report_race = [&](const auto& race) {
+      if (race) report_plain(pc, "global-race", what + " of " + describe_race(*race, p));
+    };
+    if (access == Access::Load)
+      report_race(race_of_load(*allocation, p, bytes));
+    else
+      report_race(race_of_store(*allocation, p, bytes, Site()));
   }
 }
 

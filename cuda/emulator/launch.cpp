@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <iterator>
 
 #include "async_copy.h"
 #include "bank_conflicts.h"
+#include "block_order.h"
+#include "deadlock.h"
 #include "emulator.h"
-#include "global_memory.h"
 #include "launch_lock.h"
 #include "machine.h"
 #include "properties.h"
@@ -26,75 +28,100 @@ cudaError_t check(const Launch& launch) {
   return cudaSuccess;
 }
 
-void make_threads(int count) {
-  if (!machine.pool) machine.pool = new Thread[kMaxThreads];
-  for (; machine.fibers < count; ++machine.fibers) {
-    const int index = machine.fibers;
-    Thread& thread = machine.thread(index);
+void make_threads(Block& block, int place) {
+  block.place = place;
+  if (!block.threads) block.threads = new Thread[kMaxThreads];
+  for (; block.fibers < machine.threads; ++block.fibers) {
+    const int index = block.fibers;
+    Thread& thread = block.threads[index];
     thread.context = make_fiber(index);
     thread.index = index;
     thread.lane = index % kWarpSize;
-    thread.warp = &machine.warps[index / kWarpSize];
+    thread.warp = &block.warps[index / kWarpSize];
   }
 }
 
-void begin_warps() {
-  for (int w = 0; w < kMaxWarps; ++w) {
-    Warp& warp = machine.warps[w];
+void begin_warps(Block& block) {
+  for (int w = 0; w < machine.warps; ++w) {
+    Warp& warp = block.warps[w];
     const int lanes = std::clamp(machine.threads - w * kWarpSize, 0, kWarpSize);
+    warp.block = &block;
+    warp.threads = block.threads + w * kWarpSize;
     warp.index = w;
+    warp.bit = uint64_t{1} << (w * kPlaces + block.place);
     warp.lanes = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
     warp.ready = 0;
     warp.synced = machine.clock;
+    warp.known.clear();
+    warp.has_news = false;
     for (Exchange& exchange : warp.exchanges) exchange.arrived = 0;
   }
 }
 
-void begin_block(const Launch& launch, dim3 block, uint64_t number) {
-  machine.block = block;
-  machine.block_number = number;
-  machine.threads = launch.threads;
-  machine.block_start = machine.block_synced = ++machine.clock;
-  machine.barrier.arrived = 0;
-  machine.ready_warps = 0;
-  machine.random = (static_cast<uint64_t>(machine.config.schedule) << 32 | (number + 1)) * 0x9e3779b97f4a7c15ull;
-  begin_warps();
-  begin_block_order();
-  begin_shared_memory(launch.shared_bytes);
-  for (int i = 0; i < launch.threads; ++i) {
-    Thread& thread = machine.thread(i);
-    thread.done = thread.fenced = false;
+void begin_block(Block& block, uint64_t number) {
+  const dim3 grid = machine.launch->grid;
+  const auto x = static_cast<unsigned>(number % grid.x), rows = static_cast<unsigned>(number / grid.x);
+  block.active = true;
+  block.index = dim3(x, rows % grid.y, rows / grid.y);
+  block.number = number;
+  block.start = block.synced = ++machine.clock;
+  block.barrier.arrived = 0;
+  block.known.clear();
+  block.has_news = false;
+  begin_warps(block);
+  begin_block_order(block);
+  begin_shared_memory(block, machine.launch->shared_bytes);
+  for (int i = 0; i < machine.threads; ++i) {
+    Thread& thread = block.threads[i];
+    thread.done = false;
+    thread.known.clear();
+    thread.seen.clear();
+    thread.fenced.clear();
     thread.waits_in = nullptr;
     thread.flag = nullptr;
   }
+  start_threads(block);
 }
 
-void finish_block() {
-  bool complete = true;
-  for (int i = 0; i < machine.threads; ++i) complete = complete && machine.thread(i).done;
+void end_block(Block& block) {
   for (int i = 0; i < machine.threads; ++i) {
-    Thread& thread = machine.thread(i);
-    if (complete) finish_copies(thread);
+    Thread& thread = block.threads[i];
+    if (block.running == 0) finish_copies(thread);
     thread.copies.clear();
   }
-  count_bank_conflicts();
+  count_bank_conflicts(block);
+  block.active = false;
   ++machine.statistics.blocks;
+}
+
+void end_blocks_in_deadlock() {
+  for (Block& block : machine.blocks) {
+    if (!block.active) continue;
+    report_deadlock(block);
+    end_block(block);
+  }
+  begin_schedule();
 }
 
 void run_grid(const Launch& launch) {
   machine.launch = &launch;
   machine.config = config();
+  machine.threads = launch.threads;
+  machine.warps = (launch.threads + kWarpSize - 1) / kWarpSize;
   machine.launch_start = ++machine.clock;
-  make_threads(launch.threads);
-  begin_global_memory();
-  uint64_t number = 0;
-  for (unsigned z = 0; z < launch.grid.z; ++z)
-    for (unsigned y = 0; y < launch.grid.y; ++y)
-      for (unsigned x = 0; x < launch.grid.x; ++x) {
-        begin_block(launch, dim3(x, y, z), number++);
-        run_threads();
-        finish_block();
-      }
+  for (int place = 0; place < kPlaces; ++place) make_threads(machine.blocks[place], place);
+  begin_schedule();
+  begin_launch_order();
+  const uint64_t count = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+  for (uint64_t begun = 0, ended = 0; ended < count;) {
+    for (Block& block : machine.blocks)
+      if (!block.active && begun < count) begin_block(block, block_in_order(begun++, count));
+    if (!run_threads()) end_blocks_in_deadlock();
+    for (Block& block : machine.blocks)
+      if (block.active && block.running == 0) end_block(block);
+    ended = begun - static_cast<uint64_t>(std::count_if(std::begin(machine.blocks), std::end(machine.blocks),
+                                                        [](const Block& block) { return block.active; }));
+  }
   machine.launch = nullptr;
 }
 
@@ -112,7 +139,7 @@ cudaError_t launch(const Launch& launch) {
 }
 
 int thread_index() { return machine.current->index; }
-dim3 block_index() { return machine.block; }
+dim3 block_index() { return machine.current->warp->block->index; }
 dim3 grid_size() { return machine.launch->grid; }
 
 }  // namespace emulator

@@ -21,8 +21,8 @@ struct Reports {
 
 Reports& all = *new Reports;  // other threads may outlive main
 
-std::string circumstances(int thread) {
-  const dim3 b = machine.block;
+std::string circumstances(const Block& block, int thread) {
+  const dim3 b = block.index;
   std::string text = std::string(machine.launch->name) + ", block (" + std::to_string(b.x) + ", " +
                      std::to_string(b.y) + ", " + std::to_string(b.z) + ")";
   if (thread != kNoThread) text += ", thread " + std::to_string(thread);
@@ -45,11 +45,11 @@ bool is_news(Site site, const char* kind) {
   return all.sites.emplace(kind, site.file_name(), site.line()).second;
 }
 
-void add_report(int thread, const std::string& place, const char* kind, const std::string& message) {
+void add_report(const Block& block, int thread, const std::string& place, const char* kind, const std::string& message) {
   const std::lock_guard lock(all.mutex);
   if (static_cast<int>(all.lines.size()) >= config().max_reports) return;
   if (!all.seen.insert(std::string(kind) + " " + place).second) return;
-  all.lines.push_back(place + ": " + kind + ": " + message + circumstances(thread));
+  all.lines.push_back(place + ": " + kind + ": " + message + circumstances(block, thread));
 }
 
 uint64_t report_count() {

@@ -16,18 +16,18 @@ std::string shorten(const std::string& path);
 bool is_news(Site, const char* kind);
 
 inline constexpr int kNoThread = -1;
-void add_report(int thread, const std::string& place, const char* kind, const std::string& message);
+void add_report(const Block&, int thread, const std::string& place, const char* kind, const std::string& message);
 
 /** `message()` gives the words. */
 template <class Message>
-void report_of(int thread, Site site, const char* kind, Message message) {
-  if (is_news(site, kind)) add_report(thread, place_of(site), kind, message());
+void report_of(const Thread& thread, Site site, const char* kind, Message message) {
+  if (is_news(site, kind)) add_report(*thread.warp->block, thread.index, place_of(site), kind, message());
 }
 
 /** Of the running thread. */
 template <class Message>
 void report(Site site, const char* kind, Message message) {
-  report_of(machine.current->index, site, kind, message);
+  report_of(*machine.current, site, kind, message);
 }
 
 /** How often anything was reported, repeated and dropped reports included. */

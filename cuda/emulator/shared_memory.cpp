@@ -1,6 +1,8 @@
 #include "shared_memory.h"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -11,17 +13,14 @@
 
 namespace emulator {
 
-namespace {
-
-constexpr int kPoison = 0xff;
-constexpr uint32_t kMaxShared = 256 << 10, kMargin = 64 << 10;
-constexpr uint32_t kLine = 16, kGranule = 2, kGranules = kLine / kGranule;
-
 /** What is known about some bytes: the last write, and the reads since then. */
 struct Cell {
   Stamp write, read;
   Site write_site, read_site;
 };
+
+inline constexpr uint32_t kMaxShared = 256 << 10, kMargin = 64 << 10;
+inline constexpr uint32_t kLine = 16, kGranule = 2, kGranules = kLine / kGranule;
 
 // Most accesses cover a line of 16 bytes (copies, ldmatrix): a line has one cell until a smaller access splits it into
 // eight, and again after it has been written as a whole.
@@ -33,7 +32,11 @@ struct SharedMemory {
   int size = 0;
 };
 
-SharedMemory& shared = *new SharedMemory;
+namespace {
+
+constexpr int kPoison = 0xff;
+
+SharedMemory& shared_of(const Thread& thread) { return *thread.warp->block->shared; }
 
 struct Access {
   const Thread& thread;
@@ -48,21 +51,21 @@ std::string who(Stamp stamp) {
 }
 
 void report_race(const Access& a, const char* other, Stamp stamp, Site site) {
-  report_of(a.thread.index, a.site, "race", [=] {
+  report_of(a.thread, a.site, "race", [=] {
     return std::string(a.what) + " is not ordered after the " + other + " by " + who(stamp) + " at " + place_of(site);
   });
 }
 
 void report_in_flight(const Access& a, const char* kind, const char* does, const Cell& cell) {
-  report_of(a.thread.index, a.site, kind, [&] {
+  report_of(a.thread, a.site, kind, [&] {
     return std::string(a.what) + does + "the async copy that thread " + std::to_string(cell.write.thread()) +
            " issued at " + place_of(cell.write_site) + " and has not waited for";
   });
 }
 
 void check_read(const Cell& cell, const Access& a) {
-  if (cell.write.before(machine.block_start))
-    report_of(a.thread.index, a.site, "uninitialised-shared",
+  if (cell.write.before(a.thread.warp->block->start))
+    report_of(a.thread, a.site, "uninitialised-shared",
               [=] { return std::string(a.what) + " of bytes that nobody has written"; });
   else if (cell.write.has(Stamp::kInFlight))
     report_in_flight(a, "read-of-copy-in-flight", " reads what is still being written by ", cell);
@@ -84,7 +87,7 @@ void read_cell(Cell& cell, const Access& a) {
 }
 
 void write_cell(Cell& cell, const Access& a, uint64_t flags) {
-  if (!cell.write.before(machine.block_start)) {
+  if (!cell.write.before(a.thread.warp->block->start)) {
     if (cell.write.has(Stamp::kInFlight))
       report_in_flight(a, "write-over-copy-in-flight", " overwrites ", cell);
     else if (!cell.write.ordered_before(a.thread))
@@ -123,23 +126,24 @@ void write_line(SharedMemory& memory, uint32_t offset, const Access& a, uint64_t
 
 }  // namespace
 
-void begin_shared_memory(int bytes) {
-  SharedMemory& memory = shared;
+void begin_shared_memory(Block& block, int bytes) {
+  if (!block.shared) block.shared = new SharedMemory;
+  SharedMemory& memory = *block.shared;
   memory.size = bytes;
   std::memset(memory.arena.data() + kMargin, kPoison, static_cast<size_t>(bytes));
 }
 
 bool check_shared(const Thread& thread, uint32_t address, int bytes, const char* what, Site site) {
   const int64_t offset = static_cast<int64_t>(address) - kSharedBase;
-  if (offset < 0 || offset + bytes > shared.size) {
-    report_of(thread.index, site, "shared-out-of-bounds", [=] {
+  if (offset < 0 || offset + bytes > shared_of(thread).size) {
+    report_of(thread, site, "shared-out-of-bounds", [=, &thread] {
       return std::string(what) + " of " + std::to_string(bytes) + " bytes at offset " + std::to_string(offset) +
-             " of " + std::to_string(shared.size);
+             " of " + std::to_string(shared_of(thread).size);
     });
     return false;
   }
   if (address % static_cast<uint32_t>(bytes) != 0) {
-    report_of(thread.index, site, "shared-misaligned", [=] {
+    report_of(thread, site, "shared-misaligned", [=] {
       return std::string(what) + " at offset " + std::to_string(offset) + " is not aligned to " +
              std::to_string(bytes) + " bytes";
     });
@@ -148,16 +152,21 @@ bool check_shared(const Thread& thread, uint32_t address, int bytes, const char*
   return true;
 }
 
-uint8_t* shared_bytes(uint32_t address) { return shared.arena.data() + kMargin + (address - kSharedBase); }
+uint8_t* shared_bytes(const Thread& thread, uint32_t address) {
+  return shared_of(thread).arena.data() + kMargin + (address - kSharedBase);
+}
 
 bool in_shared_arena(const void* p) {
-  const std::vector<uint8_t>& arena = shared.arena;
-  return p >= arena.data() && p < arena.data() + arena.size();
+  return std::any_of(std::begin(machine.blocks), std::end(machine.blocks), [p](const Block& block) {
+    if (!block.shared) return false;
+    const std::vector<uint8_t>& arena = block.shared->arena;
+    return p >= arena.data() && p < arena.data() + arena.size();
+  });
 }
 
 void note_shared_read(const Thread& thread, uint32_t address, int bytes, const char* what, Site site) {
   if (!machine.config.races) return;
-  SharedMemory& memory = shared;
+  SharedMemory& memory = shared_of(thread);
   const uint32_t offset = address - kSharedBase;
   const Access access{thread, what, site};
   if (bytes == kLine && !memory.is_split[offset / kLine])
@@ -168,7 +177,7 @@ void note_shared_read(const Thread& thread, uint32_t address, int bytes, const c
 
 void note_shared_write(const Thread& thread, uint32_t address, int bytes, const char* what, Site site) {
   if (!machine.config.races) return;
-  SharedMemory& memory = shared;
+  SharedMemory& memory = shared_of(thread);
   const uint32_t offset = address - kSharedBase;
   const Access access{thread, what, site};
   if (bytes == kLine)
@@ -178,12 +187,12 @@ void note_shared_write(const Thread& thread, uint32_t address, int bytes, const 
 }
 
 void note_copy_issued(const Thread& thread, uint32_t address, Site site) {
-  if (machine.config.races) write_line(shared, address - kSharedBase, {thread, "cp_async16", site}, Stamp::kInFlight);
+  if (machine.config.races) write_line(shared_of(thread), address - kSharedBase, {thread, "cp_async16", site}, Stamp::kInFlight);
 }
 
 void note_copy_landed(const Thread& thread, uint32_t address) {
   if (!machine.config.races) return;
-  SharedMemory& memory = shared;
+  SharedMemory& memory = shared_of(thread);
   const uint32_t line = (address - kSharedBase) / kLine;
   const auto land = [&](Cell& cell) {
     if (cell.write.has(Stamp::kInFlight) && cell.write.thread() == thread.index) cell.write = Stamp::of(thread);
@@ -202,7 +211,7 @@ void load_shared(uint32_t from, void* value, int bytes, Site site) {
   }
   note_shared_read(self, from, bytes, "load_shared", site);
   note_bank_access(self, from, bytes, site);
-  std::memcpy(value, shared_bytes(from), static_cast<size_t>(bytes));
+  std::memcpy(value, shared_bytes(self, from), static_cast<size_t>(bytes));
 }
 
 void store_shared(uint32_t to, const void* value, int bytes, Site site) {
@@ -210,7 +219,7 @@ void store_shared(uint32_t to, const void* value, int bytes, Site site) {
   if (!check_shared(self, to, bytes, "store_shared", site)) return;
   note_shared_write(self, to, bytes, "store_shared", site);
   note_bank_access(self, to, bytes, site);
-  std::memcpy(shared_bytes(to), value, static_cast<size_t>(bytes));
+  std::memcpy(shared_bytes(self, to), value, static_cast<size_t>(bytes));
 }
 
 }  // namespace emulator

@@ -1,4 +1,4 @@
-// The shared memory of the running block, and a shadow that knows who accessed each piece of it last.
+// The shared memory of a block, and a shadow that knows who accessed each piece of it last.
 #pragma once
 #include <cstdint>
 
@@ -6,14 +6,14 @@
 
 namespace emulator {
 
-/** Makes `bytes` of shared memory, with unspecified contents. */
-void begin_shared_memory(int bytes);
+/** Makes `bytes` of shared memory for a block, with unspecified contents. */
+void begin_shared_memory(Block&, int bytes);
 
 /** Whether an access is within shared memory and aligned to its size; reports why not. */
 bool check_shared(const Thread&, uint32_t address, int bytes, const char* what, Site);
 
 /** The bytes behind a checked address. */
-uint8_t* shared_bytes(uint32_t address);
+uint8_t* shared_bytes(const Thread&, uint32_t address);
 /** Whether a host address lies in the arena that stands for shared memory. */
 bool in_shared_arena(const void* p);
 

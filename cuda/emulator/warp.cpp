@@ -16,12 +16,12 @@ constexpr int kMatrices = 4, kMatrixRows = 8, kRowBytes = 16;
 /** The rows that the lanes named, one matrix of 8 x 8 elements after the other: already the fragments' layout. */
 void read_matrices(Exchange& exchange, const Warp& warp, Site site) {
   for (int lane = 0; lane < kWarpSize; ++lane) {
-    const Thread& thread = machine.thread(warp.index * kWarpSize + lane);
+    const Thread& thread = warp.threads[lane];
     const uint32_t row = exchange.in[0][lane];
     uint32_t* to = &exchange.out[lane / kMatrixRows][lane % kMatrixRows * (kRowBytes / 4)];
     if (check_shared(thread, row, kRowBytes, "ldmatrix", site)) {
       note_shared_read(thread, row, kRowBytes, "ldmatrix", site);
-      std::memcpy(to, shared_bytes(row), kRowBytes);
+      std::memcpy(to, shared_bytes(thread, row), kRowBytes);
     } else {
       std::memset(to, 0xff, kRowBytes);
     }

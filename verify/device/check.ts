@@ -30,12 +30,18 @@ export const FIRST_SCHEDULE: Schedule = { schedule: 0, eagerCopies: false, cutSu
  * Lowest thread first, highest first, and at random. Late copies show missing waits, early ones inputs overwritten too
  * soon; sums that are cut, what tensor cores may do to results.
  */
-export const schedulesOf = (seed: number): readonly Schedule[] => [
+export const schedulesOf = (seed: number): readonly [Schedule, Schedule, Schedule, Schedule] => [
   FIRST_SCHEDULE,
+  { schedule: 2 + seed, eagerCopies: true, cutSums: true },
   { schedule: 1, eagerCopies: false, cutSums: true },
   { schedule: 2 + seed, eagerCopies: false, cutSums: false },
-  { schedule: seed % 2, eagerCopies: true, cutSums: true },
 ];
+
+/** Two of them, in turn: a kernel, which cases of many seeds run, goes through all. */
+function twoSchedulesOf(seed: number): readonly Schedule[] {
+  const schedules = schedulesOf(seed);
+  return seed % 4 < 2 ? schedules.slice(0, 2) : schedules.slice(2);
+}
 
 export interface Check {
   readonly name: string;
@@ -80,7 +86,7 @@ export function caseCheck(name: string, c: Case): Check {
   };
 }
 
-/** The same, on an emulated device in several schedules. */
+/** The same, on an emulated device in two schedules. */
 export function scheduledCheck(name: string, c: Case, { emulator }: Settings): Check {
   return {
     name,
@@ -88,7 +94,7 @@ export function scheduledCheck(name: string, c: Case, { emulator }: Settings): C
       const instance = instantiate(c);
       const judge = new Judge(instance, c.dtype);
       const run = () => judge.failures(runLibrary(instance, runOptionsOf(c, device))).join('; ');
-      for (const schedule of emulator ? schedulesOf(c.seed) : [undefined]) {
+      for (const schedule of emulator ? twoSchedulesOf(c.seed) : [undefined]) {
         if (schedule) emulator?.configure(schedule);
         const failure = attempt(run);
         if (failure) throw new CheckFailure(schedule ? `${failure} (${JSON.stringify(schedule)})` : failure, c);

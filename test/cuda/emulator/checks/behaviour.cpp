@@ -1,4 +1,5 @@
 // What kernels compute: positions, exchanges between lanes, late and eager copies, poisoned memory, schedules, sums.
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -125,6 +126,38 @@ void check_schedules() {
   EXPECT(arrival_order(2) != arrival_order(3) && arrival_order(3) != arrival_order(4));
 }
 
+constexpr int kRounds = 6;
+
+/** Which block comes to a counter, once a round. out [1 + blocks * kRounds] */
+FLASHATTN_KERNEL(kThreads) rounds(const Memory m) {
+  for (int round = 0; round < kRounds; ++round) {
+    ptx::sync_threads();
+    if (ptx::thread() == 40) ptx::store_global(m.out + 1 + ptx::fetch_add(m.out, 1), static_cast<int>(ptx::block().x));
+  }
+}
+
+std::vector<int> block_order(int schedule, unsigned blocks) {
+  emulator::config().schedule = schedule;
+  const Buffers buffers(1 + blocks * kRounds);
+  ptx::launch(rounds, "rounds", dim3(blocks), kThreads, 0, nullptr, buffers.memory());
+  emulator::config().schedule = 0;
+  return {buffers.out.begin() + 1, buffers.out.end()};
+}
+
+/** Two blocks run in turn, and nothing says which begin first. */
+void check_blocks() {
+  constexpr int kBlocks = 7;
+  for (int schedule = 0; schedule < 8; ++schedule) {
+    const std::vector<int> order = block_order(schedule, kBlocks);
+    for (int block = 0; block < kBlocks; ++block) EXPECT(std::count(order.begin(), order.end(), block) == kRounds);
+    const auto other = std::find_if(order.begin(), order.end(), [&](int block) { return block != order[0]; });
+    EXPECT(std::find(other, order.end(), order[0]) != order.end());
+    EXPECT(schedule != 0 || order[0] <= 1);
+    EXPECT(schedule != 1 || order[0] >= kBlocks - 2);
+  }
+  EXPECT(block_order(2, kBlocks) == block_order(2, kBlocks) && block_order(2, kBlocks) != block_order(3, kBlocks));
+}
+
 /** Launches from several host threads run one after the other. */
 void check_host_threads() {
   const auto work = [] {
@@ -233,6 +266,19 @@ void check_adds() {
   }
 }
 
+/** A block must not wait for one that may not have begun: without tickets, for any. */
+void check_waits_for_blocks() {
+  emulator::Buffer<int32_t> flag(1);
+  emulator::Buffer<float> sum(1);
+  emulator::config().schedule = 1;
+  flag[0] = 0, sum[0] = 0;
+  ptx::launch(add_up, "add_up", dim3(4), kThreads, 0, nullptr, Turns{flag.data(), sum.data(), true});
+  emulator::config().schedule = 0;
+  EXPECT(emulator::reports().size() == 1 && emulator::reports()[0].find("deadlock") != std::string::npos);
+  emulator::clear_reports();
+  cudaGetLastError();
+}
+
 }  // namespace
 
 int main() {
@@ -247,7 +293,9 @@ int main() {
   check_schedules();
   check_host_threads();
   check_statistics();
+  check_blocks();
   check_adds();
+  check_waits_for_blocks();
   check_sums();
   return finish();
 }

@@ -125,14 +125,71 @@ FLASHATTN_KERNEL(kThreads) blocks_read(const Memory m) {
   ptx::store_global(m.data + element(), 1.0f);
 }
 
+/** A number of this block, known to all lanes: the blocks with smaller ones have begun. */
+FLASHATTN_DEVICE int take_ticket(const Memory& m) {
+  const int ticket = ptx::thread() == 0 ? ptx::fetch_add(m.flag + 1, 1) : 0;
+  return ptx::shuffle(ticket, 0);
+}
+
+FLASHATTN_DEVICE void increase(float* mine) { ptx::store_global(mine, ptx::load_global(mine) + 1); }
+
 /** Blocks take turns at the same elements. */
 FLASHATTN_KERNEL(kThreads) turns(const Memory m) {
-  if (ptx::thread() == 0) ptx::wait_for(m.flag, block());
+  const int ticket = take_ticket(m);
+  if (ptx::thread() == 0) ptx::wait_for(m.flag, ticket);
+  ptx::sync_threads();
+  increase(m.data + ptx::thread());
+  ptx::sync_threads();
+  if (ptx::thread() == 0) ptx::signal(m.flag, ticket + 1);
+}
+
+/** A warp needs no more than its own barrier. */
+FLASHATTN_KERNEL(kThreads) turns_of_a_warp(const Memory m) {
+  const int ticket = take_ticket(m);
+  if (ptx::thread() == 5) ptx::wait_for(m.flag, ticket);
+  ptx::sync_warp();
+  increase(m.data + ptx::thread());
+  ptx::sync_warp();
+  if (ptx::thread() == 7) ptx::signal(m.flag, ticket + 1);
+}
+
+/** A thread needs no barrier at all. */
+FLASHATTN_KERNEL(kThreads) turns_of_a_thread(const Memory m) {
+  if (ptx::thread() != 3) return;
+  const int ticket = ptx::fetch_add(m.flag + 1, 1);
+  ptx::wait_for(m.flag, ticket);
+  increase(m.data);
+  ptx::signal(m.flag, ticket + 1);
+}
+
+/** What the other threads do may come after the signal. */
+FLASHATTN_KERNEL(kThreads) signal_without_barrier(const Memory m) {
+  const int ticket = take_ticket(m);
+  if (ptx::thread() == 0) ptx::wait_for(m.flag, ticket);
   ptx::sync_threads();
   float* mine = m.data + ptx::thread();
-  ptx::store_global(mine, ptx::load_global(mine) + 1);
+  ptx::store_global(mine, ptx::load_global(mine) + 1);  // reported: global-race in signal_without_barrier
+  if (ptx::thread() == 0) ptx::signal(m.flag, ticket + 1);
+}
+
+/** The other threads do not wait. */
+FLASHATTN_KERNEL(kThreads) wait_without_barrier(const Memory m) {
+  const int ticket = take_ticket(m);
+  if (ptx::thread() == 0) ptx::wait_for(m.flag, ticket);
+  float* mine = m.data + ptx::thread();
+  ptx::store_global(mine, ptx::load_global(mine) + 1);  // reported: global-race in wait_without_barrier
   ptx::sync_threads();
-  if (ptx::thread() == 0) ptx::signal(m.flag, block() + 1);
+  if (ptx::thread() == 0) ptx::signal(m.flag, ticket + 1);
+}
+
+/** What follows the signal is not covered by it. */
+FLASHATTN_KERNEL(kThreads) signal_too_early(const Memory m) {
+  const int ticket = take_ticket(m);
+  if (ptx::thread() == 0) {
+    ptx::wait_for(m.flag, ticket);
+    ptx::signal(m.flag, ticket + 1);
+    ptx::store_global(m.data, 1.0f);  // reported: global-race in signal_too_early
+  }
 }
 
 /** Nobody says that the block before has finished: its number is taken from another flag. */
@@ -143,21 +200,52 @@ FLASHATTN_KERNEL(kThreads) wrong_turns(const Memory m) {
   if (ptx::thread() == 0) ptx::signal(m.flag + block(), 1);
 }
 
-template <bool fenced>
-FLASHATTN_DEVICE void last_block_sums(const Memory& m) {
+/** Two blocks may take the same number. */
+FLASHATTN_KERNEL(kThreads) torn_ticket(const Memory m) {
+  if (ptx::thread() != 0) return;
+  ptx::store_global(m.flag, ptx::load_global(m.flag) + 1);  // reported: global-race in torn_ticket
+}
+
+enum class Fence { None, BeforeBarrier, AfterBarrier };
+
+/** What each block stored is read by the one that comes last to a counter. */
+FLASHATTN_DEVICE bool is_last(const Memory& m, Fence first, bool second) {
   ptx::store_global(m.data + element(), 1.0f);
-  if (fenced) ptx::fence();
+  if (first == Fence::BeforeBarrier) ptx::fence();
   ptx::sync_threads();
   int before = 0;
-  if (ptx::thread() == 0) before = ptx::fetch_add(m.flag, 1);
-  before = ptx::shuffle(before, 0);
-  if (before != kBlocks - 1) return;
+  if (ptx::thread() == 0) {
+    if (first == Fence::AfterBarrier) ptx::fence();
+    before = ptx::fetch_add(m.flag, 1);
+    if (second) ptx::fence();
+  }
+  ptx::sync_threads();
+  return ptx::shuffle(before, 0) == kBlocks - 1;
+}
+
+FLASHATTN_KERNEL(kThreads) counter(const Memory m) {
+  if (!is_last(m, Fence::AfterBarrier, true)) return;
+  for (int b = 0; b < kBlocks; ++b) ptx::load_global(m.data + b * kThreads + ptx::thread());
+}
+
+FLASHATTN_KERNEL(kThreads) counter_without_fence(const Memory m) {
+  if (!is_last(m, Fence::None, true)) return;
   for (int b = 0; b < kBlocks; ++b)
     ptx::load_global(m.data + b * kThreads + ptx::thread());  // reported: global-race in counter_without_fence
 }
 
-FLASHATTN_KERNEL(kThreads) counter(const Memory m) { last_block_sums<true>(m); }
-FLASHATTN_KERNEL(kThreads) counter_without_fence(const Memory m) { last_block_sums<false>(m); }
+/** A fence is of what its thread knows by then. */
+FLASHATTN_KERNEL(kThreads) counter_after_early_fence(const Memory m) {
+  if (!is_last(m, Fence::BeforeBarrier, true)) return;
+  for (int b = 0; b < kBlocks; ++b)
+    ptx::load_global(m.data + b * kThreads + ptx::thread());  // reported: global-race in counter_after_early_fence
+}
+
+FLASHATTN_KERNEL(kThreads) counter_without_second_fence(const Memory m) {
+  if (!is_last(m, Fence::AfterBarrier, false)) return;
+  for (int b = 0; b < kBlocks; ++b)
+    ptx::load_global(m.data + b * kThreads + ptx::thread());  // reported: global-race in counter_without_second_fence
+}
 
 }  // namespace
 
@@ -187,7 +275,15 @@ int main() {
              CASE(blocks_store),
              CASE(blocks_read),
              CASE(turns),
+             CASE(turns_of_a_warp),
+             CASE(turns_of_a_thread),
+             CASE(signal_without_barrier),
+             CASE(wait_without_barrier),
+             CASE(signal_too_early),
              CASE(wrong_turns),
+             CASE(torn_ticket),
              CASE(counter),
-             CASE(counter_without_fence)});
+             CASE(counter_without_fence),
+             CASE(counter_after_early_fence),
+             CASE(counter_without_second_fence)});
 }
