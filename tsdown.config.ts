@@ -23,28 +23,31 @@ const vectors = [
   'varlen__docs_cross',
 ];
 
+/** One for each step of scripts/setup.mjs, which adds the WebAssembly and chooses the folder. */
 export default defineConfig([
   {
     ...common,
+    name: 'library',
     entry: { index: 'lib/index.ts', cli: 'lib/cli/main.ts' },
-    outDir: 'dist',
-    dts: true,
+    dts: false,
     sourcemap: true,
-    copy: [
-      'lib/backends/wasm/worker.mjs',
-      'lib/backends/wasm/flashattn.relaxed.wasm',
-      'lib/backends/wasm/flashattn.simd.wasm',
-    ],
+    copy: ['lib/backends/wasm/worker.mjs'],
+  },
+  {
+    ...common,
+    name: 'declarations',
+    entry: { index: 'lib/index.ts' },
+    dts: { emitDtsOnly: true, sourcemap: true },
   },
   {
     // The checks of a device, with all that they need but the package itself: `flashattn verify`.
     ...common,
+    name: 'verify',
     entry: { verify: 'verify/device/verify.ts' },
-    outDir: 'dist',
-    clean: false,
     dts: false,
     minify: true,
     deps: { neverBundle: ['flashattn'] },
-    copy: vectors.map((name) => ({ from: `verify/golden/vectors/${name}.safetensors`, to: 'dist/vectors' })),
+    copy: ({ outDir }) =>
+      vectors.map((name) => ({ from: `verify/golden/vectors/${name}.safetensors`, to: `${outDir}/vectors` })),
   },
 ]);

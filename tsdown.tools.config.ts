@@ -1,23 +1,7 @@
 // Programs of this repository that are not part of the package: they import the built 'flashattn'.
 import { defineConfig } from 'tsdown';
 
-export default defineConfig({
-  entry: {
-    'examples/charlm': 'examples/charlm.ts',
-    'bench/attention': 'bench/attention.ts',
-    'bench/gpu': 'bench/gpu/attention.ts',
-    'bench/merge': 'bench/gpu/merge.ts',
-    'bench/sparse': 'bench/sparse.ts',
-    'device/verify': 'verify/device/verify.ts',
-    'fuzz/run': 'test/fuzz/run.ts',
-    'fuzz/targets/blockMask': 'test/fuzz/targets/blockMask.ts',
-    'fuzz/targets/planted': 'test/fuzz/targets/planted.ts',
-    'fuzz/targets/safetensors': 'test/fuzz/targets/safetensors.ts',
-    'fuzz/worker': 'test/fuzz/worker.ts',
-    'golden/run': 'verify/golden/run.ts',
-    'soak/soak': 'test/soak/soak.ts',
-  },
-  outDir: 'build',
+const common = {
   clean: false,
   format: 'esm',
   target: 'node20',
@@ -26,5 +10,28 @@ export default defineConfig({
   hash: false,
   dts: false,
   logLevel: 'warn',
-  deps: { neverBundle: ['flashattn', 'tinybench'] },
-});
+  deps: { neverBundle: ['flashattn'] },
+} as const;
+
+/** One for each step of scripts/setup.mjs, which chooses the folder. */
+export default defineConfig([
+  { ...common, name: 'example', entry: { 'examples/charlm': 'examples/charlm.ts' } },
+  {
+    ...common,
+    name: 'programs',
+    entry: {
+      'bench/attention': 'bench/attention.ts',
+      'bench/gpu': 'bench/gpu/attention.ts',
+      'bench/merge': 'bench/gpu/merge.ts',
+      'bench/sparse': 'bench/sparse.ts',
+      'device/verify': 'verify/device/verify.ts',
+      'fuzz/run': 'test/fuzz/run.ts',
+      'fuzz/targets/blockMask': 'test/fuzz/targets/blockMask.ts',
+      'fuzz/targets/planted': 'test/fuzz/targets/planted.ts',
+      'fuzz/targets/safetensors': 'test/fuzz/targets/safetensors.ts',
+      'fuzz/worker': 'test/fuzz/worker.ts',
+      'golden/run': 'verify/golden/run.ts',
+      'soak/soak': 'test/soak/soak.ts',
+    },
+  },
+]);

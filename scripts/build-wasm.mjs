@@ -1,12 +1,15 @@
 // Compiles native/cpu to WebAssembly with the clang that npm installed: two builds from the same sources, one with
 // relaxed SIMD (fused multiply-add) and one without. Writes them next to the code that loads them.
+//
+//   node scripts/build-wasm.mjs [--out <folder>] [relaxed] [simd]
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { parseArgs } from 'node:util';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const sources = join(root, 'native');
-const output = join(root, 'lib', 'backends', 'wasm');
+const besideLoader = join(root, 'lib', 'backends', 'wasm');
 
 const compile = [
   '--target=wasm32-unknown-unknown',
@@ -44,8 +47,8 @@ const link = [
 ].map((flag) => `-Wl,${flag}`);
 
 export const builds = [
-  { file: 'flashattn.relaxed.wasm', flags: ['-mrelaxed-simd'] },
-  { file: 'flashattn.simd.wasm', flags: [] },
+  { variant: 'relaxed', file: 'flashattn.relaxed.wasm', flags: ['-mrelaxed-simd'] },
+  { variant: 'simd', file: 'flashattn.simd.wasm', flags: [] },
 ];
 
 function readTree(folder) {
@@ -57,11 +60,11 @@ function readTree(folder) {
   return tree;
 }
 
-export async function buildWasm() {
+async function buildWasm(output, variants) {
   const { runClang, Exit } = await import('@yowasp/clang');
   mkdirSync(output, { recursive: true });
   const print = (bytes) => bytes && process.stderr.write(bytes);
-  for (const { file, flags } of builds) {
+  for (const { file, flags } of builds.filter(({ variant }) => variants.length === 0 || variants.includes(variant))) {
     const command = ['clang++', ...compile, ...flags, 'cpu/wasm/module.cc', ...link, '-o', file];
     try {
       const files = await runClang(
@@ -82,4 +85,8 @@ export async function buildWasm() {
   }
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1]).href) await buildWasm();
+if (import.meta.url === pathToFileURL(process.argv[1]).href) {
+  const options = { out: { type: 'string', default: besideLoader } };
+  const { values, positionals } = parseArgs({ options, allowPositionals: true });
+  await buildWasm(values.out, positionals);
+}

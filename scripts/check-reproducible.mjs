@@ -25,7 +25,8 @@ const hashesIn = (folder) =>
 function buildElsewhere(parent, env) {
   const folder = mkdtempSync(parent);
   try {
-    cpSync(join(root, 'native', 'cpu'), join(folder, 'native', 'cpu'), { recursive: true });
+    for (const part of ['cpu', 'structs'])
+      cpSync(join(root, 'native', part), join(folder, 'native', part), { recursive: true });
     cpSync(join(root, 'scripts', 'build-wasm.mjs'), join(folder, 'scripts', 'build-wasm.mjs'));
     symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'), 'junction');
     const script = join(folder, 'scripts', 'build-wasm.mjs');
