@@ -65,7 +65,7 @@ struct BlockMaskParams {
 struct AttentionParams {
   TensorRef query, key, value, out;
   float* lse;                    // [batch, heads, query] or [heads, total]; natural logarithm
-  uint32_t lse_batch, lse_head;  // strides, shared by lse, d_lse, delta and d_query_partial
+  uint32_t lse_batch, lse_head;  // strides, shared by lse, d_lse, row_terms and d_query_partial
   int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
   const Sequence* sequences;          // [batch], null: every sequence is whole
   float scale, softcap;               // softcap 0: none
@@ -82,11 +82,11 @@ struct AttentionParams {
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
   const float* d_lse;      // as lse
-  float* delta;            // as lse: sum(d_out * out) - d_lse
-  float* d_query_partial;  // [key_splits, lse rows, padded head_dim]
+  float* row_terms;        // [3, lse rows]: see RowTerms in backward.h
+  float* d_query_partial;  // [key_splits, d_query_planes, lse rows, padded head_dim]
   uint32_t lse_rows;       // rows of lse over all batches and heads
   int32_t key_splits;
-  float* d_relative_partial;                             // [key_splits, batch, heads, bucket_count]
+  double* d_relative_partial;                            // [key_splits, batch, heads, bucket_count]
   float* d_relative;                                     // [bucket_count, heads]
   float* d_sink;                                         // [heads]
   float* d_bias;                                         // contiguous, the shape of the bias

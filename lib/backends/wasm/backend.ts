@@ -65,6 +65,7 @@ interface Exports {
   query_tile(): number;
   key_tile(): number;
   max_tiles_per_item(): number;
+  d_query_planes(keyLength: number, keySplits: number): number;
   workspace_bytes(): number;
   queue_bytes(): number;
   attention_params_bytes(): number;
@@ -97,7 +98,7 @@ const divideUp = (n: number, by: number) => Math.ceil(n / by);
 const roundUp = (n: number, multiple: number) => divideUp(n, multiple) * multiple;
 
 /** What backward passes between its launches. */
-type PassedArray = 'delta' | 'dQueryPartial' | 'dRelativePartial';
+type PassedArray = 'rowTerms' | 'dQueryPartial' | 'dRelativePartial';
 type WasmScratch = ScratchMemory<PassedArray>;
 
 /** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
@@ -439,9 +440,10 @@ export class WasmBackend implements Backend {
     const { keySplits } = this.#split(p);
     return {
       ...wide,
-      delta: lseRows(p),
-      dQueryPartial: keySplits * lseRows(p) * roundUp(p.headDim, 4),
-      dRelativePartial: keySplits * p.batch * (p.relative?.bucketCount ?? 0) * p.heads,
+      rowTerms: 3 * lseRows(p),
+      dQueryPartial:
+        keySplits * this.#exports.d_query_planes(p.keyLength, keySplits) * lseRows(p) * roundUp(p.headDim, 4),
+      dRelativePartial: 2 * keySplits * p.batch * (p.relative?.bucketCount ?? 0) * p.heads, // float64
     };
   }
 
@@ -481,7 +483,7 @@ export class WasmBackend implements Backend {
     const mask = problem.blockMask && this.#masks.get(problem.blockMask);
     return {
       ...prepareOptions(operands, scratch, mask, this.#convert),
-      delta: scratch.address('delta'),
+      rowTerms: scratch.address('rowTerms'),
       dQueryPartial: scratch.address('dQueryPartial'),
       dRelativePartial: scratch.address('dRelativePartial'),
     };

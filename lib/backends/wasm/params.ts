@@ -53,7 +53,7 @@ export class StructWriter {
 
 /** Addresses of what a launch needs besides the tensors of the caller; 0 where there is none. */
 export interface AttentionMemory extends OptionMemory {
-  readonly delta: number;
+  readonly rowTerms: number;
   readonly dQueryPartial: number;
   readonly dRelativePartial: number;
 }
@@ -92,7 +92,7 @@ export function writeAttentionParams(
   writeBlockMask(w, p.blockMask, memory.blockMask);
 
   w.tensor(tensors.dOut).tensor(tensors.dQuery).tensor(tensors.dKey).tensor(tensors.dValue);
-  w.int(addressOf(tensors.dLse), memory.delta, memory.dQueryPartial);
+  w.int(addressOf(tensors.dLse), memory.rowTerms, memory.dQueryPartial);
   w.int(lseRows(p), split.keySplits, memory.dRelativePartial, memory.dRelative, memory.dSink, memory.dBias);
   w.int(...(p.biasShape ?? [1, 1, 1, 1]));
 }

@@ -93,6 +93,9 @@ FLASHATTN_EXPORT(count_items) int count_items(uint32_t kernel, const uint32_t* p
 
 FLASHATTN_EXPORT(query_tile) int query_tile() { return flashattn::kQueryTile; }
 FLASHATTN_EXPORT(key_tile) int key_tile() { return flashattn::kKeyTile; }
+FLASHATTN_EXPORT(d_query_planes) int d_query_planes(int key_length, int key_splits) {
+  return flashattn::d_query_planes(key_length, key_splits);
+}
 FLASHATTN_EXPORT(max_tiles_per_item) int max_tiles_per_item() { return flashattn::kMaxTilesPerItem; }
 
 FLASHATTN_EXPORT(workspace_bytes) uint32_t workspace_bytes() { return sizeof(flashattn::Workspace); }
