@@ -10,7 +10,7 @@ const common = {
   hash: false,
   dts: false,
   logLevel: 'warn',
-  deps: { neverBundle: ['flashattn'] },
+  deps: { neverBundle: ['flashattn'] as string[] },
 } as const;
 
 /** One for each step of scripts/setup.mjs, which chooses the folder. */

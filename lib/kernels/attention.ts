@@ -138,7 +138,7 @@ export function shapeOf(p: AttentionProblem): ValuesOf<typeof shapeFields> {
 
 const partitionFields = {
   items: 'int64',
-  delta: 'int64',
+  rowTerms: 'int64',
   dQuerySum: 'int64',
   turns: 'int64',
   dRelativePartial: 'int64',
@@ -152,7 +152,7 @@ const partitionFields = {
   reserved: 'int32',
 } as const;
 
-/** How a device cuts a problem into pieces, and the elements of the scratch arrays that backward needs. */
+/** How a device cuts a problem into pieces, and the 32-bit words of the scratch arrays that backward needs. */
 export const attentionPartition = struct('AttentionPartition', partitionFields);
 export type AttentionPartition = ValuesOf<typeof partitionFields>;
 
@@ -172,7 +172,7 @@ export interface AttentionMemory {
   readonly dRelative: number;
   readonly dSink: number;
   readonly dBias: number;
-  readonly delta: number;
+  readonly rowTerms: number;
   readonly dQuerySum: number;
   readonly turns: number;
   readonly dRelativePartial: number;
@@ -275,7 +275,7 @@ const fields = {
   dKey: tensorRef,
   dValue: tensorRef,
   dLse: 'address',
-  delta: 'address',
+  rowTerms: 'address',
   dQuerySum: 'address',
   turns: 'address',
   dRelativePartial: 'address',
@@ -341,7 +341,7 @@ function paramsOf(
     dKey: refOf(backward?.dKey),
     dValue: refOf(backward?.dValue),
     dLse: addressOf(backward?.dLse),
-    delta: memory.delta,
+    rowTerms: memory.rowTerms,
     dQuerySum: memory.dQuerySum,
     turns: memory.turns,
     dRelativePartial: memory.dRelativePartial,

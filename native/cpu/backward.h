@@ -5,33 +5,32 @@
 // every sum has a fixed order. Three launches: backward_rows, backward_item, then finish_query_gradients.
 #pragma once
 #include "forward.h"
-#include "rows.h"
+#include "row_terms.h"
 
 namespace flashattn {
 
 struct BackwardWorkspace {
-  KeyRows key, value, d_key, d_value;
+  KeyRows key, value;
+  KeyRows d_key, d_value, d_key_total, d_value_total;  // sums of the running block of query tiles, and of older ones
+  BlockCounter block;
   QueryRows query, d_out;
   QueryColumns query_columns, d_out_columns;
   ScoreTile probability, d_score, softcap_slope, factors;
   uint32_t hidden[kKeyTile * kQueryTile];
-  float lse[kQueryTile];  // in units of log 2; +Infinity for empty rows, so that every probability is 0
-  float delta[kQueryTile];
+  float reference[kQueryTile], log_sum[kQueryTile], delta[kQueryTile];  // RowTerms
+  RunningSoftmax softmax;
+  float shrink[kQueryTile];
   bool keys_finite;  // key and value
-  bool rows_finite;  // delta, and lse is no NaN
+  bool rows_finite;  // delta, and the reference is no NaN
 };
 
-namespace detail {
-
-/** Calls f(b, h, row of lse, row of the tensor) for the rows of one item of a row-wise launch. */
-template <class F>
-inline void for_rows(const AttentionParams& p, int item, F f) {
-  const int chunks = divide_up(p.query_length, kRowsPerItem);
-  const int begin = item % chunks * kRowsPerItem, h = item / chunks % p.heads, b = item / chunks / p.heads;
-  const Sequence s = p.sequence(b);
-  for (int i = begin; i < min(begin + kRowsPerItem, s.query_length); ++i)
-    f(b, h, p.lse_row(b, h, s.query_begin + i), s.query_begin + i);
+/** A total beside the running block, unless a split is one block at most. */
+inline int d_query_planes(int key_length, int key_splits) {
+  return divide_up(divide_up(key_length, kKeyTile), key_splits) > kBlockTiles ? 2 : 1;
 }
+inline int d_query_planes(const AttentionParams& p) { return d_query_planes(p.key_length, p.key_splits); }
+
+namespace detail {
 
 FLASHATTN_CALLED void load_keys(const Place& at, const Sequence& s, BackwardWorkspace& ws) {
   const AttentionParams& p = at.p;
@@ -48,13 +47,13 @@ FLASHATTN_CALLED void load_queries(const Place& at, const Sequence& s, BackwardW
   load_rows(ws.d_out, p.d_out, at.b, row, rows, at.h, p.value_dim);
   transpose_rows(ws.query_columns, ws.query, rows, p.head_dim, query_factor(p));
   transpose_rows(ws.d_out_columns, ws.d_out, rows, p.value_dim, 1.0f);
-  const size_t at_row = p.lse_row(at.b, at.h, row);
+  const RowTerms terms(p, p.lse_row(at.b, at.h, row));
   ws.rows_finite = true;
   for (int r = 0; r < round_up(rows, kLanes); ++r) {
-    const float lse = r < rows ? p.lse[at_row + r] : -kInfinity;
-    ws.lse[r] = lse == -kInfinity ? kInfinity : lse * kLog2E;
-    ws.delta[r] = r < rows ? p.delta[at_row + r] : 0.0f;
-    ws.rows_finite &= lse == lse && ws.delta[r] - ws.delta[r] == 0;
+    ws.reference[r] = r < rows ? terms.reference[r] : kInfinity;
+    ws.log_sum[r] = r < rows ? terms.log_sum[r] : 0.0f;
+    ws.delta[r] = r < rows ? terms.delta[r] : 0.0f;
+    ws.rows_finite &= ws.reference[r] == ws.reference[r] && ws.delta[r] - ws.delta[r] == 0;
   }
 }
 
@@ -86,7 +85,8 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, BackwardWorks
   }
   for (int row = 0; row < keys * kQueryTile; row += kQueryTile) {
     for (int v = 0; v < vectors * kLanes; v += kLanes) {
-      const Vec probability = exp2(load(ws.probability + row + v) - load(ws.lse + v));
+      const Vec logit = load(ws.probability + row + v);
+      const Vec probability = natural_exp((logit - load(ws.reference + v)) - load(ws.log_sum + v));
       Vec d_score = probability * (load(ws.d_score + row + v) - load(ws.delta + v));
       if (guarded) d_score = (Vec)((UintVec)d_score & ~load_bits(ws.hidden + row + v));
       store(ws.probability + row + v, probability);
@@ -107,15 +107,18 @@ inline void accumulate(bool guarded, int rows, int dim, int inner, const float* 
 }
 
 FLASHATTN_CALLED void add_relative_gradient(const Place& at, const float* d_score,
-                                            float* d_table /* [bucket_count] */) {
+                                            double* d_table /* [bucket_count] */) {
   for (int j = at.keys.begin; j < at.keys.end; ++j)
     for (int i = at.queries.begin; i < at.queries.end; ++i)
       d_table[relative_bucket(at.p.relative, i, j)] += d_score[(j - at.keys.begin) * kQueryTile + i - at.queries.begin];
 }
 
-/** One query tile meets the loaded key tile: adds to ws.d_key, ws.d_value and the rows of `d_query`. */
+/**
+ * One query tile meets the loaded key tile: adds to ws.d_key, ws.d_value and the rows of `d_query`; d_key and d_query
+ * lack product_factor.
+ */
 FLASHATTN_CALLED void meet_queries(const Place& loaded, BackwardWorkspace& ws, float* d_query, int d_query_row,
-                                   float* d_table) {
+                                   double* d_table) {
   const Place at = loaded.narrowed();
   if (at.key_count() <= 0) return;
   const AttentionParams& p = at.p;
@@ -124,6 +127,7 @@ FLASHATTN_CALLED void meet_queries(const Place& loaded, BackwardWorkspace& ws, f
   const bool guarded = score_gradients(at, loaded.keys.begin, ws);
   if (d_table) add_relative_gradient(at, ws.d_score, d_table);
   if (p.softcap > 0) multiply_scores(at, ws.d_score, ws.softcap_slope);
+  if (const float factor = query_factor(p); factor != 1) scale_scores(at, ws.d_score, factor);
   if (p.dropout.threshold) multiply_scores(at, ws.probability, ws.factors);
 
   accumulate<ScoresTransposedTimesQueryRows>(guarded, keys, p.value_dim, queries, ws.probability, ws.hidden, ws.d_out,
@@ -132,25 +136,103 @@ FLASHATTN_CALLED void meet_queries(const Place& loaded, BackwardWorkspace& ws, f
                                              ws.d_key + skipped, kRowStride);
   accumulate<ScoresTimesKeyRows>(guarded, queries, p.head_dim, keys, ws.d_score, ws.hidden, ws.key + skipped, d_query,
                                  d_query_row);
+  if (ws.block.fills()) {
+    carry_rows(ws.block.carried, ws.d_key_total, ws.d_key, loaded.key_count(), p.head_dim);
+    carry_rows(ws.block.carried, ws.d_value_total, ws.d_value, loaded.key_count(), p.value_dim);
+    ws.block.carried = true;
+  }
 }
 
 inline void store_rows(const TensorRef& to, int b, int begin, int count, int h, int dim, const float* rows) {
   for (int r = 0; r < count; ++r) store_row(to.row(b, begin + r, h), to.dtype, rows + r * kRowStride, dim);
 }
 
+/** The sums of a key tile in the block as well as in the totals become the gradients of its rows. */
+FLASHATTN_CALLED void finish_keys(const Place& at, const Sequence& s, BackwardWorkspace& ws) {
+  const AttentionParams& p = at.p;
+  const int keys = at.key_count(), kv_head = at.h / p.group();
+  if (ws.block.carried) {
+    add_rows(ws.d_key, ws.d_key_total, keys, p.head_dim);
+    add_rows(ws.d_value, ws.d_value_total, keys, p.value_dim);
+  }
+  if (const float factor = product_factor(p); factor != 1) scale_rows(ws.d_key, keys, p.head_dim, factor);
+  store_rows(p.d_key, at.b, s.key_begin + at.keys.begin, keys, kv_head, p.head_dim, ws.d_key);
+  store_rows(p.d_value, at.b, s.key_begin + at.keys.begin, keys, kv_head, p.value_dim, ws.d_value);
+}
+
+/** The rows of d_query_sum that one split adds to: a block of key tiles, and its total where there are several. */
+struct QueryGradients {
+  const AttentionParams& p;
+  int split;
+
+  int width() const { return round_up(p.head_dim, kLanes); }
+  float* row(int plane, size_t lse_row) const {
+    return p.d_query_sum + ((split * size_t(d_query_planes(p)) + plane) * p.lse_rows + lse_row) * width();
+  }
+};
+
 }  // namespace detail
 
-inline int row_items(const AttentionParams& p) { return p.batch * p.heads * divide_up(p.query_length, kRowsPerItem); }
+namespace detail {
 
-/** delta = sum_d d_out * out - d_lse: what softmax's Jacobian subtracts from every dP of the row. */
+/**
+ * The softmax of a query tile again, for rows whose lse is so large that the logarithm of their sum is lost in its
+ * rounding. A row whose lse is not that of its own keys (it may come from more of them) keeps it as it is.
+ */
+FLASHATTN_CALLED void refine_rows(Place at, const Sequence& s, BackwardWorkspace& ws) {
+  const AttentionParams& p = at.p;
+  const int rows = at.query_count(), row = s.query_begin + at.queries.begin;
+  load_rows(ws.query, p.query, at.b, row, rows, at.h, p.head_dim);
+  transpose_rows(ws.query_columns, ws.query, rows, p.head_dim, query_factor(p));
+  start_softmax(p, at.h, ws.softmax);
+  const Range visible = at.band.visible_keys(at.queries, s.key_length);
+  for_key_tiles(p, at.b, at.h, at.queries, visible, [&](Range keys, const Meeting* meetings) {
+    if (!meetings[0].visible) return;
+    at.keys = keys;
+    at.bits = meetings[0].bits;
+    const Place met = at.narrowed();
+    if (met.key_count() <= 0) return;
+    load_rows(ws.key, p.key, at.b, s.key_begin + met.keys.begin, met.key_count(), at.h / p.group(), p.head_dim);
+    product<KeyRowsTimesQueryColumns, Accumulate::No>(met.key_count(), met.query_vectors(), p.head_dim, ws.key,
+                                                      ws.query_columns, ws.probability, kQueryTile);
+    finish_scores(met, ws.probability);
+    if (met.cover() == Cover::Partial) hide_scores(met, ws.probability);
+    online_softmax(met.key_count(), met.query_vectors(), ws.softmax, ws.probability, ws.shrink);
+  });
+  const size_t lse_row = p.lse_row(at.b, at.h, row);
+  const RowTerms terms(p, lse_row);
+  for (int r = 0; r < rows; ++r) {
+    if (!is_coarse(p.lse[lse_row + r]) || !(ws.softmax.sum[r] > 0)) continue;
+    const double logarithm = log_sum(ws.softmax, r);
+    if (!agrees(ws.softmax.reference[r] + logarithm, p.lse[lse_row + r])) continue;
+    terms.reference[r] = ws.softmax.reference[r];
+    terms.log_sum[r] = static_cast<float>(logarithm);
+  }
+}
+
+}  // namespace detail
+
+/** Fills RowTerms; delta = sum_d d_out * out - d_lse. */
 FLASHATTN_CALLED void backward_rows(const AttentionParams& p, int item, BackwardWorkspace& ws) {
   detail::for_rows(p, item, [&](int b, int h, size_t row, int i) {
     load_row(ws.query, p.out.row(b, i, h), p.out.dtype, p.value_dim);
     load_row(ws.d_out, p.d_out.row(b, i, h), p.d_out.dtype, p.value_dim);
     Vec sum{};
     for (int d = 0; d < p.value_dim; d += kLanes) sum = multiply_add(load(ws.query + d), load(ws.d_out + d), sum);
-    p.delta[row] = sum_lanes(sum) - (p.d_lse ? p.d_lse[row] : 0.0f);
+    const RowTerms terms(p, row);
+    *terms.delta = sum_lanes(sum) - (p.d_lse ? p.d_lse[row] : 0.0f);
+    *terms.reference = p.lse[row] == -kInfinity ? kInfinity : p.lse[row];
+    *terms.log_sum = 0;
   });
+  const detail::RowItem rows(p, item);
+  Place at(p, rows.s, rows.b, rows.h);
+  for (int i = rows.rows.begin; i < rows.rows.end; i += kQueryTile) {
+    at.queries = {i, min(i + kQueryTile, rows.rows.end)};
+    const float* lse = p.lse + p.lse_row(at.b, at.h, rows.s.query_begin + i);
+    bool coarse = false;
+    for (int r = 0; r < at.query_count(); ++r) coarse |= detail::is_coarse(lse[r]);
+    if (coarse) detail::refine_rows(at, rows.s, ws);
+  }
 }
 
 inline int backward_items(const AttentionParams& p) { return p.batch * p.kv_heads * p.key_splits; }
@@ -160,19 +242,21 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
   const int b = item / p.key_splits / p.kv_heads;
   const Sequence s = p.sequence(b);
   const int tiles = divide_up(s.key_length, kKeyTile);
-  const Range key_tiles{tiles * split / p.key_splits, tiles * (split + 1) / p.key_splits};
-  const int d_query_row = round_up(p.head_dim, kLanes), first_head = kv_head * p.group();
-
-  const auto d_query_at = [&](int h, int i) {  // [lse rows, padded head dim]
-    return p.d_query_sum + (split * size_t(p.lse_rows) + p.lse_row(b, h, s.query_begin + i)) * d_query_row;
+  const Range key_tiles{int(tiles * int64_t(split) / p.key_splits), int(tiles * int64_t(split + 1) / p.key_splits)};
+  const int first_head = kv_head * p.group();
+  const detail::QueryGradients d_query{p, split};
+  const auto d_query_at = [&](int plane, int h, int i) {  // [lse rows, padded head dim]
+    return d_query.row(plane, p.lse_row(b, h, s.query_begin + i));
   };
-  const auto d_table_at = [&](int h) -> float* {  // [bucket_count]
-    if (!p.d_relative_partial) return nullptr;
-    return p.d_relative_partial + ((split * size_t(p.batch) + b) * p.heads + h) * p.relative.bucket_count;
+  const auto d_table_at = [&](int h) -> double* {  // [bucket_count]
+    void* const partial = p.d_relative_partial;
+    if (!partial) return nullptr;
+    return static_cast<double*>(partial) + ((split * size_t(p.batch) + b) * p.heads + h) * p.relative.bucket_count;
   };
   for (int h = first_head; h < first_head + p.group(); ++h) {
-    __builtin_memset(d_query_at(h, 0), 0, size_t(s.query_length) * d_query_row * sizeof(float));
-    if (float* d_table = d_table_at(h)) __builtin_memset(d_table, 0, p.relative.bucket_count * sizeof(float));
+    for (int plane = 0; plane < d_query_planes(p); ++plane)
+      __builtin_memset(d_query_at(plane, h, 0), 0, size_t(s.query_length) * d_query.width() * sizeof(float));
+    if (double* d_table = d_table_at(h)) __builtin_memset(d_table, 0, p.relative.bucket_count * sizeof(double));
   }
 
   for (int tile = key_tiles.begin; tile < key_tiles.end; ++tile) {
@@ -181,33 +265,34 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
     detail::load_keys(at, s, ws);
     clear_rows(ws.d_key, at.key_count(), p.head_dim);
     clear_rows(ws.d_value, at.key_count(), p.value_dim);
+    ws.block = {};
     const Range seeing = at.band.seeing_queries(at.keys, s.query_length);
     for (at.h = first_head; at.h < first_head + p.group(); ++at.h) {
       for_query_tiles(p, b, at.h, at.keys.begin, seeing, [&](Range queries, const BlockBits& bits) {
         at.queries = queries;
         at.bits = bits;
         detail::load_queries(at, s, ws);
-        detail::meet_queries(at, ws, d_query_at(at.h, queries.begin), d_query_row, d_table_at(at.h));
+        detail::meet_queries(at, ws, d_query_at(0, at.h, queries.begin), d_query.width(), d_table_at(at.h));
       });
     }
-    const Vec scale = splat(p.scale);
-    for (int r = 0; r < at.key_count(); ++r)
-      for (int d = r * kRowStride; d < r * kRowStride + p.head_dim; d += kLanes)
-        store(ws.d_key + d, load(ws.d_key + d) * scale);
-    detail::store_rows(p.d_key, b, s.key_begin + at.keys.begin, at.key_count(), kv_head, p.head_dim, ws.d_key);
-    detail::store_rows(p.d_value, b, s.key_begin + at.keys.begin, at.key_count(), kv_head, p.value_dim, ws.d_value);
+    at.h = first_head;
+    detail::finish_keys(at, s, ws);
+    if ((tile + 1 - key_tiles.begin) % kBlockTiles == 0 && d_query_planes(p) == 2)
+      for (int h = first_head; h < first_head + p.group(); ++h)
+        carry(d_query_at(1, h, 0), d_query_at(0, h, 0), size_t(s.query_length) * d_query.width());
   }
 }
 
-/** d_query = scale * the sum over key splits, in their order. */
+/** d_query = the sum over key splits and their planes, in their order. */
 FLASHATTN_CALLED void finish_query_gradients(const AttentionParams& p, int item, BackwardWorkspace& ws) {
-  const int width = round_up(p.head_dim, kLanes);
+  const int planes = d_query_planes(p), width = round_up(p.head_dim, kLanes);
   detail::for_rows(p, item, [&](int b, int h, size_t row, int i) {
     for (int d = 0; d < width; d += kLanes) {
-      Vec sum{};
+      Vec sum{}, rest{};
       for (int split = 0; split < p.key_splits; ++split)
-        sum += load(p.d_query_sum + (split * size_t(p.lse_rows) + row) * width + d);
-      store(ws.query + d, sum * splat(p.scale));
+        for (int plane = 0; plane < planes; ++plane)
+          rest += add_exactly(sum, load(detail::QueryGradients{p, split}.row(plane, row) + d));
+      store(ws.query + d, (sum + rest) * splat(product_factor(p)));
     }
     store_row(p.d_query.row(b, i, h), p.d_query.dtype, ws.query, p.head_dim);
   });

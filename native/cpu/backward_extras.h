@@ -52,8 +52,10 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
   const Range batches = detail::covered(p.bias_batch, p.batch, bias_batch, 1);
   const Range heads = detail::covered(p.bias_heads, p.heads, bias_head, 1);
 
-  float* sums = ws.d_key;  // [key][query], free here
+  float *sums = ws.d_key, *total = ws.d_key_total;  // [key][query], free here
   fill(sums, 0.0f, kKeyTile * kQueryTile);
+  fill(total, 0.0f, kKeyTile * kQueryTile);
+  ws.block = {};
   for (int b = batches.begin; b < batches.end; ++b) {
     const Sequence s = p.sequence(b);
     const Range queries = detail::covered(p.bias_query, s.query_length, query_tile, kQueryTile);
@@ -70,11 +72,13 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
           detail::load_queries(at, s, ws);
           detail::score_gradients(at, at.keys.begin, ws);
           detail::add_tile(at, sums, ws.d_score);
+          if (ws.block.fills()) carry(total, sums, kKeyTile * kQueryTile);
         });
       }
     }
   }
 
+  for (int at = 0; at < kKeyTile * kQueryTile; at += kLanes) store(sums + at, load(sums + at) + load(total + at));
   if (p.bias_query == 1) detail::sum_queries(sums);
   if (p.bias_key == 1) detail::sum_keys(sums);
   float* d_bias = p.d_bias + (bias_batch * size_t(p.bias_heads) + bias_head) * p.bias_query * p.bias_key;
@@ -90,10 +94,12 @@ inline int relative_items(const AttentionParams& p) { return p.d_relative ? p.he
 
 /** d_relative[bucket, h] = the partial tables of every split and batch; an item is one head. */
 FLASHATTN_CALLED void backward_relative_item(const AttentionParams& p, int h) {
+  void* const memory = p.d_relative_partial;
+  const double* partial = static_cast<const double*>(memory);  // [relative_slices, heads, bucket_count]
   for (int bucket = 0; bucket < p.relative.bucket_count; ++bucket) {
     double sum = 0;
     for (int part = 0; part < p.key_splits * p.batch; ++part)
-      sum += p.d_relative_partial[(part * size_t(p.heads) + h) * p.relative.bucket_count + bucket];
+      sum += partial[(part * size_t(p.heads) + h) * p.relative.bucket_count + bucket];
     p.d_relative[bucket * p.heads + h] = static_cast<float>(sum);
   }
 }
@@ -107,9 +113,9 @@ FLASHATTN_CALLED void backward_sink_item(const AttentionParams& p, int h) {
     const Sequence s = p.sequence(b);
     const size_t first = p.lse_row(b, h, s.query_begin);
     for (int i = 0; i < s.query_length; ++i) {
-      const float lse = p.lse[first + i];
-      if (lse == -kInfinity) continue;
-      sum -= double(exp2(splat((p.sink[h] - lse) * kLog2E))[0]) * p.delta[first + i];
+      if (p.lse[first + i] == -kInfinity) continue;
+      const RowTerms terms(p, first + i);
+      sum -= double(natural_exp(splat((p.sink[h] - *terms.reference) - *terms.log_sum))[0]) * *terms.delta;
     }
   }
   p.d_sink[h] = static_cast<float>(sum);

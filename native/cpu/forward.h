@@ -1,18 +1,19 @@
-// FlashAttention forward: Dao, "FlashAttention-2" (2023), algorithm 1, with the online softmax of Milakov & Gimelshein.
+// FlashAttention forward: Dao, "FlashAttention-2" (2023), algorithm 1.
 //
 // An item is a few query tiles of one head. Each key tile is loaded once and meets all of them; nothing of size
 // queries x keys exists anywhere but in the score tile.
 #pragma once
-#include "scores.h"
+#include "softmax.h"
 
 namespace flashattn {
 
-/** The running softmax of one query tile: sum = sum_j 2^(logit_j - maximum), out not yet divided by it. */
+/** The state of one query tile. */
 struct ForwardTile {
-  QueryColumns query;         // [dim][query], times query_factor
-  QueryRows out;              // [query][value dim]
-  float maximum[kQueryTile];  // of logits / ln 2
-  float sum[kQueryTile];
+  QueryColumns query;  // [dim][query], times query_factor
+  RunningSoftmax softmax;
+  QueryRows out, total;  // [query][value dim]: sums of probability * value, of the running block and of older ones
+  BlockCounter block;
+  bool overflowed[kQueryTile];  // rows whose sums left float32 where the weights did not
 };
 
 struct ForwardWorkspace {
@@ -21,7 +22,7 @@ struct ForwardWorkspace {
   Finite value_finite;
   ScoreTile scores, factors;
   uint32_t hidden[kKeyTile * kQueryTile];
-  float rescale[kQueryTile];
+  float shrink[kQueryTile];
   QueryRows rows;
 };
 
@@ -31,50 +32,9 @@ inline int forward_items(const AttentionParams& p) {
 
 namespace detail {
 
-// Below every logit a float can hold after scaling, yet finite: the difference of two of them is 0, not NaN.
-inline constexpr float kLowest = -1e30f;
-
-/** A sink is one more key whose value is zero, so the state starts as if it had been seen. */
-inline void start_tile(const AttentionParams& p, int h, ForwardTile& tile, int rows) {
-  const float sink = p.sink ? p.sink[h] * kLog2E : -kInfinity;
-  const bool has_sink = !(sink <= kLowest);
-  fill(tile.maximum, has_sink ? sink : kLowest, kQueryTile);
-  fill(tile.sum, has_sink ? 1.0f : 0.0f, kQueryTile);
-  clear_rows(tile.out, rows, p.value_dim);
-}
-
-/** Scores become probabilities relative to the new maximum; `rescale` is what older sums and outputs shrink by. */
-FLASHATTN_CALLED void online_softmax(const Place& at, ForwardTile& tile, float* scores, float* rescale) {
-  const int keys = at.key_count(), paired = keys & ~1;
-  for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes) {
-    const Vec before = load(tile.maximum + v);
-    Vec top[2] = {before, before};
-    for (int j = 0; j < paired; j += 2) {
-      top[0] = max(top[0], load(scores + j * kQueryTile + v));
-      top[1] = max(top[1], load(scores + (j + 1) * kQueryTile + v));
-    }
-    if (paired < keys) top[0] = max(top[0], load(scores + paired * kQueryTile + v));
-    const Vec maximum = max(top[0], top[1]);
-    const Vec shrink = exp2(before - maximum);
-    Vec sum[2] = {};
-    for (int j = 0; j < paired; j += 2) {
-      const Vec p0 = exp2(load(scores + j * kQueryTile + v) - maximum);
-      const Vec p1 = exp2(load(scores + (j + 1) * kQueryTile + v) - maximum);
-      store(scores + j * kQueryTile + v, p0);
-      store(scores + (j + 1) * kQueryTile + v, p1);
-      sum[0] += p0;
-      sum[1] += p1;
-    }
-    if (paired < keys) {
-      const Vec p0 = exp2(load(scores + paired * kQueryTile + v) - maximum);
-      store(scores + paired * kQueryTile + v, p0);
-      sum[0] += p0;
-    }
-    store(tile.maximum + v, maximum);
-    store(tile.sum + v, load(tile.sum + v) * shrink + (sum[0] + sum[1]));
-    store(rescale + v, shrink);
-  }
-}
+// What values are multiplied by when their weighted sums, not yet divided by the sum of the weights, overflow. Weights
+// are at most e^kSlack and keys fewer than 2^31.
+inline constexpr float kShrunk = 0x1p-40f, kRestored = 0x1p40f;
 
 /** A query tile meets the keys that were loaded for `loaded.keys`. */
 FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardWorkspace& ws) {
@@ -95,7 +55,8 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   const bool guarded = (partial || p.bias.data) && !ws.value_finite.check(ws.value, loaded.key_count(), p.value_dim);
   if (guarded) mark_hidden(at, ws.scores, ws.hidden);
 
-  online_softmax(at, tile, ws.scores, ws.rescale);
+  const bool raised = online_softmax(at.key_count(), at.query_vectors(), tile.softmax, ws.scores, ws.shrink);
+  if (raised && tile.block.carried) multiply_rows(tile.total, ws.shrink, at.query_count(), p.value_dim);
   if (p.dropout.threshold) {
     dropout_factors(at, ws.factors);
     multiply_scores(at, ws.scores, ws.factors);
@@ -103,34 +64,134 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
 
   if (guarded) {
     product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, 0, ws.scores, value, tile.out,
-                                                    kRowStride, ws.rescale);
+                                                    kRowStride, ws.shrink);
     product_visible<ScoresTimesKeyRows>(at.query_count(), value_vectors, at.key_count(), ws.scores, ws.hidden, value,
                                         tile.out, kRowStride);
   } else {
     product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, at.key_count(), ws.scores, value,
-                                                    tile.out, kRowStride, ws.rescale);
+                                                    tile.out, kRowStride, ws.shrink);
+  }
+  if (tile.block.fills()) {
+    carry_rows(tile.block.carried, tile.total, tile.out, at.query_count(), p.value_dim);
+    tile.block.carried = true;
   }
 }
 
-FLASHATTN_CALLED void finish_tile(const Place& at, const Sequence& s, ForwardTile& tile) {
+/**
+ * Divides a row of sums by the sum of its weights. Returns whether the quotients are finite.
+ * `restore` undoes what values were multiplied by.
+ */
+FLASHATTN_INLINE bool finish_row(float* row /* [dim] */, float sum, float restore, int dim) {
+  const Vec inverse = splat(sum == 0 ? 0.0f : 1 / sum);
+  IntVec finite = IntVec{} - 1;
+  for (int d = 0; d < dim; d += kLanes) {
+    const Vec mean = load(row + d) * inverse;
+    finite &= mean - mean == Vec{};
+    store(row + d, mean * splat(restore));
+  }
+  return !any(~finite);
+}
+
+/** Rounding may lift a mean of the largest floats over them. */
+inline void clamp_row(float* row /* [dim] */, int dim) {
+  for (int d = 0; d < dim; ++d) row[d] = row[d] < -kLargest ? -kLargest : row[d] > kLargest ? kLargest : row[d];
+}
+
+inline float row_lse(const RunningSoftmax& state, int r) {
+  if (state.sum[r] == 0) return -kInfinity;
+  if (!(state.sum[r] > 0)) return state.sum[r];  // NaN stays NaN
+  return static_cast<float>(state.reference[r] + log_sum(state, r));
+}
+
+/** Returns whether sums of the tile have overflowed that fit once values are shrunk. */
+FLASHATTN_CALLED bool finish_tile(const Place& at, const Sequence& s, ForwardTile& tile) {
   const AttentionParams& p = at.p;
   float* lse = p.lse + p.lse_row(at.b, at.h, s.query_begin + at.queries.begin);
+  if (tile.block.carried) add_rows(tile.out, tile.total, at.query_count(), p.value_dim);
+  bool overflowed = false;
   for (int r = 0; r < at.query_count(); ++r) {
-    const float sum = tile.sum[r], maximum = tile.maximum[r];
-    const Vec inverse = splat(sum == 0 ? 0.0f : 1 / sum);
     float* out = tile.out + r * kRowStride;
-    for (int d = 0; d < p.value_dim; d += kLanes) store(out + d, load(out + d) * inverse);
+    const float sum = tile.softmax.sum[r] + tile.softmax.rest[r];
+    tile.overflowed[r] = !finish_row(out, sum, 1, p.value_dim) && sum > 0;
+    overflowed |= tile.overflowed[r];
     store_row(p.out.row(at.b, s.query_begin + at.queries.begin + r, at.h), p.out.dtype, out, p.value_dim);
-    if (sum == 0)
-      lse[r] = -kInfinity;
-    else if (sum > 0)
-      lse[r] = static_cast<float>(maximum * kLn2 + ln(sum));
-    else
-      lse[r] = sum;  // NaN stays NaN
+    lse[r] = row_lse(tile.softmax, r);
   }
+  return overflowed;
+}
+
+/** Writes again the rows that have overflowed, from sums over shrunken values. */
+FLASHATTN_CALLED void restore_tile(const Place& at, const Sequence& s, ForwardTile& tile) {
+  const AttentionParams& p = at.p;
+  if (tile.block.carried) add_rows(tile.out, tile.total, at.query_count(), p.value_dim);
+  for (int r = 0; r < at.query_count(); ++r) {
+    if (!tile.overflowed[r]) continue;
+    float* out = tile.out + r * kRowStride;
+    if (finish_row(out, tile.softmax.sum[r] + tile.softmax.rest[r], kRestored, p.value_dim))
+      clamp_row(out, p.value_dim);
+    store_row(p.out.row(at.b, s.query_begin + at.queries.begin + r, at.h), p.out.dtype, out, p.value_dim);
+  }
+}
+
+/** A range of queries of one head, cut into tiles. */
+struct QueryTiles {
+  Range queries;
+
+  int count() const { return divide_up(queries.end - queries.begin, kQueryTile); }
+  Range operator[](int t) const {
+    return {queries.begin + t * kQueryTile, min(queries.begin + (t + 1) * kQueryTile, queries.end)};
+  }
+};
+
+/** All that the queries see goes into ws.tiles, with values times `shrunk`. */
+FLASHATTN_CALLED void attend(Place at, const Sequence& s, const QueryTiles& tiles, float shrunk, ForwardWorkspace& ws) {
+  const AttentionParams& p = at.p;
+  const int kv_head = at.h / p.group();
+  for (int t = 0; t < tiles.count(); ++t) {
+    ForwardTile& tile = ws.tiles[t];
+    const Range range = tiles[t];
+    const int rows = range.end - range.begin;
+    load_rows(ws.rows, p.query, at.b, s.query_begin + range.begin, rows, at.h, p.head_dim);
+    transpose_rows(tile.query, ws.rows, rows, p.head_dim, query_factor(p));
+    start_softmax(p, at.h, tile.softmax);
+    clear_rows(tile.out, rows, p.value_dim);
+    tile.block = {};
+  }
+  const Range visible = at.band.visible_keys(tiles.queries, s.key_length);
+  for_key_tiles(p, at.b, at.h, tiles.queries, visible, [&](Range keys, const Meeting* meetings) {
+    at.keys = keys;
+    load_rows(ws.key, p.key, at.b, s.key_begin + keys.begin, at.key_count(), kv_head, p.head_dim);
+    load_rows(ws.value, p.value, at.b, s.key_begin + keys.begin, at.key_count(), kv_head, p.value_dim);
+    if (shrunk != 1) scale_rows(ws.value, at.key_count(), p.value_dim, shrunk);
+    ws.value_finite = {};
+    for (int t = 0; t < tiles.count(); ++t) {
+      at.queries = tiles[t];
+      const int block = p.block_mask.block_size ? t * kQueryTile / p.block_mask.block_size : 0;
+      if (!meetings[block].visible) continue;
+      at.bits = meetings[block].bits;
+      meet_keys(at, ws.tiles[t], ws);
+    }
+  });
 }
 
 }  // namespace detail
+
+/** Attention of a few queries of one head: at most kMaxTilesPerItem tiles. */
+inline void attend_and_finish(Place at, const Sequence& s, Range queries, ForwardWorkspace& ws) {
+  const detail::QueryTiles tiles{queries};
+  detail::attend(at, s, tiles, 1, ws);
+  bool overflowed = false;
+  for (int t = 0; t < tiles.count(); ++t) {
+    at.queries = tiles[t];
+    overflowed |= detail::finish_tile(at, s, ws.tiles[t]);
+  }
+  if (!overflowed) return;
+  detail::attend(at, s, tiles, detail::kShrunk, ws);
+  for (int t = 0; t < tiles.count(); ++t) {
+    at.queries = tiles[t];
+    detail::restore_tile(at, s, ws.tiles[t]);
+  }
+}
 
 FLASHATTN_CALLED void forward_item(const AttentionParams& p, int item, ForwardWorkspace& ws) {
   const int rows_per_item = kQueryTile * p.tiles_per_item;
@@ -140,42 +201,7 @@ FLASHATTN_CALLED void forward_item(const AttentionParams& p, int item, ForwardWo
   const int h = item / items_per_head % p.heads, b = item / items_per_head / p.heads;
   const Sequence s = p.sequence(b);
   const Range queries{begin, min(begin + rows_per_item, s.query_length)};
-  if (queries.begin >= queries.end) return;
-
-  Place at(p, s, b, h);
-  const int tiles = divide_up(queries.end - queries.begin, kQueryTile);
-  const auto tile_range = [&](int t) {
-    return Range{queries.begin + t * kQueryTile, min(queries.begin + (t + 1) * kQueryTile, queries.end)};
-  };
-
-  for (int t = 0; t < tiles; ++t) {
-    const Range range = tile_range(t);
-    const int rows = range.end - range.begin;
-    load_rows(ws.rows, p.query, b, s.query_begin + range.begin, rows, h, p.head_dim);
-    transpose_rows(ws.tiles[t].query, ws.rows, rows, p.head_dim, query_factor(p));
-    detail::start_tile(p, h, ws.tiles[t], rows);
-  }
-
-  const Range visible = at.band.visible_keys(queries, s.key_length);
-  const int kv_head = h / p.group();
-  for_key_tiles(p, b, h, queries, visible, [&](Range keys, const Meeting* meetings) {
-    at.keys = keys;
-    load_rows(ws.key, p.key, b, s.key_begin + keys.begin, at.key_count(), kv_head, p.head_dim);
-    load_rows(ws.value, p.value, b, s.key_begin + keys.begin, at.key_count(), kv_head, p.value_dim);
-    ws.value_finite = {};
-    for (int t = 0; t < tiles; ++t) {
-      at.queries = tile_range(t);
-      const int block = p.block_mask.block_size ? t * kQueryTile / p.block_mask.block_size : 0;
-      if (!meetings[block].visible) continue;
-      at.bits = meetings[block].bits;
-      detail::meet_keys(at, ws.tiles[t], ws);
-    }
-  });
-
-  for (int t = 0; t < tiles; ++t) {
-    at.queries = tile_range(t);
-    detail::finish_tile(at, s, ws.tiles[t]);
-  }
+  if (queries.begin < queries.end) attend_and_finish(Place(p, s, b, h), s, queries, ws);
 }
 
 }  // namespace flashattn

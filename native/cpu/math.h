@@ -7,9 +7,10 @@ namespace flashattn {
 inline constexpr float kLog2E = 1.4426950408889634f;
 inline constexpr double kLn2 = 0.6931471805599453;
 inline constexpr float kInfinity = __builtin_inff();
+inline constexpr float kLargest = 0x1.fffffep127f;
 
 /**
- * 2^x for x <= 127; exactly 0 for x < -80 (including -Infinity).
+ * 2^x for x <= 127, exact where x is an integer; exactly 0 for x < -80 (including -Infinity).
  * WebAssembly cannot flush denormals to zero, and a denormal probability makes every product that follows slow.
  */
 FLASHATTN_INLINE Vec exp2(Vec x) {
@@ -18,16 +19,20 @@ FLASHATTN_INLINE Vec exp2(Vec x) {
   const Vec clamped = max(x, splat(kUnderflow));
   const Vec shifted = clamped + splat(kRoundToInteger);
   const Vec f = clamped - (shifted - splat(kRoundToInteger));  // in [-1/2, 1/2]
-  Vec p = splat(1.327647129e-3f);
-  p = multiply_add(p, f, splat(9.675540961e-3f));
-  p = multiply_add(p, f, splat(5.550713092e-2f));
-  p = multiply_add(p, f, splat(2.402212024e-1f));
-  p = multiply_add(p, f, splat(6.931469440e-1f));
-  p = multiply_add(p, f, splat(1.0000001192f));
+  // The polynomial of least relative error among those that are 1 at 0.
+  Vec p = splat(1.326472731e-3f);
+  p = multiply_add(p, f, splat(9.671512991e-3f));
+  p = multiply_add(p, f, splat(5.550733581e-2f));
+  p = multiply_add(p, f, splat(2.402224243e-1f));
+  p = multiply_add(p, f, splat(6.931470037e-1f));
+  p = multiply_add(p, f, splat(1.0f));
   const Vec power = (Vec)(((IntVec)shifted << 23) + 0x3f800000);
   const IntVec underflows = x < splat(kUnderflow);
   return (Vec)((IntVec)(p * power) & ~underflows);
 }
+
+/** e^x, exactly 1 for x = 0. A product that overflows is an exponential that vanishes. */
+FLASHATTN_INLINE Vec natural_exp(Vec x) { return exp2(x * splat(kLog2E)); }
 
 /** tanh(x): an odd polynomial where exp would cancel, 1 - 2 / (e^(2|x|) + 1) elsewhere. */
 FLASHATTN_INLINE Vec tanh(Vec x) {

@@ -1,6 +1,6 @@
 // How attention is cut into items: enough to keep every thread busy, few enough to reuse each tile of keys.
 #pragma once
-#include "tile.h"
+#include "backward.h"
 
 namespace flashattn {
 
@@ -22,9 +22,10 @@ inline AttentionPartition partition(const AttentionShape& p, int threads) {
   result.items = static_cast<int64_t>(p.batch) * p.heads * divide_up(query_tiles, result.tiles_per_item);
   result.key_splits = max(1, splits);
   result.relative_slices = result.key_splits * p.batch;
-  result.delta = p.lse_rows;
-  result.d_query_sum = result.key_splits * p.lse_rows * round_up(p.head_dim, kLanes);
-  result.d_relative_partial = static_cast<int64_t>(result.relative_slices) * p.heads * p.bucket_count;
+  result.row_terms = kRowTerms * p.lse_rows;
+  result.d_query_sum = static_cast<int64_t>(result.key_splits) * d_query_planes(p.key_length, result.key_splits) *
+                       p.lse_rows * round_up(p.head_dim, kLanes);
+  result.d_relative_partial = int64_t{2} * result.relative_slices * p.heads * p.bucket_count;
   return result;
 }
 

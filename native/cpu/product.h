@@ -30,10 +30,7 @@ FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, f
   for (int r = 0; r < kRows; ++r) {
 #pragma clang loop unroll(full)
     for (int v = 0; v < kVecs; ++v) {
-      if constexpr (kMode == Accumulate::No) acc[r][v] = Vec{};
-      if constexpr (kMode == Accumulate::Yes) acc[r][v] = load(c + r * c_row + v * kLanes);
-      if constexpr (kMode == Accumulate::Scaled)
-        acc[r][v] = load(c + r * c_row + v * kLanes) * load_splat(row_scale + r);
+      acc[r][v] = Vec{};
     }
   }
 #pragma clang loop unroll(disable)
@@ -55,7 +52,14 @@ FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, f
 #pragma clang loop unroll(full)
   for (int r = 0; r < kRows; ++r) {
 #pragma clang loop unroll(full)
-    for (int v = 0; v < kVecs; ++v) store(c + r * c_row + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kVecs; ++v) {
+      // What was there is added last, so that a small term meets a large sum once a tile and not once an element.
+      float* to = c + r * c_row + v * kLanes;
+      if constexpr (kMode == Accumulate::No) store(to, acc[r][v]);
+      if constexpr (kMode == Accumulate::Yes) store(to, load(to) + acc[r][v]);
+      if constexpr (kMode == Accumulate::Scaled)
+        store(to, multiply_add(load(to), load_splat(row_scale + r), acc[r][v]));
+    }
   }
 }
 

@@ -1,5 +1,8 @@
 // From Q K^T to logits: softcap, bias, relative positions, ALiBi and the mask, on one score tile [key][query].
-// Tiles hold logits in units of log 2, so that softmax needs exp2 alone.
+//
+// Logits are float32 in their natural unit, so that they reach as far as their inputs do: a finite one, however low, is
+// a logit like any other, and only -Infinity hides. What leaves the range of float32 on its way (q.k, or a sum of its
+// terms) is infinite, as it is in any float32 arithmetic: -Infinity hides the key, +Infinity makes the row NaN.
 #pragma once
 #include "block_mask.h"
 #include "math.h"
@@ -48,8 +51,10 @@ struct Place {
   int query_vectors() const { return divide_up(query_count(), kLanes); }
 };
 
-/** What queries are multiplied by beforehand, so that Q K^T comes out in the unit that `finish_scores` starts from. */
-inline float query_factor(const AttentionParams& p) { return p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2E; }
+// The scale is applied where it cannot overflow what fits in the end: to the queries when it makes them smaller, to their
+// products with the keys when it makes those larger. One of the two factors is 1.
+inline float query_factor(const AttentionParams& p) { return __builtin_fabsf(p.scale) < 1 ? p.scale : 1.0f; }
+inline float product_factor(const AttentionParams& p) { return __builtin_fabsf(p.scale) < 1 ? 1.0f : p.scale; }
 
 namespace detail {
 
@@ -74,18 +79,16 @@ FLASHATTN_INLINE void for_each_vector(const Place& at, float* scores, F f) {
 }
 
 FLASHATTN_CALLED void apply_softcap(const Place& at, float* scores, float* slopes) {
-  const Vec cap = splat(at.p.softcap * kLog2E);
+  const Vec cap = splat(at.p.softcap);
   for_each_vector(at, scores, [&](float* s, IntVec, int) {
-    const Vec t = tanh(load(s));
+    const Vec t = tanh(load(s) / cap);
     if (slopes) store(slopes + (s - scores), splat(1.0f) - t * t);
     store(s, cap * t);
   });
 }
 
 /** A bias of -Infinity hides a key, and its NaN with it. */
-FLASHATTN_INLINE Vec add_log2(Vec score, Vec bias) {
-  return select(bias == splat(-kInfinity), bias, multiply_add(bias, splat(kLog2E), score));
-}
+FLASHATTN_INLINE Vec biased(Vec score, Vec bias) { return select(bias == splat(-kInfinity), bias, score + bias); }
 
 /** Adds a square of kLanes queries x kLanes keys whose rows are contiguous in the bias. */
 FLASHATTN_INLINE void add_bias_square(float* scores /* [key][query] */, const float* bias, size_t query_stride) {
@@ -94,7 +97,7 @@ FLASHATTN_INLINE void add_bias_square(float* scores /* [key][query] */, const fl
   for (int i = 0; i < kLanes; ++i) square[i] = load(bias + i * query_stride);
   transpose_lanes(square);
 #pragma clang loop unroll(full)
-  for (int j = 0; j < kLanes; ++j) store(scores + j * kQueryTile, add_log2(load(scores + j * kQueryTile), square[j]));
+  for (int j = 0; j < kLanes; ++j) store(scores + j * kQueryTile, biased(load(scores + j * kQueryTile), square[j]));
 }
 
 FLASHATTN_CALLED void add_bias(const Place& at, float* scores) {
@@ -110,12 +113,12 @@ FLASHATTN_CALLED void add_bias(const Place& at, float* scores) {
                       base + (at.queries.begin + i) * size_t(bias.query) + at.keys.begin + j, bias.query);
   for_each_score(at, scores, square_queries, square_keys, [&](float& s, int i, int j) {
     const float b = base[i * size_t(bias.query) + j * size_t(bias.key)];
-    s = b == -kInfinity ? b : s + b * kLog2E;
+    s = b == -kInfinity ? b : s + b;
   });
 }
 
 FLASHATTN_CALLED void add_alibi(const Place& at, float* scores) {
-  const Vec slope = splat(-kLog2E * at.p.alibi.slopes[at.b * size_t(at.p.alibi.batch) + at.h]);
+  const Vec slope = splat(-at.p.alibi.slopes[at.b * size_t(at.p.alibi.batch) + at.h]);
   for_each_vector(at, scores, [&](float* s, IntVec i, int j) {
     const IntVec offset = i + (at.diagonal - j), sign = offset >> 31;
     const IntVec distance = (offset ^ sign) - sign;
@@ -125,19 +128,26 @@ FLASHATTN_CALLED void add_alibi(const Place& at, float* scores) {
 
 }  // namespace detail
 
+FLASHATTN_CALLED void scale_scores(const Place& at, float* scores, float factor) {
+  for (int row = 0; row < at.key_count() * kQueryTile; row += kQueryTile)
+    for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes)
+      store(scores + row + v, load(scores + row + v) * splat(factor));
+}
+
 inline int relative_bucket(const RelativeParams& r, int i, int j) {
   const int query = r.query_position ? r.query_position[i] : i, key = r.key_position ? r.key_position[j] : j;
   return r.buckets[key - query + r.origin];
 }
 
-/** In: q.k * query_factor. Out: logits / ln 2. `softcap_slopes` (optional) receives d(softcap) / d(its argument). */
+/** In: q.k * query_factor. Out: logits. `softcap_slopes` (optional) receives d(softcap) / d(its argument). */
 FLASHATTN_CALLED void finish_scores(const Place& at, float* scores, float* softcap_slopes = nullptr) {
   const AttentionParams& p = at.p;
+  if (const float factor = product_factor(p); factor != 1) scale_scores(at, scores, factor);
   if (p.softcap > 0) detail::apply_softcap(at, scores, softcap_slopes);
   if (p.bias.data) detail::add_bias(at, scores);
   if (p.relative.table)
     detail::for_each_score(at, scores, 0, 0, [&](float& s, int i, int j) {
-      s += p.relative.table[relative_bucket(p.relative, i, j) * p.heads + at.h] * kLog2E;
+      s += p.relative.table[relative_bucket(p.relative, i, j) * p.heads + at.h];
     });
   if (p.alibi.slopes) detail::add_alibi(at, scores);
 }

@@ -54,7 +54,7 @@ FLASHATTN_FIELDS(BlockMaskParams, full, partial, full_queries, partial_queries, 
 struct AttentionParams {
   TensorRef query, key, value, out;
   Pointer<float> lse;                 // [batch, heads, query] or [heads, total]; natural logarithm
-  int64_t lse_batch, lse_head;        // strides, shared by lse, d_lse, delta and d_query_sum
+  int64_t lse_batch, lse_head;        // strides, shared by lse, d_lse, row_terms and d_query_sum
   Pointer<const Sequence> sequences;  // [batch], null: every sequence is whole
   BiasParams bias;
   AlibiParams alibi;
@@ -73,15 +73,15 @@ struct AttentionParams {
 
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
-  Pointer<const float> d_lse;  // as lse, or null
-  Pointer<float> delta;        // as lse: sum(d_out * out) - d_lse
-  Pointer<float> d_query_sum;  // [key_splits, lse rows, padded head_dim]: what becomes d_query
-  Pointer<int32_t> turns;      // CUDA: [1 + batch * heads * query tiles], tickets, then whose turn it is per tile
-  Pointer<float> d_relative_partial;                     // [relative_slices, heads, bucket_count]
-  Pointer<float> d_relative;                             // [bucket_count, heads], or null
-  Pointer<float> d_sink;                                 // [heads], or null
-  Pointer<float> d_bias;                                 // contiguous, the shape of the bias, or null
-  int64_t lse_rows;                                      // rows of lse over all batches and heads
+  Pointer<const float> d_lse;        // as lse, or null
+  Pointer<float> row_terms;          // what backward keeps of each row: native/cpu/row_terms.h, cuda/rows.cuh
+  Pointer<float> d_query_sum;        // [planes, lse rows, padded head_dim]: sums that become d_query
+  Pointer<int32_t> turns;            // CUDA: [1 + batch * heads * query tiles], tickets, then whose turn it is per tile
+  Pointer<void> d_relative_partial;  // [relative_slices, heads, bucket_count], 8 bytes each: sums and what they lack
+  Pointer<float> d_relative;         // [bucket_count, heads], or null
+  Pointer<float> d_sink;             // [heads], or null
+  Pointer<float> d_bias;             // contiguous, the shape of the bias, or null
+  int64_t lse_rows;                  // rows of lse over all batches and heads
   int32_t bias_batch, bias_heads, bias_query, bias_key;  // the shape of the bias
   int32_t relative_slices, key_splits;
 
@@ -94,7 +94,7 @@ struct AttentionParams {
 FLASHATTN_FIELDS(AttentionParams, query, key, value, out, lse, lse_batch, lse_head, sequences, bias, alibi, relative,
                  sink, block_mask, dropout, batch, heads, kv_heads, head_dim, value_dim, query_length, key_length,
                  scale, softcap, window_left, window_right, top_left, offset, deterministic, tiles_per_item, reserved,
-                 d_out, d_query, d_key, d_value, d_lse, delta, d_query_sum, turns, d_relative_partial, d_relative,
+                 d_out, d_query, d_key, d_value, d_lse, row_terms, d_query_sum, turns, d_relative_partial, d_relative,
                  d_sink, d_bias, lse_rows, bias_batch, bias_heads, bias_query, bias_key, relative_slices, key_splits);
 
 inline constexpr int kUnbounded = 0x3fffffff;
@@ -114,14 +114,14 @@ FLASHATTN_FIELDS(AttentionShape, lse_rows, dtype, batch, heads, kv_heads, head_d
 
 /** How a device cuts a problem into pieces, and what its launches need besides the tensors. */
 struct AttentionPartition {
-  int64_t items;                                          // independent pieces of forward: blocks of CUDA
-  int64_t delta, d_query_sum, turns, d_relative_partial;  // elements of scratch arrays of backward
-  int32_t relative_slices, key_splits, tiles_per_item;    // for AttentionParams
+  int64_t items;                                              // independent pieces of forward: blocks of CUDA
+  int64_t row_terms, d_query_sum, turns, d_relative_partial;  // words of the scratch arrays of backward
+  int32_t relative_slices, key_splits, tiles_per_item;        // for AttentionParams
   int32_t query_tile, key_tile;
   int32_t threads, shared_memory;  // of a block of CUDA, forward
   int32_t reserved;
 };
-FLASHATTN_FIELDS(AttentionPartition, items, delta, d_query_sum, turns, d_relative_partial, relative_slices, key_splits,
-                 tiles_per_item, query_tile, key_tile, threads, shared_memory, reserved);
+FLASHATTN_FIELDS(AttentionPartition, items, row_terms, d_query_sum, turns, d_relative_partial, relative_slices,
+                 key_splits, tiles_per_item, query_tile, key_tile, threads, shared_memory, reserved);
 
 }  // namespace flashattn

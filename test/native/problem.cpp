@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "tile.h"
+#include "backward.h"
 
 namespace flashattn::test {
 
@@ -175,10 +175,11 @@ void Problem::draw_tensors(Random& random) {
   d_value = tensor(key_rows, kv_heads, value_dim);
   const size_t rows = size_t(tensor_batch) * heads * query_rows;
   lse = Array<float>(rows);
-  delta = Array<float>(rows);
+  row_terms = Array<float>(3 * rows);
   if (random.chance(50)) d_lse = random_array(rows, random);
   key_splits = random.integer(1, 3);
-  d_query_partial = Array<float>(key_splits * rows * round_up(head_dim, kLanes));
+  d_query_partial =
+      Array<float>(key_splits * d_query_planes(key_length, key_splits) * rows * round_up(head_dim, kLanes));
 }
 
 void Problem::draw_options(Random& random) {
@@ -221,7 +222,7 @@ void Problem::draw_relative(Random& random) {
   bucket_count = random.integer(1, 20);
   table = random_array(bucket_count * heads, random);
   d_relative = Array<float>(bucket_count * heads);
-  d_relative_partial = Array<float>(size_t(key_splits) * batch * heads * bucket_count);
+  d_relative_partial = Array<double>(size_t(key_splits) * batch * heads * bucket_count);
   const bool positions = random.chance(50);
   const int largest = positions ? 15 : std::max({query_length, key_length, 1}) - 1;
   if (positions) {
@@ -286,7 +287,7 @@ AttentionParams Problem::params() const {
   p.dropout = dropout;
   if (mask.block_size) p.block_mask = mask.params();
   p.d_lse = d_lse.data();
-  p.delta = delta.data();
+  p.row_terms = row_terms.data();
   p.d_query_sum = d_query_partial.data();
   p.lse_rows = static_cast<int64_t>(lse.size());
   p.key_splits = key_splits;

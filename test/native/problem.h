@@ -54,12 +54,13 @@ struct Problem {
   DType dtype;
   Tensor query, key, value, out, d_out, d_query, d_key, d_value;
   Array<Sequence> sequences;  // empty: every sequence is whole
-  Array<float> lse, d_lse, delta, d_query_partial;
+  Array<float> lse, d_lse, row_terms, d_query_partial;
   Array<float> bias, d_bias;
   int bias_shape[4] = {1, 1, 1, 1};
   Array<float> alibi;
   bool alibi_batched = false;
-  Array<float> table, d_relative_partial, d_relative;
+  Array<float> table, d_relative;
+  Array<double> d_relative_partial;
   Array<int32_t> buckets, query_position, key_position;
   int bucket_count = 0, origin = 0;
   Array<float> sink, d_sink;

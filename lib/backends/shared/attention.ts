@@ -67,7 +67,7 @@ function prepare(
     dRelative: scratch.address('dRelative') || addressOf(gradients?.dRelativeTable),
     dSink: scratch.address('dSink') || addressOf(gradients?.dSink),
     dBias: scratch.address('dBias') || addressOf(gradients?.dBias),
-    delta: scratch.address('delta'),
+    rowTerms: scratch.address('rowTerms'),
     dQuerySum: scratch.address('dQuerySum'),
     turns: scratch.address('turns'),
     dRelativePartial: scratch.address('dRelativePartial'),

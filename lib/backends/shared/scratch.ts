@@ -10,7 +10,7 @@ export type WidenedTensor = 'bias' | 'relativeTable' | 'sink';
 /** float32 gradients of those tensors, before they are rounded to the caller's dtype. */
 export type WideGradient = 'dBias' | 'dRelative' | 'dSink';
 /** What backward passes between its kernels. */
-type PassedArray = 'delta' | 'dQuerySum' | 'turns' | 'dRelativePartial';
+type PassedArray = 'rowTerms' | 'dQuerySum' | 'turns' | 'dRelativePartial';
 type ArrayName = HostArrayName | WidenedTensor | WideGradient | PassedArray;
 
 const product = (shape: readonly number[] | undefined) => shape?.reduce((a, b) => a * b, 1) ?? 0;
@@ -28,8 +28,8 @@ function wideElements(p: AttentionProblem, extras: AttentionExtras, backward: bo
   return { bias, relativeTable, sink, dBias: bias, dRelative: relativeTable, dSink: sink };
 }
 
-const passedElements = ({ delta, dQuerySum, turns, dRelativePartial }: AttentionPartition) => ({
-  delta,
+const passedElements = ({ rowTerms, dQuerySum, turns, dRelativePartial }: AttentionPartition) => ({
+  rowTerms,
   dQuerySum,
   turns,
   dRelativePartial,
