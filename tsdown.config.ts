@@ -30,11 +30,7 @@ export default defineConfig([
     outDir: 'dist',
     dts: true,
     sourcemap: true,
-    copy: [
-      'lib/backends/wasm/worker.mjs',
-      'lib/backends/wasm/flashattn.relaxed.wasm',
-      'lib/backends/wasm/flashattn.simd.wasm',
-    ],
+    copy: ['lib/backends/wasm/flashattn.relaxed.wasm', 'lib/backends/wasm/flashattn.simd.wasm'],
   },
   {
     // The checks of a device, with all that they need but the package itself: `flashattn verify`.

@@ -136,11 +136,9 @@ export interface MemoryReport {
  */
 export interface Backend extends Allocator {
   readonly device: string;
-  /** Whether `read` and `readSync` give windows on live memory, only valid until the next turn, not copies. */
-  readonly readsLive: boolean;
 
   fillZero(buffer: DeviceBuffer): void;
-  /** The bytes once every launch before this call is done. */
+  /** A copy of the bytes as every launch before this call leaves them, whatever is written or launched after it. */
   read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array>;
   /** Like `read`, but blocks the thread. */
   readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array;

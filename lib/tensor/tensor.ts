@@ -279,7 +279,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     const Elements = this.dtype === 'float32' ? Float32Array : Uint16Array;
     const length = bytes.byteLength / bytesPerElement[this.dtype];
     const stored = new Elements(bytes.buffer as ArrayBuffer, bytes.byteOffset, length);
-    if (this.isContiguous) return (this.#storage.backend.readsLive ? new Elements(stored) : stored) as DataOf[D];
+    if (this.isContiguous) return stored as DataOf[D];
     const result = new Elements(this.size);
     let at = 0;
     const copy = (axis: number, from: number): void => {

@@ -90,7 +90,6 @@ const isEmpty = (...counts: readonly number[]) => counts.includes(0);
 /** One CUDA device; one for each JavaScript environment, with a stream of its own. */
 export class CudaBackend implements Backend {
   readonly device: CudaDeviceName;
-  readonly readsLive = false;
   readonly status: CudaStatus;
   /** Switches and findings of the emulator. */
   readonly emulator: EmulatorControls | undefined;

@@ -29,10 +29,13 @@ import {
 import { type Elements, elementsBytes, type OptionArray, ScratchMemory, wideElements } from '../shared/scratch.js';
 import { Constants } from '../shared/uploads.js';
 import { Heap } from './heap.js';
-import { loadModule, type SimdBuild } from './module.js';
+import { CallingThread, type RunExports } from './inPlace.js';
+import { instantiate, loadModule, type SimdBuild } from './module.js';
 import { type AttentionMemory, StructWriter, writeAttentionParams } from './params.js';
 import { Pool, threadCount, workerError } from './pool.js';
 import { queueBytes } from './queue.js';
+import { type PendingRead, PendingReads, type Readable } from './reads.js';
+import { attentionWork, elementWork } from './work.js';
 
 // The order of `Kernel` in native/cpu/wasm/module.cc.
 const kernel = {
@@ -60,7 +63,7 @@ const mergeParamsBytes = 18 * 4;
 const peakIterations = 1 << 14;
 const peakFlopsPerIteration = 2 * 8 * 4; // multiply and add, 8 chains, 4 lanes
 
-interface Exports {
+interface Exports extends RunExports {
   count_items(kernel: number, params: number): number;
   query_tile(): number;
   key_tile(): number;
@@ -75,11 +78,12 @@ interface Exports {
 }
 
 /** Memory in the heap, with the numbers of the launches that matter to it. */
-class WasmBuffer implements DeviceBuffer {
+class WasmBuffer implements DeviceBuffer, Readable {
   /** The last launch that writes it: reading waits for this one. */
   lastWrite = 0;
   /** The last launch that touches it at all: overwriting or freeing waits for this one. */
   lastUse = 0;
+  readonly pendingReads: PendingRead[] = [];
 
   constructor(
     readonly address: number,
@@ -90,7 +94,10 @@ class WasmBuffer implements DeviceBuffer {
 export interface WasmStatus {
   /** Which WebAssembly build runs. */
   readonly simd: SimdBuild;
+  /** How many threads work on a launch. */
   readonly threads: number;
+  /** Why there are no worker threads, where there are none: the calling thread then does all of the work. */
+  readonly threadless?: string;
 }
 
 const divideUp = (n: number, by: number) => Math.ceil(n / by);
@@ -103,7 +110,6 @@ type WasmScratch = ScratchMemory<PassedArray>;
 /** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
 export class WasmBackend implements Backend {
   readonly device = 'wasm';
-  readonly readsLive = true;
   readonly simd: SimdBuild;
   readonly threads = threadCount();
   readonly #module: WebAssembly.Module;
@@ -113,9 +119,11 @@ export class WasmBackend implements Backend {
   readonly #queryTile: number;
   readonly #keyTile: number;
   readonly #workspaceBytes: number;
+  readonly #callingThread: CallingThread;
   #pool: Pool;
-  /** Launches (from, to] that were lost with a dead pool. */
-  readonly #lost: { readonly from: number; readonly to: number }[] = [];
+  /** Launches (from, to] that were lost with a dead pool, and why it died. */
+  readonly #lost: { readonly from: number; readonly to: number; readonly cause: unknown }[] = [];
+  readonly #reads: PendingReads;
   readonly #masks = new Constants<BlockMask>(this, blockMaskArrays);
   readonly #rowMaps = new Constants<RowMap>(this, ({ offsets, indices }) => [offsets, indices]);
   #tensors = 0;
@@ -124,14 +132,30 @@ export class WasmBackend implements Backend {
     const { module, simd } = loadModule();
     this.#module = module;
     this.simd = simd;
-    const { exports, heap } = instantiate(module);
+    const heap = new Heap();
+    const exports = instantiate(module, heap.memory) as unknown as Exports;
     checkLayout(exports);
+    heap.start(exports.__heap_base.value);
     this.#heap = heap;
     this.#exports = exports;
     this.#queryTile = exports.query_tile();
     this.#keyTile = exports.key_tile();
     this.#workspaceBytes = exports.workspace_bytes();
+    this.#callingThread = new CallingThread(exports, heap, this.#workspaceBytes);
     this.#pool = this.#createPool(0);
+    this.#reads = new PendingReads({
+      memory: heap.memory,
+      isDone: (launch) => launch <= this.#pool.queue.completed,
+      wait: (launch) => this.#waitFor(launch),
+      waitSync: (launch) => this.#waitSync(launch),
+      copy: (from, byteOffset, words) => this.#copy(from as WasmBuffer, byteOffset, words),
+      free: (buffer) => this.free(buffer as WasmBuffer),
+    });
+  }
+
+  get status(): WasmStatus {
+    const { threads, threadless } = this.#pool;
+    return { simd: this.simd, threads, ...(threadless !== undefined && { threadless }) };
   }
 
   allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): WasmBuffer {
@@ -142,7 +166,7 @@ export class WasmBackend implements Backend {
     );
     if (address === undefined && purpose === 'hostWritten') {
       // Memory freed behind pending launches is the host's once they are done.
-      queue.waitSync(queue.published);
+      this.#settle(queue.published);
       address = this.#heap.allocate(byteLength, queue.published);
     }
     if (address === undefined) throw this.#heap.outOfMemory(byteLength);
@@ -157,19 +181,20 @@ export class WasmBackend implements Backend {
   }
 
   write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void {
-    this.#waitSync((buffer as WasmBuffer).lastUse);
-    new Uint8Array(this.#heap.memory.buffer, buffer.address + byteOffset, bytes.length).set(bytes);
-    (buffer as WasmBuffer).lastWrite = 0;
+    const target = buffer as WasmBuffer;
+    this.#settle(target.lastUse);
+    this.#reads.beforeOverwriting(target);
+    this.#window(target, byteOffset, bytes.length).set(bytes);
+    target.lastWrite = 0;
   }
 
-  async read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
-    await this.wait(buffer);
-    return this.#window(buffer, byteOffset, byteLength);
+  read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
+    return this.#reads.read(buffer as WasmBuffer, byteOffset, byteLength);
   }
 
   readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
     this.#waitSync((buffer as WasmBuffer).lastWrite);
-    return this.#window(buffer, byteOffset, byteLength);
+    return this.#window(buffer, byteOffset, byteLength).slice();
   }
 
   async wait(buffer: DeviceBuffer): Promise<void> {
@@ -179,8 +204,11 @@ export class WasmBackend implements Backend {
   checkIntact(buffer: DeviceBuffer, argument: string): void {
     const { lastWrite } = buffer as WasmBuffer;
     if (this.#pool.queue.faulted) this.#replacePool();
-    if (this.#isLost(lastWrite))
-      throw new FlashAttnError('ERR_WORKER', `${argument} was never computed: a worker thread died before it`);
+    const lost = this.#findLost(lastWrite);
+    if (lost)
+      throw new FlashAttnError('ERR_WORKER', `${argument} was never computed: a worker thread died before it`, {
+        cause: lost.cause,
+      });
   }
 
   fillZero(buffer: DeviceBuffer): void {
@@ -196,7 +224,7 @@ export class WasmBackend implements Backend {
       const memory = this.#prepare(problem, operands, own);
       const split = this.#split(problem);
       const used = this.#buffers(problem, operands, own);
-      this.#launch(kernel.forward, [operands.out.buffer, operands.lse.buffer], used, (w) =>
+      this.#launch(kernel.forward, [operands.out.buffer, operands.lse.buffer], used, attentionWork(problem), (w) =>
         writeAttentionParams(w, problem, operands, memory, split),
       );
     });
@@ -212,7 +240,9 @@ export class WasmBackend implements Backend {
       used.push(dOut.buffer, dQuery.buffer, dKey.buffer, dValue.buffer);
       if (operands.dLse) used.push(operands.dLse.buffer);
       const launch = (id: number, written: readonly DeviceBuffer[]) =>
-        this.#launch(id, written, used, (w) => writeAttentionParams(w, problem, operands, memory, split));
+        this.#launch(id, written, used, 3 * attentionWork(problem), (w) =>
+          writeAttentionParams(w, problem, operands, memory, split),
+        );
 
       launch(kernel.backwardRows, []);
       launch(kernel.backward, [dKey.buffer, dValue.buffer]);
@@ -240,7 +270,7 @@ export class WasmBackend implements Backend {
 
   gatherRows(map: RowMap, { source, result, batch, rowElements, scale }: GatherOperands): void {
     const { buffer, addresses } = this.#rowMaps.get(map);
-    this.#launch(kernel.gather, [result.buffer], [source.buffer, buffer], (w) =>
+    this.#launch(kernel.gather, [result.buffer], [source.buffer, buffer], elementWork(result.count), (w) =>
       w
         .int(addressOf(source))
         .dtype(source.dtype)
@@ -298,7 +328,9 @@ export class WasmBackend implements Backend {
     await this.synchronize();
     const items = 256 * this.threads;
     const start = performance.now();
-    this.#launch(kernel.peak, [buffer], [], (w) => w.int(items, peakIterations, buffer.address));
+    this.#launch(kernel.peak, [buffer], [], Number.POSITIVE_INFINITY, (w) =>
+      w.int(items, peakIterations, buffer.address),
+    );
     await this.wait(buffer);
     const seconds = (performance.now() - start) / 1000;
     this.free(buffer);
@@ -325,12 +357,6 @@ export class WasmBackend implements Backend {
     throw noPointers('wasm has no streams');
   }
 
-  /** @internal For tests. */
-  async killOneWorker(): Promise<void> {
-    if (this.#pool.queue.faulted) this.#replacePool();
-    await this.#pool.killOneWorker();
-  }
-
   #window(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
     return new Uint8Array(this.#heap.memory.buffer, buffer.address + byteOffset, byteLength);
   }
@@ -339,6 +365,7 @@ export class WasmBackend implements Backend {
     return new Pool({
       heap: this.#heap,
       module: this.#module,
+      inPlace: this.#callingThread,
       threads: this.threads,
       workspaceBytes: this.#workspaceBytes,
       launched,
@@ -346,36 +373,59 @@ export class WasmBackend implements Backend {
   }
 
   #replacePool(): void {
-    const { completed, published } = this.#pool.queue;
-    this.#lost.push({ from: completed, to: published });
-    this.#pool = this.#createPool(published);
+    const { queue, cause } = this.#pool;
+    this.#pool.settle();
+    this.#lost.push({ from: queue.completed, to: queue.published, cause });
+    // What the new pool does in place counts as its last launch, which must not be one that was lost.
+    this.#pool = this.#createPool(queue.published + 1);
   }
 
-  #isLost(launch: number): boolean {
-    return this.#lost.some(({ from, to }) => launch > from && launch <= to);
+  #findLost(launch: number): { readonly cause: unknown } | undefined {
+    return this.#lost.find(({ from, to }) => launch > from && launch <= to);
   }
 
   async #waitFor(launch: number): Promise<void> {
     await this.#pool.wait(launch);
-    if (this.#isLost(launch)) throw workerError();
+    this.#checkComputed(launch);
   }
 
   #waitSync(launch: number): void {
     this.#pool.waitSync(launch);
-    if (this.#isLost(launch)) throw workerError();
+    this.#checkComputed(launch);
   }
 
+  #checkComputed(launch: number): void {
+    const lost = this.#findLost(launch);
+    if (lost) throw workerError(lost.cause);
+  }
+
+  /** Blocks until a launch is done or lost. */
+  #settle(launch: number): void {
+    this.#pool.queue.waitSync(launch);
+    if (this.#pool.queue.faulted) this.#replacePool();
+  }
+
+  /** @param work floating-point operations, roughly */
   #launch(
     id: number,
     written: readonly DeviceBuffer[],
     used: readonly DeviceBuffer[],
+    work: number,
     writeParams: (w: StructWriter) => void,
   ): void {
     if (this.#pool.queue.faulted) this.#replacePool();
-    this.#pool.start();
-    const number = this.#pool.queue.publish(id, writeParams, (params) => this.#exports.count_items(id, params));
+    for (const buffer of written) this.#reads.beforeOverwriting(buffer as WasmBuffer);
+    const number = this.#pool.launch(id, writeParams, (params) => this.#exports.count_items(id, params), work);
     for (const buffer of written) (buffer as WasmBuffer).lastWrite = (buffer as WasmBuffer).lastUse = number;
     for (const buffer of used) (buffer as WasmBuffer).lastUse = number;
+  }
+
+  /** A copy of some words of a buffer, made in order behind what has been launched. @throws ERR_OUT_OF_MEMORY */
+  #copy(from: WasmBuffer, byteOffset: number, words: number): WasmBuffer {
+    const copy = this.allocate(4 * words, 'deviceWritten');
+    const flat = (buffer: WasmBuffer, offset: number): Flat => ({ buffer, offset, dtype: 'float32', count: words });
+    this.#convert(flat(from, byteOffset / 4), flat(copy, 0));
+    return copy;
   }
 
   #launchMerge(
@@ -395,7 +445,8 @@ export class WasmBackend implements Backend {
     const { batch, heads, queryLength, valueDim } = shape;
     const used = [table, out.buffer, lse.buffer, ...parts.flatMap((part) => [part.out.buffer, part.lse.buffer])];
     if (backward) used.push(backward.dOut.buffer, ...(backward.dLse ? [backward.dLse.buffer] : []));
-    this.#launch(id, written, used, (params) =>
+    const elements = batch * heads * queryLength * valueDim * (parts.length + 1);
+    this.#launch(id, written, used, elementWork(elements), (params) =>
       params
         .int(table.address, parts.length, batch, heads, queryLength, valueDim)
         .tensor(out)
@@ -408,11 +459,11 @@ export class WasmBackend implements Backend {
 
   #fill(buffer: DeviceBuffer, bits: number): void {
     const words = divideUp(buffer.byteLength, 4); // allocations are padded to whole words
-    this.#launch(kernel.fill, [buffer], [], (w) => w.int(buffer.address, words, bits));
+    this.#launch(kernel.fill, [buffer], [], elementWork(words), (w) => w.int(buffer.address, words, bits));
   }
 
   readonly #convert = (from: Flat, to: Flat): void => {
-    this.#launch(kernel.convert, [to.buffer], [from.buffer], (w) =>
+    this.#launch(kernel.convert, [to.buffer], [from.buffer], elementWork(from.count), (w) =>
       w.int(addressOf(from), addressOf(to)).dtype(from.dtype).dtype(to.dtype).int(from.count),
     );
   };
@@ -490,14 +541,6 @@ export class WasmBackend implements Backend {
 
 const noPointers = (message: string) => new FlashAttnError('ERR_DEVICE', message);
 
-function instantiate(module: WebAssembly.Module): { exports: Exports; heap: Heap } {
-  const heap = new Heap();
-  const { exports } = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
-  const typed = exports as unknown as Exports;
-  heap.start(typed.__heap_base.value);
-  return { exports: typed, heap };
-}
-
 /** The structs are written by hand on this side: a build that disagrees must not run. */
 function checkLayout(exports: Exports): void {
   const expected: [string, number, number][] = [
@@ -523,6 +566,5 @@ export function wasmBackend(): WasmBackend {
 }
 
 export function describeWasm(): WasmStatus {
-  const { simd, threads } = wasmBackend();
-  return { simd, threads };
+  return wasmBackend().status;
 }

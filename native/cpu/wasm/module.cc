@@ -15,7 +15,7 @@ union Workspace {
   BackwardWorkspace backward;
 };
 
-// Order known to lib/backends/wasm/launch.ts.
+// Order known to lib/backends/wasm/backend.ts.
 enum class Kernel : uint32_t {
   Forward,
   BackwardRows,
@@ -79,11 +79,25 @@ __attribute__((noinline)) void run(Kernel kernel, const uint32_t* words, int ite
 }  // namespace
 }  // namespace flashattn
 
-/** What a worker thread does for ever. Every worker has its own instance, stack and workspace. */
-FLASHATTN_EXPORT(work) [[noreturn]] void work(flashattn::Queue* queue, flashattn::Workspace* workspace) {
+/** What a worker thread does until the queue is given up. Every thread has its own instance, stack and workspace. */
+FLASHATTN_EXPORT(work) void work(flashattn::Queue* queue, flashattn::Workspace* workspace) {
   flashattn::worker_loop(*queue, [&](uint32_t kernel, const uint32_t* params, uint32_t item) {
     flashattn::run(static_cast<flashattn::Kernel>(kernel), params, static_cast<int>(item), *workspace);
   });
+}
+
+/** Runs pending launches on the calling thread, up to items that workers hold. */
+FLASHATTN_EXPORT(run_pending) void run_pending(flashattn::Queue* queue, flashattn::Workspace* workspace) {
+  flashattn::run_available(*queue, [&](uint32_t kernel, const uint32_t* params, uint32_t item) {
+    flashattn::run(static_cast<flashattn::Kernel>(kernel), params, static_cast<int>(item), *workspace);
+  });
+}
+
+/** Runs a launch that is in no queue on the calling thread. */
+FLASHATTN_EXPORT(run_launch)
+void run_launch(uint32_t kernel, const uint32_t* params, int items, flashattn::Workspace* workspace) {
+  for (int item = 0; item < items; ++item)
+    flashattn::run(static_cast<flashattn::Kernel>(kernel), params, item, *workspace);
 }
 
 /** How many items a launch with these parameters has. */
