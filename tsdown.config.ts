@@ -31,7 +31,6 @@ export default defineConfig([
     entry: { index: 'lib/index.ts', cli: 'lib/cli/main.ts' },
     dts: false,
     sourcemap: true,
-    copy: ['lib/backends/wasm/worker.mjs'],
   },
   {
     ...common,

@@ -16,7 +16,7 @@ FLASHATTN_KERNEL(kFlatThreads) delta_kernel(RowLaunch<AttentionParams> launch) {
   load_row(d_out, p.d_out, row, first, p.value_dim);
   const float sum = sum_lanes(dot(out, d_out), launch.lanes);
   if (row.exists && first == 0)
-    ptx::store_global(p.delta + row.lse, sum - (p.d_lse ? ptx::load_global(p.d_lse + row.lse) : 0.0f));
+    ptx::store_global(p.row_terms + row.lse, sum - (p.d_lse ? ptx::load_global(p.d_lse + row.lse) : 0.0f));
 }
 
 /** Computes the rows that a lane has found a NaN in again. A whole warp. */

@@ -36,7 +36,7 @@ FLASHATTN_KERNEL(kThreads) sink_kernel(AttentionParams p) {
     const int64_t row = b * p.lse_batch + h * p.lse_head + s.query_begin + i;
     const float lse = ptx::load_global(p.lse + row);
     if (lse == -INFINITY) continue;
-    sum -= static_cast<double>(ptx::exp2((sink - lse) * kLog2E)) * ptx::load_global(p.delta + row);
+    sum -= static_cast<double>(ptx::exp2((sink - lse) * kLog2E)) * ptx::load_global(p.row_terms + row);
   }
   sum = sum_block(sum);
   if (ptx::thread() == 0) ptx::store_global(p.d_sink + h, static_cast<float>(sum));

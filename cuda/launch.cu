@@ -63,7 +63,7 @@ AttentionPartition attention_partition(const AttentionShape& p, const DeviceLimi
   result.shared_memory = forward_shared_bytes(bytes, bucket, variant);
   result.tiles_per_item = 1;
   result.key_splits = 1;
-  result.delta = p.lse_rows;
+  result.row_terms = p.lse_rows;
   result.d_query_sum = p.lse_rows * bucket;
   result.turns = p.deterministic ? 1 + tiles_of(p, p.query_length, turn_tile, p.heads) : 0;
   result.d_relative_partial = p.bucket_count ? static_cast<int64_t>(slices) * p.heads * p.bucket_count : 0;

@@ -123,7 +123,7 @@ class BackwardBlock {
       return make_float2(kInfinity, 0.0f);
     const int64_t row = head.lse_row(query);
     const float lse = ptx::load_global(p_.lse + row);
-    return make_float2(lse == -kInfinity ? kInfinity : lse * kLog2E, ptx::load_global(p_.delta + row));
+    return make_float2(lse == -kInfinity ? kInfinity : lse * kLog2E, ptx::load_global(p_.row_terms + row));
   }
 
   FLASHATTN_DEVICE void put_row_stats(float2 stats) const {

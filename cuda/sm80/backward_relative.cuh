@@ -30,7 +30,7 @@ backward_relative_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   GradientBlock<Element, HeadDim> block(p);
   const int h = static_cast<int>(ptx::block().x) % p.heads, slice = static_cast<int>(ptx::block().x) / p.heads;
   const int blocks = p.relative_slices / Tiles::kWarps, warp = block.warp_row() / 16, lane = block.lane().index;
-  float* table = p.d_relative_partial +
+  float* table = static_cast<float*>(p.d_relative_partial) +
                  (static_cast<int64_t>(slice * Tiles::kWarps + warp) * p.heads + h) * p.relative.bucket_count;
   for (int bucket = lane; bucket < p.relative.bucket_count; bucket += kWarpSize)
     ptx::store_global(table + bucket, 0.0f);

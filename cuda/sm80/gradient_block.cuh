@@ -42,7 +42,7 @@ class GradientBlock {
       const bool exists = i < s.query_length;
       const float lse = exists ? ptx::load_global(p_.lse + head.lse_row(i)) : -kInfinity;
       lse_[lower] = lse == -kInfinity ? kInfinity : lse * kLog2E;  // an empty row: every probability is 0
-      delta_[lower] = exists ? ptx::load_global(p_.delta + head.lse_row(i)) : 0.0f;
+      delta_[lower] = exists ? ptx::load_global(p_.row_terms + head.lse_row(i)) : 0.0f;
     }
   }
 

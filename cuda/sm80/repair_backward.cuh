@@ -36,7 +36,7 @@ FLASHATTN_DEVICE PairGradient pair_gradient(const Head& head, int i, int j, cons
   if (capped.score == -kInfinity || lse == -kInfinity) return {0.0f, 0.0f, false};
   const float kept = p.dropout.threshold ? keep_factor(head, random_of(head, i, j), j) : 1.0f;
   const float probability = ptx::exp2(capped.score - lse * kLog2E);
-  const float d_score = probability * (d_out.dot(value) * kept - ptx::load_global(p.delta + head.lse_row(i)));
+  const float d_score = probability * (d_out.dot(value) * kept - ptx::load_global(p.row_terms + head.lse_row(i)));
   return {probability * kept, p.softcap > 0 ? d_score * capped.slope : d_score, true};
 }
 

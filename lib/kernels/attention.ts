@@ -358,7 +358,13 @@ function paramsOf(
   };
 }
 
-const pairsOf = (p: AttentionProblem) => p.batch * p.heads * p.queryLength * p.keyLength;
+// Rows are worked on four at a time, and a head has a cost of its own.
+const lanes = 4;
+const headWork = 4000;
+
+/** Floating-point operations, roughly, given those of a pair of query and key; what masks leave out counts too. */
+const workOf = (p: AttentionProblem, perPair: number) =>
+  p.batch * p.heads * (headWork + Math.ceil(p.queryLength / lanes) * lanes * p.keyLength * perPair);
 
 function buffersRead({ operands, memory }: AttentionLaunch<ForwardOperands>): DeviceBuffer[] {
   const { query, key, value, bias, alibi, relativeTable, sink } = operands;
@@ -375,7 +381,7 @@ export const attentionForward = operation('attentionForward', params, (launch: A
     params: paramsOf(launch),
     reads: buffersRead(launch),
     writes: [operands.out.buffer, operands.lse.buffer],
-    work: pairsOf(p) * (p.headDim + p.valueDim),
+    work: workOf(p, 2 * (p.headDim + p.valueDim)),
   };
 });
 
@@ -391,6 +397,6 @@ export const attentionBackward = operation('attentionBackward', params, (launch:
     params: paramsOf(launch, operands),
     reads,
     writes,
-    work: pairsOf(p) * (3 * p.headDim + 2 * p.valueDim),
+    work: workOf(p, 2 * (3 * p.headDim + 2 * p.valueDim)),
   };
 });

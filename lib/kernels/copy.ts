@@ -1,6 +1,6 @@
 import type { DeviceBuffer } from './memory.js';
 import { addressOf, type Flat, type Strided } from './operand.js';
-import { operation } from './operation.js';
+import { elementWork, operation } from './operation.js';
 import { struct } from './struct.js';
 
 const mostDims = 6;
@@ -69,7 +69,7 @@ export const copy = operation('copy', copyParams, ({ from, to, accumulate = fals
     },
     reads: [from.buffer],
     writes: [to.buffer],
-    work: count,
+    work: elementWork * count,
   };
 });
 

@@ -18,8 +18,6 @@ export interface Backend extends Memory {
   readonly device: string;
   /** How `explain` names the kernels. */
   readonly kernels: string;
-  /** Whether `read` and `readSync` give windows on live memory, only valid until the next turn, not copies. */
-  readonly readsLive: boolean;
 
   /** Queues a launch and returns at once; operands have been validated by the caller. */
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void;
@@ -30,7 +28,7 @@ export interface Backend extends Memory {
   /** The arrays of an immutable object in device memory: uploaded at their first use, freed with the object. */
   upload<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded;
 
-  /** The bytes once every launch before this call is done. */
+  /** A copy of the bytes as every launch before this call leaves them, whatever is written or launched after it. */
   read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array>;
   /** Like `read`, but blocks the thread. */
   readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array;

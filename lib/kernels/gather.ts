@@ -1,6 +1,6 @@
 import type { Uploaded } from './memory.js';
 import { addressOf, blockLists, type Flat, type Operand } from './operand.js';
-import { operation } from './operation.js';
+import { elementWork, operation } from './operation.js';
 import { struct } from './struct.js';
 
 /** Row i of the result is the sum of the source rows indices[offsets[i]] to indices[offsets[i + 1] - 1]. Immutable. */
@@ -58,6 +58,6 @@ export const gather = operation('gather', params, (operands: GatherOperands) => 
     },
     reads: [source.buffer, lists.buffer],
     writes: [result.buffer],
-    work: batch * rows * rowElements,
+    work: elementWork * batch * rows * rowElements,
   };
 });

@@ -1,6 +1,6 @@
 import type { DeviceBuffer } from './memory.js';
 import { addressOf, type Flat, refOf, tensorRef, type View } from './operand.js';
-import { operation } from './operation.js';
+import { elementWork, operation } from './operation.js';
 import { struct, type ValuesOf } from './struct.js';
 
 /** Attention over some of the keys. */
@@ -82,7 +82,7 @@ function describe(operands: WithTable<MergeOperands>, backward?: MergeBackwardOp
     },
     reads,
     writes: backward ? backward.dParts.flatMap((part) => [part.out.buffer, part.lse.buffer]) : [out.buffer, lse.buffer],
-    work,
+    work: elementWork * work,
   };
 }
 

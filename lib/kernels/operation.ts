@@ -6,9 +6,12 @@ export interface Launch<F extends Fields> {
   readonly params: ValuesOf<F>;
   readonly reads: readonly DeviceBuffer[];
   readonly writes: readonly DeviceBuffer[];
-  /** About how many multiply-adds, or elements moved: what is little runs where it is called. */
+  /** Floating-point operations, roughly (moving an element counts as `elementWork`): what is little runs in place. */
   readonly work: number;
 }
+
+/** What it costs to move an element, in floating-point operations. */
+export const elementWork = 8;
 
 /**
  * What a device can be asked to do. The kernels have it under the same name (native/cpu/operations.h, cuda/launch.h), and

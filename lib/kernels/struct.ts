@@ -8,7 +8,7 @@ export type Scalar = 'address' | 'int64' | 'int32' | 'uint32' | 'float32' | 'dty
 
 /** Several numbers in a row. */
 export interface Repeated {
-  readonly of: 'int64';
+  readonly of: 'int64' | 'uint32';
   readonly count: number;
 }
 
@@ -47,7 +47,7 @@ export interface Struct<F extends Fields = Fields> {
 const isStruct = (kind: FieldKind): kind is Struct => typeof kind === 'object' && 'fields' in kind;
 
 function sizeOf(kind: FieldKind): number {
-  if (typeof kind === 'object') return isStruct(kind) ? kind.byteLength : kind.count * 8;
+  if (typeof kind === 'object') return isStruct(kind) ? kind.byteLength : kind.count * sizeOf(kind.of);
   return kind === 'address' || kind === 'int64' ? 8 : 4;
 }
 
@@ -55,7 +55,7 @@ const alignmentOf = (kind: FieldKind): number =>
   isStruct(kind)
     ? Math.max(...kind.fields.map((field) => alignmentOf(field.kind)))
     : typeof kind === 'object'
-      ? 8
+      ? sizeOf(kind.of)
       : sizeOf(kind);
 
 /** Describes the struct `name` of native/structs, whose fields have the same names in snake case. */

@@ -305,7 +305,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     const Elements = this.dtype === 'float32' ? Float32Array : Uint16Array;
     const length = bytes.byteLength / bytesPerElement[this.dtype];
     const stored = new Elements(bytes.buffer as ArrayBuffer, bytes.byteOffset, length);
-    if (this.isContiguous) return (this.#storage.backend.readsLive ? new Elements(stored) : stored) as DataOf[D];
+    if (this.isContiguous) return stored as DataOf[D];
     return copyStrided(stored, new Elements(this.size), this.shape, this.strides) as DataOf[D];
   }
 }

@@ -86,8 +86,7 @@ inline constexpr Operation kOperations[] = {
 inline constexpr int kOperationCount = sizeof(kOperations) / sizeof(kOperations[0]);
 
 /** A line with the names of all operations, then one for each struct. */
-inline void describe_operations(char* to) {
-  FieldText text(to);
+inline void describe_operations(FieldText& text) {
   text.begin("operations");
   for (const Operation& operation : kOperations) text.word(operation.name);
   text.end();

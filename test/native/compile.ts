@@ -1,10 +1,20 @@
 /** Compiles native/cpu with the sanitizers of a C++ compiler and runs it. Needs g++ and its sanitizers. */
-import {execFile, spawnSync} from 'node:child_process';
-import {createHash} from 'node:crypto';
-import {cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync,} from 'node:fs';
-import {basename, join} from 'node:path';
-import {fileURLToPath} from 'node:url';
-import {promisify} from 'node:util';
+import { execFile, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const kernels = join(root, 'native/cpu');
@@ -17,11 +27,12 @@ const common = ['-std=c++20', '-g1', '-Wall', '-Wextra', '-Werror', '-Wno-unknow
 const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-fno-omit-frame-pointer'];
 
 const tryToLink = () =>
-    spawnSync(compiler, [...sanitizers, '-x', 'c++', '-', '-o', '/dev/null'], {input: 'int main() {}'}).status === 0;
+  spawnSync(compiler, [...sanitizers, '-x', 'c++', '-', '-o', '/dev/null'], { input: 'int main() {}' }).status === 0;
 
 /** Why nothing can be compiled here; undefined: it can. */
-export const missingSanitizers: string|undefined =
-    tryToLink() ? undefined : `${compiler} with -fsanitize=address,undefined is missing`;
+export const missingSanitizers: string | undefined = tryToLink()
+  ? undefined
+  : `${compiler} with -fsanitize=address,undefined is missing`;
 
 /** A change to a copy of the kernels: `find` occurs once in `file`, which is relative to native/cpu. */
 export interface Patch {
@@ -43,7 +54,7 @@ function digestOf(patches: readonly Patch[]): string {
 /** The reference needs no checking and gains from optimisation. */
 const flagsFor = (source: string) => (basename(source) === 'reference.cpp' ? ['-O2'] : ['-O1', ...sanitizers]);
 
-function apply({file, find, replace}: Patch, directory: string): void {
+function apply({ file, find, replace }: Patch, directory: string): void {
   const path = join(directory, file);
   const parts = readFileSync(path, 'utf8').split(find);
   if (parts.length !== 2) throw new Error(`"${find}" occurs ${parts.length - 1} times in ${file}`);
@@ -52,8 +63,8 @@ function apply({file, find, replace}: Patch, directory: string): void {
 
 async function build(directory: string, patches: readonly Patch[]): Promise<void> {
   const copy = join(directory, 'cpu');
-  cpSync(kernels, copy, {recursive: true});
-  cpSync(structs, join(directory, 'structs'), {recursive: true});
+  cpSync(kernels, copy, { recursive: true });
+  cpSync(structs, join(directory, 'structs'), { recursive: true });
   for (const patch of patches) apply(patch, copy);
   const sources = readdirSync(testDirectory).filter((file) => file.endsWith('.cpp'));
   const objectOf = (source: string) => join(directory, `${source}.o`);
@@ -75,13 +86,13 @@ export async function compileCases(patches: readonly Patch[] = []): Promise<stri
   const directory = join(cacheDirectory, digestOf(patches));
   const program = join(directory, 'program');
   if (existsSync(program)) return program;
-  mkdirSync(cacheDirectory, {recursive: true});
+  mkdirSync(cacheDirectory, { recursive: true });
   const unfinished = mkdtempSync(join(cacheDirectory, 'unfinished-'));
   try {
     await build(unfinished, patches);
     renameSync(unfinished, directory);
   } finally {
-    rmSync(unfinished, {recursive: true, force: true});
+    rmSync(unfinished, { recursive: true, force: true });
   }
   return program;
 }

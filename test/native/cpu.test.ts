@@ -1,45 +1,45 @@
 /** The kernels of native/cpu as native code: no access out of bounds, no undefined behaviour, right results. */
-import {describe, expect, it} from 'vitest';
+import { describe, expect, it } from 'vitest';
 
-import {runProgram} from '../support/child.js';
+import { runProgram } from '../support/child.js';
 
-import {compileCases, missingSanitizers, type Patch} from './compile.js';
+import { compileCases, missingSanitizers, type Patch } from './compile.js';
 
 // Leaks would be the test program's own, and finding them needs rights that containers lack.
 const env = {
-  ASAN_OPTIONS: 'detect_leaks=0'
+  ASAN_OPTIONS: 'detect_leaks=0',
 };
 
 /** One for each way to be noticed, each in what a different kind of cases runs. */
 const bugs: readonly Patch[] = [
-  {file: 'gather.h', find: 'p.dtype, length);\n      for', replace: 'p.dtype, length + 1);\n      for'},
-  {file: 'block_mask.h', find: '(count == 32 ? ~0u : (1u << count) - 1)', replace: '((1u << count) - 1)'},
-  {file: 'merge.h', find: 'weight * (sum_lanes(dot) + d_lse)', replace: 'weight * (sum_lanes(dot) - d_lse)'},
+  { file: 'gather.h', find: 'p.dtype, length);\n      for', replace: 'p.dtype, length + 1);\n      for' },
+  { file: 'block_mask.h', find: '(count == 32 ? ~0u : (1u << count) - 1)', replace: '((1u << count) - 1)' },
+  { file: 'merge.h', find: 'weight * (sum_lanes(dot) + d_lse)', replace: 'weight * (sum_lanes(dot) - d_lse)' },
 ];
 
 describe.skipIf(missingSanitizers)(
-    `native/cpu under sanitizers${missingSanitizers ? ` (skipped: ${missingSanitizers})` : ''}`,
-    () => {
-      it('passes every case', async () => {
-        const {code, stdout, stderr} = await runProgram(await compileCases(), [], env);
-        expect(stderr).toBe('');
-        expect(stdout.trim().split('\n')).toEqual([
-          'attention: 240 of 240 cases passed',
-          'merge: 60 of 60 cases passed',
-          'gather: 60 of 60 cases passed',
-          'copy: 40 of 40 cases passed',
-        ]);
-        expect(code).toBe(0);
-      });
+  `native/cpu under sanitizers${missingSanitizers ? ` (skipped: ${missingSanitizers})` : ''}`,
+  () => {
+    it('passes every case', async () => {
+      const { code, stdout, stderr } = await runProgram(await compileCases(), [], env);
+      expect(stderr).toBe('');
+      expect(stdout.trim().split('\n')).toEqual([
+        'attention: 240 of 240 cases passed',
+        'merge: 60 of 60 cases passed',
+        'gather: 60 of 60 cases passed',
+        'copy: 40 of 40 cases passed',
+      ]);
+      expect(code).toBe(0);
+    });
 
-      it.each([
-        ['a row that is read past its end', 'gather', /AddressSanitizer: heap-buffer-overflow/],
-        ['a shift by all bits', 'attention', /runtime error: shift exponent 32 is too large/],
-        ['a wrong gradient', 'merge', /^merge \d+: d_lse is \S+, not \S+$/m],
-      ])('notices %s', async (_, kind, report) => {
-        const {code, stdout, stderr} = await runProgram(await compileCases(bugs), [kind], env);
-        expect(code).not.toBe(0);
-        expect(stdout + stderr).toMatch(report);
-      });
-    },
+    it.each([
+      ['a row that is read past its end', 'gather', /AddressSanitizer: heap-buffer-overflow/],
+      ['a shift by all bits', 'attention', /runtime error: shift exponent 32 is too large/],
+      ['a wrong gradient', 'merge', /^merge \d+: d_lse is \S+, not \S+$/m],
+    ])('notices %s', async (_, kind, report) => {
+      const { code, stdout, stderr } = await runProgram(await compileCases(bugs), [kind], env);
+      expect(code).not.toBe(0);
+      expect(stdout + stderr).toMatch(report);
+    });
+  },
 );

@@ -72,7 +72,6 @@ class Staged {
 export class CudaBackend implements Backend {
   readonly device: CudaDeviceName;
   readonly kernels = 'cuda-sm80';
-  readonly readsLive = false;
   readonly workspaceBytes = 0;
   readonly status: CudaStatus;
   /** Switches and findings of the emulator. */

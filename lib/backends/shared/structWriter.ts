@@ -34,6 +34,7 @@ export class StructMemory {
       this.words.fill(0, word, word + size / 4);
     } else if (typeof kind === 'object') {
       if ('fields' in kind) this.write(kind, value as ValuesOf<Fields>, word * 4);
+      else if (kind.of === 'uint32') this.words.set(value as readonly number[], word);
       else for (let i = 0; i < kind.count; i++) this.#writeLong((value as readonly number[])[i], word + 2 * i);
     } else if (kind === 'dtype') {
       this.words[word] = dtypeCode[value as DType];

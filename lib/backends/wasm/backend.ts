@@ -1,6 +1,6 @@
 import { FlashAttnError } from '../../base/errors.js';
 import { type AttentionProblem, attentionPartition, attentionShape, shapeOf } from '../../kernels/attention.js';
-import { peak } from '../../kernels/copy.js';
+import { asStrided, copy, peak } from '../../kernels/copy.js';
 import type { Backend, MemoryReport } from '../../kernels/device.js';
 import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
 import type { Operation } from '../../kernels/operation.js';
@@ -14,15 +14,17 @@ import {
 import { StructMemory } from '../shared/structWriter.js';
 import { Uploads } from '../shared/uploads.js';
 import { Heap } from './heap.js';
-import { loadModule, type SimdBuild } from './module.js';
+import { CallingThread, type RunExports } from './inPlace.js';
+import { instantiate, loadModule, type SimdBuild } from './module.js';
 import { Pool, threadCount, workerError } from './pool.js';
-import { queueBytes, slotParamBytes } from './queue.js';
+import { headerStruct, slotParamBytes, slotStruct } from './queue.js';
+import { type PendingRead, PendingReads, type Readable } from './reads.js';
 
 const peakIterations = 1 << 14;
 const peakFlopsPerIteration = 2 * 8 * 4; // multiply and add, 8 chains, 4 lanes
 
 /** native/cpu/wasm/module.cc */
-interface Exports {
+interface Exports extends RunExports {
   /** -1: there is no such phase. */
   count_items(launch: number, params: number): number;
   /** Where a text ended by 0 begins. */
@@ -30,16 +32,16 @@ interface Exports {
   partition(shape: number, result: number, threads: number): void;
   max_phases(): number;
   workspace_bytes(): number;
-  queue_bytes(): number;
   readonly __heap_base: WebAssembly.Global<'i32'>;
 }
 
 /** Memory in the heap, with the numbers of the launches that matter to it. */
-class WasmBuffer implements DeviceBuffer {
+class WasmBuffer implements DeviceBuffer, Readable {
   /** The last launch that writes it: reading waits for this one. */
   lastWrite = 0;
   /** The last launch that touches it at all: overwriting or freeing waits for this one. */
   lastUse = 0;
+  readonly pendingReads: PendingRead[] = [];
 
   constructor(
     readonly address: number,
@@ -50,7 +52,10 @@ class WasmBuffer implements DeviceBuffer {
 export interface WasmStatus {
   /** Which WebAssembly build runs. */
   readonly simd: SimdBuild;
+  /** How many threads work on a launch. */
   readonly threads: number;
+  /** Why there are no worker threads, where there are none: the calling thread then does all of the work. */
+  readonly threadless?: string;
 }
 
 const build = 'the WebAssembly build';
@@ -58,7 +63,6 @@ const build = 'the WebAssembly build';
 /** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
 export class WasmBackend implements Backend {
   readonly device = 'wasm';
-  readonly readsLive = true;
   readonly simd: SimdBuild;
   readonly threads = threadCount();
   readonly workspaceBytes: number;
@@ -74,9 +78,11 @@ export class WasmBackend implements Backend {
   readonly #staging = new StructMemory(new ArrayBuffer(slotParamBytes));
   /** Where the module reads a shape and writes a partition. */
   readonly #asked: number;
+  readonly #callingThread: CallingThread;
   #pool: Pool;
-  /** Launches (from, to] that were lost with a dead pool. */
-  readonly #lost: { readonly from: number; readonly to: number }[] = [];
+  /** Launches (from, to] that were lost with a dead pool, and why it died. */
+  readonly #lost: { readonly from: number; readonly to: number; readonly cause: unknown }[] = [];
+  readonly #reads: PendingReads;
   readonly #uploads = new Uploads(this);
   #tensors = 0;
 
@@ -84,19 +90,36 @@ export class WasmBackend implements Backend {
     const { module, simd } = loadModule();
     this.#module = module;
     this.simd = simd;
-    const { exports, heap } = instantiate(module);
+    const heap = new Heap();
+    const exports = instantiate(module, heap.memory) as unknown as Exports;
     this.#heap = heap;
     this.#exports = exports;
     this.#maxPhases = exports.max_phases();
     this.#description = parseDescription(readText(heap.memory, exports.describe()));
-    if (exports.queue_bytes() !== queueBytes)
-      throw new FlashAttnError('ERR_DEVICE', `${build} is of another version: build it again`);
-    this.workspaceBytes = this.threads * exports.workspace_bytes();
+    for (const struct of [slotStruct, headerStruct, attentionShape, attentionPartition])
+      checkFields(this.#description, struct as Struct, build);
+    heap.start(exports.__heap_base.value);
+    const workspaceBytes = exports.workspace_bytes();
+    this.workspaceBytes = this.threads * workspaceBytes;
     const asked = attentionShape.byteLength + attentionPartition.byteLength;
-    this.#asked = this.#heap.allocate(asked, 0) ?? 0;
-    if (this.#asked === 0) throw this.#heap.outOfMemory(asked);
-    for (const struct of [attentionShape, attentionPartition]) checkFields(this.#description, struct as Struct, build);
+    const address = heap.allocate(asked, 0);
+    if (address === undefined) throw heap.outOfMemory(asked);
+    this.#asked = address;
+    this.#callingThread = new CallingThread(exports, heap, workspaceBytes);
     this.#pool = this.#createPool(0);
+    this.#reads = new PendingReads({
+      memory: heap.memory,
+      isDone: (launch) => launch <= this.#pool.queue.completed,
+      wait: (launch) => this.#waitFor(launch),
+      waitSync: (launch) => this.#waitSync(launch),
+      copy: (from, byteOffset, words) => this.#copy(from as WasmBuffer, byteOffset, words),
+      free: (buffer) => this.free(buffer as WasmBuffer),
+    });
+  }
+
+  get status(): WasmStatus {
+    const { threads, threadless } = this.#pool;
+    return { simd: this.simd, threads, ...(threadless !== undefined && { threadless }) };
   }
 
   get kernels(): string {
@@ -111,7 +134,7 @@ export class WasmBackend implements Backend {
     );
     if (address === undefined && purpose === 'hostWritten') {
       // Memory freed behind pending launches is the host's once they are done.
-      queue.waitSync(queue.published);
+      this.#settle(queue.published);
       address = this.#heap.allocate(byteLength, queue.published);
     }
     if (address === undefined) throw this.#heap.outOfMemory(byteLength);
@@ -126,23 +149,24 @@ export class WasmBackend implements Backend {
   }
 
   write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void {
-    this.#waitSync((buffer as WasmBuffer).lastUse);
-    new Uint8Array(this.#heap.memory.buffer, buffer.address + byteOffset, bytes.length).set(bytes);
-    (buffer as WasmBuffer).lastWrite = 0;
+    const target = buffer as WasmBuffer;
+    this.#settle(target.lastUse);
+    this.#reads.beforeOverwriting(target);
+    this.#window(target, byteOffset, bytes.length).set(bytes);
+    target.lastWrite = 0;
   }
 
   upload<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded {
     return this.#uploads.get(owner, arraysOf);
   }
 
-  async read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
-    await this.wait(buffer);
-    return this.#window(buffer, byteOffset, byteLength);
+  read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
+    return this.#reads.read(buffer as WasmBuffer, byteOffset, byteLength);
   }
 
   readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
     this.#waitSync((buffer as WasmBuffer).lastWrite);
-    return this.#window(buffer, byteOffset, byteLength);
+    return this.#window(buffer, byteOffset, byteLength).slice();
   }
 
   async wait(buffer: DeviceBuffer): Promise<void> {
@@ -152,25 +176,27 @@ export class WasmBackend implements Backend {
   checkIntact(buffer: DeviceBuffer, argument: string): void {
     const { lastWrite } = buffer as WasmBuffer;
     if (this.#pool.queue.faulted) this.#replacePool();
-    if (this.#isLost(lastWrite))
-      throw new FlashAttnError('ERR_WORKER', `${argument} was never computed: a worker thread died before it`);
+    const lost = this.#findLost(lastWrite);
+    if (lost)
+      throw new FlashAttnError('ERR_WORKER', `${argument} was never computed: a worker thread died before it`, {
+        cause: lost.cause,
+      });
   }
 
-  /** Publishes one launch for each phase that has items. */
+  /** Launches each phase that has items. */
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
     const launch = operation.describe(operands);
     if (!launch) return;
     const first = this.#resolve(operation);
+    if (this.#pool.queue.faulted) this.#replacePool();
+    for (const buffer of launch.writes) this.#reads.beforeOverwriting(buffer as WasmBuffer);
     this.#staging.write(operation.struct, launch.params);
     const params = this.#staging.words.subarray(0, operation.struct.byteLength / 4);
-    if (this.#pool.queue.faulted) this.#replacePool();
-    this.#pool.start();
-    const { queue } = this.#pool;
-    let number = queue.published;
+    let number = this.#pool.queue.published;
     for (let phase = 0; phase < this.#maxPhases; phase++) {
-      const at = queue.publish(first + phase, params, this.#exports.count_items);
-      if (at < 0) break;
-      number = at;
+      const last = this.#pool.launch(first + phase, params, this.#exports.count_items, launch.work);
+      if (last < 0) break;
+      number = last;
     }
     for (const buffer of launch.writes as readonly WasmBuffer[]) buffer.lastWrite = buffer.lastUse = number;
     for (const buffer of launch.reads as readonly WasmBuffer[]) buffer.lastUse = number;
@@ -237,12 +263,6 @@ export class WasmBackend implements Backend {
     throw noPointers('wasm has no streams');
   }
 
-  /** @internal For tests. */
-  async killOneWorker(): Promise<void> {
-    if (this.#pool.queue.faulted) this.#replacePool();
-    await this.#pool.killOneWorker();
-  }
-
   /** The number of an operation's first phase. @throws ERR_DEVICE when the build has no such operation or another struct */
   #resolve<Operands, F extends Fields>(operation: Operation<Operands, F>): number {
     const known = this.#launches.get(operation as Operation<never>);
@@ -264,6 +284,7 @@ export class WasmBackend implements Backend {
     return new Pool({
       heap: this.#heap,
       module: this.#module,
+      inPlace: this.#callingThread,
       threads: this.threads,
       workspaceBytes: this.workspaceBytes / this.threads,
       launched,
@@ -271,35 +292,48 @@ export class WasmBackend implements Backend {
   }
 
   #replacePool(): void {
-    const { completed, published } = this.#pool.queue;
-    this.#lost.push({ from: completed, to: published });
-    this.#pool = this.#createPool(published);
+    const { queue, cause } = this.#pool;
+    this.#pool.settle();
+    this.#lost.push({ from: queue.completed, to: queue.published, cause });
+    // What the new pool does in place counts as its last launch, which must not be one that was lost.
+    this.#pool = this.#createPool(queue.published + 1);
   }
 
-  #isLost(launch: number): boolean {
-    return this.#lost.some(({ from, to }) => launch > from && launch <= to);
+  #findLost(launch: number): { readonly cause: unknown } | undefined {
+    return this.#lost.find(({ from, to }) => launch > from && launch <= to);
   }
 
   async #waitFor(launch: number): Promise<void> {
     await this.#pool.wait(launch);
-    if (this.#isLost(launch)) throw workerError();
+    this.#checkComputed(launch);
   }
 
   #waitSync(launch: number): void {
     this.#pool.waitSync(launch);
-    if (this.#isLost(launch)) throw workerError();
+    this.#checkComputed(launch);
+  }
+
+  #checkComputed(launch: number): void {
+    const lost = this.#findLost(launch);
+    if (lost) throw workerError(lost.cause);
+  }
+
+  /** Blocks until a launch is done or lost. */
+  #settle(launch: number): void {
+    this.#pool.queue.waitSync(launch);
+    if (this.#pool.queue.faulted) this.#replacePool();
+  }
+
+  /** A copy of some words of a buffer, made in order behind what has been launched. @throws ERR_OUT_OF_MEMORY */
+  #copy(from: WasmBuffer, byteOffset: number, words: number): WasmBuffer {
+    const to = this.allocate(4 * words, 'deviceWritten');
+    const array = (buffer: WasmBuffer, offset: number) => asStrided({ buffer, offset, dtype: 'float32', count: words });
+    this.launch(copy, { from: array(from, byteOffset / 4), to: array(to, 0) });
+    return to;
   }
 }
 
 const noPointers = (message: string) => new FlashAttnError('ERR_DEVICE', message);
-
-function instantiate(module: WebAssembly.Module): { exports: Exports; heap: Heap } {
-  const heap = new Heap();
-  const { exports } = new WebAssembly.Instance(module, { env: { memory: heap.memory } });
-  const typed = exports as unknown as Exports;
-  heap.start(typed.__heap_base.value);
-  return { exports: typed, heap };
-}
 
 /** ASCII up to a 0. */
 export function readText(memory: WebAssembly.Memory, address: number): string {
@@ -315,6 +349,5 @@ export function wasmBackend(): WasmBackend {
 }
 
 export function describeWasm(): WasmStatus {
-  const { simd, threads } = wasmBackend();
-  return { simd, threads };
+  return wasmBackend().status;
 }

@@ -1,4 +1,5 @@
 import { FlashAttnError } from '../../base/errors.js';
+import { createMemory } from './module.js';
 
 const pageBytes = 65536;
 const alignment = 64;
@@ -20,7 +21,7 @@ const align = (n: number) => Math.ceil(n / alignment) * alignment;
  * launch can be given to a later one at once; only the host has to wait for it.
  */
 export class Heap {
-  readonly memory = new WebAssembly.Memory({ initial: 16, maximum: maxPages, shared: true });
+  readonly memory = createMemory(16, maxPages);
   /** Sorted by address, never adjacent. */
   #free: Block[] = [];
   #end = 0;
@@ -67,8 +68,7 @@ export class Heap {
     const size = align(Math.max(byteLength, 1));
     this.#inUse -= size;
     const block = { address, byteLength: size, busyUntil };
-    let at = this.#free.findIndex((other) => other.address > address);
-    if (at < 0) at = this.#free.length;
+    const at = this.#indexBehind(address);
     this.#free.splice(at, 0, block);
     this.#join(at);
     this.#join(at - 1);
@@ -80,6 +80,18 @@ export class Heap {
       'ERR_OUT_OF_MEMORY',
       `wasm: ${byteLength} bytes were asked for and ${available} of the ${this.limit} bytes that WebAssembly can address are available; dispose tensors or split the problem`,
     );
+  }
+
+  /** The index of the first free block behind an address. */
+  #indexBehind(address: number): number {
+    let low = 0;
+    let high = this.#free.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.#free[middle] as Block).address > address) high = middle;
+      else low = middle + 1;
+    }
+    return low;
   }
 
   #take(at: number, byteLength: number): number {

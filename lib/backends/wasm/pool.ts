@@ -1,13 +1,20 @@
 import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { FlashAttnError, optionError, show } from '../../base/errors.js';
-import { assetUrl } from './assets.js';
 import type { Heap } from './heap.js';
-import { LaunchQueue, queueBytes } from './queue.js';
+import { type CountItems, type InPlace, LaunchQueue, queueBytes } from './queue.js';
+import { obituaryUnits, threadState, type WorkerData, workerSource } from './worker.js';
 
 const stackBytes = 65536;
 // How often an idle worker looks for work before it sleeps: about 20 us, against 80 us for being woken.
 const idleSpins = 2000;
+/**
+ * Floating-point operations up to which the calling thread runs a launch itself: at some 10 to 20 GFLOP/s this is
+ * 100 to 200 us, what it costs to wake threads and to be woken by them.
+ */
+const inPlaceWork = 2e6;
+/** How long a new pool waits for threads of a dead one to leave the item they are in. */
+const leaveMilliseconds = 1000;
 
 /** FLASHATTN_THREADS, or one thread for each processor. */
 export function threadCount(): number {
@@ -20,9 +27,23 @@ export function threadCount(): number {
   );
 }
 
+/** Node's permission model, where the process runs under it. */
+const { permission } = process as { permission?: { has(scope: string): boolean } };
+
+/** Why no thread can be started, as far as that shows before one is tried. */
+function threadsForbidden(): string | undefined {
+  return permission?.has('worker') === false ? "the process may not start threads: Node's --allow-worker" : undefined;
+}
+
+interface Region {
+  readonly address: number;
+  readonly byteLength: number;
+}
+
 export interface PoolSetup {
   readonly heap: Heap;
   readonly module: WebAssembly.Module;
+  readonly inPlace: InPlace;
   readonly threads: number;
   readonly workspaceBytes: number;
   /** How many launches came before this pool. */
@@ -30,41 +51,72 @@ export interface PoolSetup {
 }
 
 /**
- * Worker threads on one launch queue. They start at the first launch and live as long as the environment; an idle pool
- * does not keep the process alive. When a worker dies the whole pool is given up: pending reads are rejected and the
- * backend makes a new pool.
+ * Worker threads on one launch queue, and the calling thread, which runs what is too small to be handed over. Threads
+ * start at the first launch for them and live as long as the environment; an idle pool does not keep the process alive.
+ *
+ * Threads that cannot be started are done without: the pool has fewer, or none, and then the calling thread does all of
+ * the work. When a thread dies at work, the whole pool is given up: pending reads are rejected and the backend makes a
+ * new pool.
  */
 export class Pool {
   readonly queue: LaunchQueue;
   readonly #setup: PoolSetup;
-  readonly #regions: { address: number; byteLength: number }[] = [];
-  readonly #workers: Worker[] = [];
-  #failed = false;
+  readonly #ring: Region;
+  readonly #workers = new Set<Worker>();
+  readonly #states: Int32Array;
+  readonly #obituary = new Uint16Array(new SharedArrayBuffer(2 * obituaryUnits));
+  #started = false;
+  #threadless = threadsForbidden();
+  #cause: unknown;
   #waiters = 0;
 
   constructor(setup: PoolSetup) {
+    const { heap, inPlace, launched } = setup;
     this.#setup = setup;
-    this.queue = new LaunchQueue(setup.heap.memory, this.#allocate(queueBytes), setup.launched, idleSpins);
+    this.#states = new Int32Array(new SharedArrayBuffer(4 * setup.threads));
+    this.#ring = this.#allocate(queueBytes);
+    this.queue = new LaunchQueue(heap.memory, this.#ring.address, launched, idleSpins, {
+      run: (launch, params, items) => inPlace.run(launch, params, items),
+      runPending: (queue) => {
+        try {
+          inPlace.runPending(queue);
+        } catch (error) {
+          this.#fail(error);
+        }
+      },
+    });
   }
 
-  start(): void {
-    if (this.#workers.length > 0) return;
-    const { memory } = this.#setup.heap;
-    const { module, threads, workspaceBytes } = this.#setup;
-    for (let i = 0; i < threads; i++) {
-      const workspace = this.#allocate(workspaceBytes);
-      const stackTop = this.#allocate(stackBytes) + stackBytes;
-      const worker = new Worker(assetUrl('worker.mjs'), {
-        workerData: { module, memory, queue: this.queue.address, workspace, stackTop },
-        // The thread runs our code alone: flags of the process such as --require or --inspect are not for it.
-        execArgv: [],
-        stdin: false,
-      });
-      worker.unref();
-      worker.on('error', () => this.#fail());
-      worker.on('exit', () => this.#fail());
-      this.#workers.push(worker);
-    }
+  /** How many threads work on a launch. */
+  get threads(): number {
+    if (this.#threadless !== undefined) return 1;
+    return this.#started ? this.#workers.size : this.#setup.threads;
+  }
+
+  /** Why the calling thread does all of the work; undefined where there are threads. */
+  get threadless(): string | undefined {
+    return this.#threadless;
+  }
+
+  /** Why the queue has faulted. */
+  get cause(): unknown {
+    const length = this.#obituary[0] as number;
+    if (this.#cause === undefined && length > 0)
+      this.#cause = new Error(String.fromCharCode(...this.#obituary.subarray(1, 1 + length)));
+    return this.#cause;
+  }
+
+  /**
+   * Runs a launch here and now when it is small and nothing is pending, or hands it to the threads.
+   *
+   * @param work floating-point operations, roughly
+   * @returns the number of the launch that has to be done for this one to be; -1 where there is no such launch
+   */
+  launch(launch: number, params: Uint32Array, countItems: CountItems, work: number): number {
+    if (work > inPlaceWork || !this.queue.idle) this.#start();
+    else return this.queue.runInPlace(launch, params, countItems);
+    if (this.#threadless !== undefined) return this.queue.runInPlace(launch, params, countItems);
+    return this.queue.publish(launch, params, countItems);
   }
 
   /** Resolves when launch `number` is done. @throws ERR_WORKER */
@@ -86,34 +138,111 @@ export class Pool {
     this.#checkDone(number);
   }
 
-  /** @internal For tests: kills one worker, as a crash would. */
-  async killOneWorker(): Promise<void> {
-    this.start();
-    await (this.#workers[0] as Worker).terminate();
+  /** Blocks until no thread of a dead pool can touch memory any more. */
+  settle(): void {
+    const deadline = performance.now() + leaveMilliseconds;
+    for (let i = 0; i < this.#states.length; i++) {
+      const left = deadline - performance.now();
+      // One that was ended from outside does not say so: its 'exit' event waits for the event loop.
+      if (left > 0) Atomics.wait(this.#states, i, threadState.working, left);
+    }
   }
 
-  #checkDone(number: number): void {
-    if (this.queue.completed < number) throw workerError();
+  #start(): void {
+    if (this.#started) return;
+    this.#started = true;
+    for (let i = 0; i < this.#setup.threads && this.#threadless === undefined; i++) {
+      try {
+        this.#startWorker(i);
+      } catch (error) {
+        if (this.#workers.size > 0) return;
+        if (error instanceof FlashAttnError) {
+          // No memory now says nothing of later.
+          this.#started = false;
+          throw error;
+        }
+        this.#doWithout(error);
+      }
+    }
   }
 
-  #fail(): void {
-    if (this.#failed) return;
-    this.#failed = true;
-    this.queue.fault();
-    // Memory of the pool may be reused only when no thread of it runs any more.
-    void Promise.all(this.#workers.map((worker) => worker.terminate())).then(() => {
-      for (const { address, byteLength } of this.#regions) this.#setup.heap.free(address, byteLength, 0);
+  #startWorker(index: number): void {
+    const { heap, module, workspaceBytes } = this.#setup;
+    const region = this.#allocate(stackBytes + workspaceBytes);
+    const stackTop = region.address + stackBytes;
+    const data: WorkerData = {
+      module,
+      memory: heap.memory,
+      queue: this.queue.address,
+      workspace: stackTop,
+      stackTop,
+      index,
+      states: this.#states,
+      obituary: this.#obituary,
+    };
+    let worker: Worker;
+    try {
+      // The thread runs our code alone: flags of the process and of NODE_OPTIONS, such as --require or --inspect, are
+      // not for it, and an environment of its own keeps them out.
+      worker = new Worker(workerSource, { eval: true, workerData: data, execArgv: [], env: {}, stdin: false });
+    } catch (error) {
+      this.#free(region);
+      throw error;
+    }
+    worker.unref();
+    this.#workers.add(worker);
+    let cause: unknown;
+    worker.on('error', (error) => {
+      cause = error;
+    });
+    worker.on('exit', (code) => {
+      this.#free(region);
+      this.#workers.delete(worker);
+      this.#ended(index, cause ?? new Error(`the thread ended with exit code ${code}`));
     });
   }
 
-  #allocate(byteLength: number): number {
+  #ended(index: number, cause: unknown): void {
+    const state = Atomics.exchange(this.#states, index, threadState.ended);
+    // A thread that never came to work held no item: the others go on.
+    if (state !== threadState.starting) this.#fail(cause);
+    else if (this.#workers.size === 0 && !this.queue.faulted) this.#doWithout(cause);
+    if (this.#workers.size === 0 && this.queue.faulted) this.#free(this.#ring);
+  }
+
+  /** Goes on without threads, which could not be started. */
+  #doWithout(cause: unknown): void {
+    this.#threadless = `no thread could be started: ${describe(cause)}`;
+    this.queue.waitSync(this.queue.published);
+  }
+
+  #fail(cause: unknown): void {
+    this.#cause = this.cause ?? cause;
+    this.queue.fault();
+  }
+
+  #checkDone(number: number): void {
+    if (this.queue.completed < number) throw workerError(this.cause);
+  }
+
+  #allocate(byteLength: number): Region {
     const { heap } = this.#setup;
     const address = heap.allocate(byteLength, 0);
     if (address === undefined) throw heap.outOfMemory(byteLength);
-    this.#regions.push({ address, byteLength });
-    return address;
+    return { address, byteLength };
+  }
+
+  #free({ address, byteLength }: Region): void {
+    this.#setup.heap.free(address, byteLength, 0);
   }
 }
 
-export const workerError = () =>
-  new FlashAttnError('ERR_WORKER', 'a worker thread died before this result was computed; later calls use new threads');
+const describe = (cause: unknown) => (cause instanceof Error ? cause.message : String(cause));
+
+/** What a read of a result gets that was lost with a thread. */
+export const workerError = (cause: unknown) =>
+  new FlashAttnError(
+    'ERR_WORKER',
+    `a worker thread died before this result was computed (${describe(cause)}); later calls use new threads`,
+    { cause },
+  );

@@ -1,38 +1,86 @@
-// The layout of native/cpu/wasm/queue.h.
-const slotCount = 512;
-const slotHeaderBytes = 24;
+import { type Field, type Struct, struct } from '../../kernels/struct.js';
+
+const slotCount = 4096;
+
+/** A launch in native/cpu/wasm/queue.h. */
+export const slotStruct = struct('Slot', {
+  ticket: 'int64',
+  items: 'uint32',
+  done: 'uint32',
+  launch: 'uint32',
+  unused: { of: 'uint32', count: 11 },
+  params: { of: 'uint32', count: 256 },
+});
+
+/** What lies before the slots. */
+export const headerStruct = struct('QueueHeader', {
+  published: 'uint32',
+  completed: 'uint32',
+  event: 'uint32',
+  spins: 'uint32',
+  fault: 'uint32',
+  slots: 'uint32',
+  unused: { of: 'uint32', count: 10 },
+});
+
+const placeOf = (described: Struct, name: string) => described.fields.find((field) => field.name === name) as Field;
+
+const slotBytes = slotStruct.byteLength;
+const { offset: paramsOffset, size: paramsBytes } = placeOf(slotStruct as Struct, 'params');
+const itemsWord = placeOf(slotStruct as Struct, 'items').offset / 4;
+export const queueBytes = headerStruct.byteLength + slotCount * slotBytes;
 /** Room for the params of a launch. */
-export const slotParamBytes = 256 * 4;
-const slotBytes = slotHeaderBytes + slotParamBytes;
-const headerBytes = 64;
-export const queueBytes = headerBytes + slotCount * slotBytes;
+export const slotParamBytes = paramsBytes;
 
 const lookMilliseconds = 1000;
-const startMilliseconds = 30_000;
 
 const noItems = 0xffffffffn;
 
-const field = { published: 0, completed: 1, event: 2, spins: 3, fault: 4, started: 5 } as const;
+/** Where words of the header lie. */
+export const field = Object.fromEntries(headerStruct.fields.map(({ name, offset }) => [name, offset / 4])) as Readonly<
+  Record<'published' | 'completed' | 'event' | 'spins' | 'fault' | 'slots', number>
+>;
+
+/** How the calling thread runs launches itself. */
+export interface InPlace {
+  /** Runs pending launches of the queue at this address, up to items that other threads hold. */
+  runPending(queue: number): void;
+  /** Runs a launch that is in no queue. */
+  run(launch: number, params: number, items: number): void;
+}
+
+/** How many items a launch has, given the address of its parameters; -1 where there is no such launch. */
+export type CountItems = (launch: number, params: number) => number;
 
 /**
  * The host's side of the launch queue. Launches are numbered from 1 without end; memory holds the numbers modulo 2^32.
+ *
+ * 4,096 launches can be pending. Publishing another one blocks until the oldest is done, working on it meanwhile. The
+ * ring is 4.5 MB of address space, of which memory is taken as slots are first used.
  */
 export class LaunchQueue {
-  readonly #memory: WebAssembly.Memory;
   readonly address: number;
+  readonly #slots: Uint32Array;
   readonly #words: Int32Array;
+  readonly #tickets: BigInt64Array;
+  readonly #inPlace: InPlace;
   #published: number;
 
   /** @param launched how many launches came before this queue */
-  constructor(memory: WebAssembly.Memory, address: number, launched: number, spins: number) {
-    this.#memory = memory;
+  constructor(memory: WebAssembly.Memory, address: number, launched: number, spins: number, inPlace: InPlace) {
     this.address = address;
-    // Growing the memory makes larger buffers, but old views of its start stay valid.
-    this.#words = new Int32Array(memory.buffer, address, queueBytes / 4);
+    // Growing the memory makes larger buffers, but old views of its start stay valid. Slots need no clearing: nobody
+    // looks at one that was never published.
+    const { buffer } = memory;
+    this.#slots = new Uint32Array(buffer, 0, (address + queueBytes) / 4);
+    this.#words = new Int32Array(buffer, address, headerStruct.byteLength / 4);
+    this.#tickets = new BigInt64Array(buffer, address, queueBytes / 8);
+    this.#inPlace = inPlace;
     this.#words.fill(0);
     this.#words[field.published] = launched;
     this.#words[field.completed] = launched;
     this.#words[field.spins] = spins;
+    this.#words[field.slots] = slotCount;
     this.#published = launched;
   }
 
@@ -46,28 +94,37 @@ export class LaunchQueue {
     return this.#numberOf(Atomics.load(this.#words, field.completed));
   }
 
+  /** Whether nothing is pending. */
+  get idle(): boolean {
+    return Atomics.load(this.#words, field.completed) === (this.#published | 0);
+  }
+
   /**
-   * Enqueues a launch; one without items is none. Blocks only while 512 launches are pending.
+   * Enqueues a launch; one without items is none. Blocks only while 4,096 launches are pending.
    *
-   * @param countItems given the address of the parameters; -1: there is no such launch
-   * @returns the number of the launch that has to be done for this one to be, -1 where there is no such launch
+   * @returns the number of the launch that has to be done for this one to be; -1 where there is no such launch
    */
-  publish(launch: number, params: Uint32Array, countItems: (launch: number, params: number) => number): number {
-    if (this.#published - this.completed >= slotCount) this.waitSync(this.#published - slotCount + 1);
-    const slot = (this.#published % 2 ** 32) % slotCount;
-    const address = this.address + headerBytes + slot * slotBytes;
-    const ticket = new BigInt64Array(this.#memory.buffer, address, 1);
+  publish(launch: number, params: Uint32Array, countItems: CountItems): number {
+    const slot = this.#nextSlot();
+    const ticket = (slot - this.address) / 8;
     // A worker that fell asleep over the slot's last launch must not take an item from the half-written next one.
-    Atomics.store(ticket, 0, noItems);
-    const words = new Uint32Array(this.#memory.buffer, address, slotBytes / 4);
-    words.set(params, slotHeaderBytes / 4);
-    const items = countItems(launch, address + slotHeaderBytes);
+    Atomics.store(this.#tickets, ticket, noItems);
+    const items = this.#fill(slot, launch, params, countItems);
     if (items <= 0) return items === 0 ? this.#published : -1;
-    words.set([items, 0, launch, 0], 2);
-    Atomics.store(ticket, 0, BigInt.asIntN(64, BigInt(this.#published % 2 ** 32) << 32n));
+    this.#slots.set([items, 0, launch], slot / 4 + itemsWord);
+    Atomics.store(this.#tickets, ticket, BigInt.asIntN(64, BigInt(this.#published % 2 ** 32) << 32n));
     this.#published++;
     Atomics.store(this.#words, field.published, this.#published | 0);
     this.#announce();
+    return this.#published;
+  }
+
+  /** Runs a launch on the calling thread; the queue must be idle. Returns as `publish`: the launch is done. */
+  runInPlace(launch: number, params: Uint32Array, countItems: CountItems): number {
+    const slot = this.#nextSlot();
+    const items = this.#fill(slot, launch, params, countItems);
+    if (items < 0) return -1;
+    if (items > 0) this.#inPlace.run(launch, slot + paramsOffset, items);
     return this.#published;
   }
 
@@ -76,17 +133,14 @@ export class LaunchQueue {
     return Atomics.load(this.#words, field.fault) !== 0;
   }
 
-  /**
-   * Blocks until launch `number` is done or the queue has faulted. Nobody can report that a thread could not be started
-   * while this one blocks, so that counts as a fault when none has started for half a minute.
-   */
+  /** Blocks until launch `number` is done, working on it meanwhile, or until the queue has faulted. */
   waitSync(number: number): void {
-    const deadline = performance.now() + startMilliseconds;
     while (!this.faulted) {
       const raw = Atomics.load(this.#words, field.completed);
       if (this.#numberOf(raw) >= number) return;
+      this.#inPlace.runPending(this.address);
+      // Sleeps only when nothing was done meanwhile: other threads hold all items that are left.
       Atomics.wait(this.#words, field.completed, raw, lookMilliseconds);
-      if (Atomics.load(this.#words, field.started) === 0 && performance.now() > deadline) this.fault();
     }
   }
 
@@ -100,15 +154,28 @@ export class LaunchQueue {
     }
   }
 
-  /** Declares the queue dead and wakes whoever waits for it. */
+  /** Declares the queue dead: wakes whoever waits for it and ends its threads. */
   fault(): void {
     Atomics.store(this.#words, field.fault, 1);
     Atomics.notify(this.#words, field.completed);
+    this.#announce();
   }
 
   #announce(): void {
     Atomics.add(this.#words, field.event, 1);
     Atomics.notify(this.#words, field.event);
+  }
+
+  /** The address of the slot that the next launch goes to. */
+  #nextSlot(): number {
+    if (this.#published - this.completed >= slotCount) this.waitSync(this.#published - slotCount + 1);
+    return this.address + headerStruct.byteLength + (this.#published % slotCount) * slotBytes;
+  }
+
+  #fill(slot: number, launch: number, params: Uint32Array, countItems: CountItems): number {
+    const address = slot + paramsOffset;
+    this.#slots.set(params, address / 4);
+    return countItems(launch, address);
   }
 
   /** The launch number that a stored value of `completed` stands for. */

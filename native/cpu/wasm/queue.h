@@ -1,36 +1,45 @@
-// The launch queue between JavaScript and its worker threads, in shared memory.
+// The launch queue between JavaScript and the threads that run its items, in shared memory.
 //
 // JavaScript writes a slot and raises `published`; every worker runs `worker_loop`, which takes items of the oldest
 // unfinished launch one at a time. A launch is complete when its last item is, whoever ran it, and only then does the
-// next one start: launches are in order, a late worker delays nobody, and JavaScript is not needed between them.
+// next one start: launches are in order, a late worker delays nobody, and JavaScript is not needed between them. A
+// thread that blocks for a launch takes items too (`run_available`), so no launch depends on a worker having started.
 // lib/backends/wasm/queue.ts is the other side and repeats this layout.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
+#include "structs/fields.h"
+
 namespace flashattn {
 
-inline constexpr uint32_t kSlots = 512;
+inline constexpr uint32_t kSlots = 4096;
 inline constexpr uint32_t kSlotParamWords = 256;
 
-struct Slot {
+struct alignas(64) Slot {
   uint64_t ticket;  // launch number << 32 | next item: a worker that slept through the launch cannot take from the next
-  uint32_t items, done, kernel, unused;
+  uint32_t items, done, launch, unused[11];
   uint32_t params[kSlotParamWords];
 };
+FLASHATTN_FIELDS(Slot, ticket, items, done, launch, unused, params);
 
-struct Queue {
+struct QueueHeader {
   uint32_t published;  // launches written, modulo 2^32
   uint32_t completed;  // launches finished
   uint32_t event;      // changes whenever one of the fields above does: what idle workers sleep on
   uint32_t spins;      // how often an idle worker looks before it sleeps
   uint32_t fault;      // set by JavaScript when a worker died: pending launches are lost
-  uint32_t started;    // workers that have reached their loop
+  uint32_t slots;      // kSlots
   uint32_t unused[10];
+};
+FLASHATTN_FIELDS(QueueHeader, published, completed, event, spins, fault, slots, unused);
+
+struct Queue {
+  QueueHeader header;
   Slot slots[kSlots];
 };
 
-static_assert(sizeof(Slot) == 24 + 4 * kSlotParamWords && offsetof(Queue, slots) == 64);
+static_assert(offsetof(Queue, slots) == sizeof(QueueHeader));
 
 namespace detail {
 
@@ -38,9 +47,9 @@ inline uint32_t read(const uint32_t& x) { return __atomic_load_n(&x, __ATOMIC_SE
 
 /** Sleeps until `event` differs from `seen`, after looking for a while: waking through the kernel costs 80 us. */
 inline void await_event(Queue& queue, uint32_t seen) {
-  for (uint32_t spin = read(queue.spins); spin > 0; --spin)
-    if (read(queue.event) != seen) return;
-  __builtin_wasm_memory_atomic_wait32(reinterpret_cast<int*>(&queue.event), static_cast<int>(seen), -1);
+  for (uint32_t spin = read(queue.header.spins); spin > 0; --spin)
+    if (read(queue.header.event) != seen) return;
+  __builtin_wasm_memory_atomic_wait32(reinterpret_cast<int*>(&queue.header.event), static_cast<int>(seen), -1);
 }
 
 inline void announce(uint32_t& word) { __builtin_wasm_memory_atomic_notify(reinterpret_cast<int*>(&word), ~0u); }
@@ -59,29 +68,41 @@ inline bool take_item(Slot& slot, uint32_t number, uint32_t& item) {
 
 }  // namespace detail
 
-/** Never returns: the thread ends with its JavaScript environment. */
+/** Runs items of the oldest unfinished launch until none is left to take; whether that completed it. */
 template <class RunItem>
-[[noreturn]] inline void worker_loop(Queue& queue, RunItem run_item) {
-  while (true) {
-    const uint32_t event = detail::read(queue.event), number = detail::read(queue.completed);
-    if (number != detail::read(queue.published)) {
-      Slot& slot = queue.slots[number % kSlots];
-      uint32_t item;
-      bool worked = false;
-      while (detail::take_item(slot, number, item)) {
-        run_item(slot.kernel, slot.params, item);
-        worked = true;
-        if (__atomic_add_fetch(&slot.done, 1, __ATOMIC_SEQ_CST) == detail::read(slot.items)) {
-          __atomic_store_n(&queue.completed, number + 1, __ATOMIC_SEQ_CST);
-          __atomic_add_fetch(&queue.event, 1, __ATOMIC_SEQ_CST);
-          detail::announce(queue.event);
-          detail::announce(queue.completed);
-          break;
-        }
-      }
-      if (worked && detail::read(queue.completed) != number) continue;
+inline bool run_oldest(Queue& queue, RunItem run_item) {
+  const uint32_t number = detail::read(queue.header.completed);
+  if (number == detail::read(queue.header.published)) return false;
+  Slot& slot = queue.slots[number % kSlots];
+  bool worked = false;
+  uint32_t item;
+  while (detail::take_item(slot, number, item)) {
+    run_item(slot.launch, slot.params, item);
+    worked = true;
+    if (__atomic_add_fetch(&slot.done, 1, __ATOMIC_SEQ_CST) == detail::read(slot.items)) {
+      __atomic_store_n(&queue.header.completed, number + 1, __ATOMIC_SEQ_CST);
+      __atomic_add_fetch(&queue.header.event, 1, __ATOMIC_SEQ_CST);
+      detail::announce(queue.header.event);
+      detail::announce(queue.header.completed);
+      break;
     }
-    detail::await_event(queue, event);
+  }
+  return worked && detail::read(queue.header.completed) != number;
+}
+
+/** What a thread that waits for launches does first: runs what it can take, up to items that other threads hold. */
+template <class RunItem>
+inline void run_available(Queue& queue, RunItem run_item) {
+  while (!detail::read(queue.header.fault) && run_oldest(queue, run_item)) {
+  }
+}
+
+/** What a worker does until the queue is given up. */
+template <class RunItem>
+inline void worker_loop(Queue& queue, RunItem run_item) {
+  while (!detail::read(queue.header.fault)) {
+    const uint32_t event = detail::read(queue.header.event);
+    if (!run_oldest(queue, run_item)) detail::await_event(queue, event);
   }
 }
 

@@ -6,9 +6,6 @@ import type { AddonError } from '../../../lib/backends/cuda/addon.js';
 import { deviceError } from '../../../lib/backends/cuda/errors.js';
 import { StructMemory } from '../../../lib/backends/shared/structWriter.js';
 import { emulatorControls } from '../../../lib/devices/registry.js';
-import { attentionForward } from '../../../lib/kernels/attention.js';
-import { fill } from '../../../lib/kernels/copy.js';
-import { parseDescription } from '../../../lib/kernels/struct.js';
 import {
   attention,
   explain,
@@ -29,6 +26,9 @@ import {
   tensor,
   zeros,
 } from '../../../lib/index.js';
+import { attentionForward } from '../../../lib/kernels/attention.js';
+import { fill } from '../../../lib/kernels/copy.js';
+import { parseDescription } from '../../../lib/kernels/struct.js';
 import { distUrl } from '../../support/child.js';
 import { hasEmulator, loadEmulatedAddon, onEmulator } from '../../support/emulator.js';
 

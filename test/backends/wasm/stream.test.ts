@@ -10,7 +10,8 @@ const ADDRESS = 1024;
 function pendingQueue(): { queue: LaunchQueue; words: Int32Array } {
   const pages = Math.ceil((ADDRESS + queueBytes) / 65536);
   const memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
-  const queue = new LaunchQueue(memory, ADDRESS, 0, 0);
+  const idle = { run: () => undefined, runPending: () => undefined };
+  const queue = new LaunchQueue(memory, ADDRESS, 0, 0, idle);
   for (let n = 0; n < 3; n++) {
     queue.publish(0, new Uint32Array(1), () => 1);
   }

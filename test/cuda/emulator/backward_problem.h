@@ -180,7 +180,7 @@ class Backward {
     AttentionParams p{};
     p.query = query.ref(), p.key = key.ref(), p.value = value.ref(), p.out = out.ref();
     p.d_query = d_query.ref(), p.d_key = d_key.ref(), p.d_value = d_value.ref(), p.d_out = d_out.ref();
-    p.lse = lse.data(), p.d_lse = d_lse.data(), p.delta = delta.data();
+    p.lse = lse.data(), p.d_lse = d_lse.data(), p.row_terms = delta.data();
     p.lse_head = t.queries;
     p.lse_batch = static_cast<int64_t>(t.heads) * t.queries;
     p.lse_rows = static_cast<int64_t>(lse_rows());

@@ -61,7 +61,7 @@ class Backward {
     p.sink = sink.data();
     p.d_sink = d_sink.data();
     p.d_lse = d_lse.data();
-    p.delta = delta.data();
+    p.row_terms = delta.data();
     p.d_query_sum = d_query_sum.data();
     p.batch = problem.packed ? static_cast<int>(problem.lengths.size()) : problem.batch;
     p.heads = p.kv_heads = problem.heads;
