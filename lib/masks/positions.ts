@@ -92,8 +92,8 @@ function readTokens(tokens: unknown): readonly number[] {
 
 /**
  * The tokens at these positions (or the first `tokens` ones) see everything and are seen by everything. Positions count
- * from the first key, and as queries from the first query of the call; those beyond the sequence that the mask meets are
- * not there to be seen.
+ * from the first key, and as queries from the first query of the call: where the queries are only the last tokens, as in
+ * decoding, none of them is one of the first, so give `asQueries: false`. Those beyond the sequence are ignored.
  *
  * @throws ERR_OPTION
  */
