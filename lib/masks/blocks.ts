@@ -73,7 +73,7 @@ export function hiddenBlocks(heads: number, rows: number, columns: number): Uint
 }
 
 function readShape(shape: unknown): [heads: number, rows: number, columns: number] {
-  const full: unknown[] = Array.isArray(shape) ? (shape.length === 2 ? [1, ...shape] : shape.slice()) : [];
+  const full: unknown[] = Array.isArray(shape) ? (shape.length === 2 ? [1, ...shape] : [...shape]) : [];
   if (full.length !== 3 || !full.every((n) => Number.isSafeInteger(n) && (n as number) >= 1))
     throw mustBe('shape', shape, '[heads, rows, columns] or [rows, columns], in blocks', 'ERR_SHAPE');
   return full as [number, number, number];

@@ -23,7 +23,8 @@ export interface SqrtNOptions {
 export function sqrtN(options: SqrtNOptions): Mask {
   checkOptions(options, ['length', 'block', 'strided', 'causal']);
   const { length, strided = false, causal = false } = options;
-  const { block = Math.ceil(Math.sqrt(checkTokens(length, 'length', 1))) } = options;
+  checkTokens(length, 'length', 1);
+  const { block = Math.ceil(Math.sqrt(length)) } = options;
   checkInteger(block, 'block', 1);
   const blocks = Array.from({ length: Math.ceil(length / block) }, (_, at) => Math.min(block, length - at * block));
   const own = documents(blocks);
