@@ -49,6 +49,11 @@ export function checkFloat32(value: unknown, argument: string): number {
   throw mustBe(argument, value, 'a number that float32 can hold, from 1.4e-45 to 3.4e38 in size or 0');
 }
 
+export function checkString(value: unknown, argument: string): string {
+  if (typeof value === 'string') return value;
+  throw mustBe(argument, value, 'a string');
+}
+
 export function checkBoolean(value: unknown, argument: string): boolean {
   if (typeof value === 'boolean') return value;
   throw mustBe(argument, value, 'true or false');
@@ -142,6 +147,10 @@ export function nearestWord(word: string, words: readonly string[]): string | un
     : undefined;
 }
 
+export function checkObject<O>(value: O, argument: string): asserts value is O & object {
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) throw mustBe(argument, value, 'an object');
+}
+
 /**
  * An object with no other properties than `names`; a misspelt one is told which was probably meant.
  *
@@ -152,8 +161,7 @@ export function checkOptions<O>(
   names: readonly Extract<keyof O, string>[],
   argument = 'options',
 ): asserts options is O & object {
-  if (options === null || typeof options !== 'object' || Array.isArray(options))
-    throw mustBe(argument, options, 'an object');
+  checkObject(options, argument);
   const known: readonly string[] = names;
   const unknown = Object.keys(options).find((name) => !known.includes(name));
   if (unknown === undefined) return;

@@ -1,5 +1,7 @@
-import { optionError, shapeError, show } from '../base/errors.js';
-import { countBits } from '../masks/mask.js';
+import { isTyped } from '../base/arrays.js';
+import { checkInteger, checkObject, mustBe } from '../base/check.js';
+import { optionError, shapeError } from '../base/errors.js';
+import { checkTokens, countBits } from '../masks/mask.js';
 import { type DrawOptions, drawSvg, drawText } from './draw.js';
 
 /** The dims of a block mask. */
@@ -51,7 +53,6 @@ export interface BlockMaskParts extends BlockMaskShape {
   readonly bits: Uint32Array;
 }
 
-const mostTokens = 2 ** 30 - 1;
 /** Lists of one direction, over all batch entries and heads: kernels count them in 32 bits. */
 const mostLists = 2 ** 28;
 
@@ -59,12 +60,9 @@ const isBlockSize = (size: unknown): size is 64 | 128 => size === 64 || size ===
 
 /** @internal */
 export function checkBlockMaskShape(shape: BlockMaskShape): void {
-  if (!isBlockSize(shape.blockSize)) throw optionError(`blockSize is ${show(shape.blockSize)}; it must be 64 or 128`);
-  for (const name of ['batch', 'heads', 'queries', 'keys'] as const) {
-    const least = name === 'batch' || name === 'heads' ? 1 : 0;
-    if (!Number.isSafeInteger(shape[name]) || shape[name] < least || shape[name] > mostTokens)
-      throw optionError(`${name} is ${show(shape[name])}; it must be an integer from ${least} to ${mostTokens}`);
-  }
+  if (!isBlockSize(shape.blockSize)) throw mustBe('blockSize', shape.blockSize, '64 or 128');
+  for (const name of ['batch', 'heads'] as const) checkTokens(shape[name], name, 1);
+  for (const name of ['queries', 'keys'] as const) checkTokens(shape[name], name);
   const { batch, heads, queries, keys, blockSize } = shape;
   const lists = batch * heads * Math.max(1, Math.ceil(Math.max(queries, keys) / blockSize));
   if (lists > mostLists)
@@ -74,10 +72,9 @@ export function checkBlockMaskShape(shape: BlockMaskShape): void {
 }
 
 function copyLists(lists: BlockLists, name: string): BlockLists {
-  if (lists === null || typeof lists !== 'object')
-    throw optionError(`${name} is ${show(lists)}; it must be block lists`);
+  if (lists === null || typeof lists !== 'object') throw mustBe(name, lists, 'block lists');
   const { offsets, indices } = lists;
-  if (!(offsets instanceof Int32Array && indices instanceof Int32Array))
+  if (!(isTyped(offsets, 'Int32Array') && isTyped(indices, 'Int32Array')))
     throw optionError(`${name} must have Int32Arrays offsets and indices`);
   return { offsets: new Int32Array(offsets), indices: new Int32Array(indices) };
 }
@@ -187,7 +184,7 @@ export class BlockMask implements BlockMaskParts {
 
   /** A block mask from parts made elsewhere, which are copied. @throws ERR_OPTION, ERR_SHAPE */
   static from(parts: BlockMaskParts): BlockMask {
-    if (parts === null || typeof parts !== 'object') throw optionError(`parts is ${show(parts)}; it must be an object`);
+    checkObject(parts, 'parts');
     const { batch, heads, queries, keys, blockSize } = parts;
     const shape = { batch, heads, queries, keys, blockSize };
     checkBlockMaskShape(shape);
@@ -200,7 +197,8 @@ export class BlockMask implements BlockMaskParts {
     checkLists(partial, 'partial', rows, columns);
     checkDisjoint(full, partial);
     const words = (partial.indices.length * blockSize * blockSize) / 32;
-    const bits = parts.bits instanceof Uint32Array ? new Uint32Array(parts.bits) : undefined;
+    const given = parts.bits;
+    const bits = isTyped(given, 'Uint32Array') ? new Uint32Array(given) : undefined;
     if (bits?.length !== words)
       throw shapeError(`bits must be a Uint32Array of ${words} words for ${partial.indices.length} partial blocks`);
     checkBits(shape, partial, bits);
@@ -233,9 +231,14 @@ export class BlockMask implements BlockMaskParts {
     return (this.blockSize * this.blockSize) / 32;
   }
 
-  /** Whether a query sees a key. For tests and drawings, not for speed. */
+  /** Whether a query sees a key. For tests and drawings, not for speed. @throws ERR_OPTION */
   visible(batch: number, head: number, query: number, key: number): boolean {
     const { blockSize } = this;
+    const below = (count: number) => (count === 1 ? Number.POSITIVE_INFINITY : count - 1);
+    checkInteger(batch, 'batch', 0, below(this.batch));
+    checkInteger(head, 'head', 0, below(this.heads));
+    checkInteger(query, 'query', 0, this.queries - 1);
+    checkInteger(key, 'key', 0, this.keys - 1);
     const list = this.listOf(batch, head, Math.floor(query / blockSize));
     const column = Math.floor(key / blockSize);
     const find = ({ offsets, indices }: BlockLists) => {

@@ -1,5 +1,6 @@
+import { checkInteger, checkOptions } from '../base/check.js';
 import { optionError, show } from '../base/errors.js';
-import { type Coverage, countBits, type Grid, Mask, type Region } from '../masks/mask.js';
+import { type Coverage, checkMask, countBits, type Grid, type Mask, type Region } from '../masks/mask.js';
 import { type BlockLists, BlockMask, checkBlockMaskShape } from './blockMask.js';
 
 export interface BlockMaskOptions {
@@ -58,6 +59,7 @@ class WordBuilder {
 }
 
 function checkCount(mask: Mask, dim: 'batch' | 'heads', wanted: number | undefined): void {
+  if (wanted !== undefined) checkInteger(wanted, dim, 1);
   if (wanted !== undefined && mask[dim] !== 1 && mask[dim] !== wanted)
     throw optionError(
       `the mask is for ${mask[dim]} ${dim === 'heads' ? 'heads' : 'batch entries'}; ${dim} is ${show(wanted)}`,
@@ -83,7 +85,8 @@ function writeBlock(mask: Mask, r: Region, grid: Grid, words: Uint32Array, rowWo
  * @throws ERR_OPTION, ERR_SHAPE
  */
 export function blockMask(mask: Mask, options: BlockMaskOptions): BlockMask {
-  if (!(mask instanceof Mask)) throw optionError(`mask is ${show(mask)}; it must be a mask`);
+  checkMask(mask, 'mask');
+  checkOptions(options, ['nq', 'nk', 'batch', 'heads', 'blockSize']);
   const { nq: queries, nk: keys = queries, blockSize = 64 } = options;
   const shape = { batch: mask.batch, heads: mask.heads, queries, keys, blockSize };
   checkBlockMaskShape(shape);

@@ -1,3 +1,5 @@
+import { isTyped } from '../base/arrays.js';
+import { mustBe } from '../base/check.js';
 import { FlashAttnError, show } from '../base/errors.js';
 import { BlockMask } from './blockMask.js';
 
@@ -11,6 +13,7 @@ const malformed = (message: string) => new FlashAttnError('ERR_OPTION', `bytes a
 
 /** A block mask as bytes, the same on every machine. */
 export function blockMaskToBytes(mask: BlockMask): Uint8Array {
+  if (!(mask instanceof BlockMask)) throw mustBe('mask', mask, 'a block mask');
   const { batch, heads, queries, keys, blockSize, full, partial, bits } = mask;
   const header = [magic, version, batch, heads, queries, keys, blockSize, full.indices.length, partial.indices.length];
   const arrays = [header, full.offsets, full.indices, partial.offsets, partial.indices, bits];
@@ -27,7 +30,7 @@ export function blockMaskToBytes(mask: BlockMask): Uint8Array {
 
 /** Reads what `blockMaskToBytes` wrote; anything else is refused. @throws ERR_OPTION, ERR_SHAPE */
 export function blockMaskFromBytes(bytes: Uint8Array): BlockMask {
-  if (!(bytes instanceof Uint8Array)) throw malformed(`got ${show(bytes)}, not a Uint8Array`);
+  if (!isTyped(bytes, 'Uint8Array')) throw malformed(`got ${show(bytes)}, not a Uint8Array`);
   if (bytes.byteLength % 4 !== 0 || bytes.byteLength < headerWords * 4)
     throw malformed(`${bytes.byteLength} bytes are not whole words with a header of ${headerWords}`);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);

@@ -1,3 +1,4 @@
+import { checkInteger, checkOptions, checkString } from '../base/check.js';
 import { shapeError } from '../base/errors.js';
 import { countBits } from '../masks/mask.js';
 import type { BlockMask } from './blockMask.js';
@@ -12,6 +13,8 @@ export interface DrawOptions {
 
 /** How much of each block is visible, 0 to 1: [rows][columns]. Blocks with a single visible pair are above 0. */
 export function blockShares(mask: BlockMask, { batch = 0, head = 0 }: DrawOptions): Float64Array[] {
+  checkInteger(batch, 'batch', 0);
+  checkInteger(head, 'head', 0);
   if (batch >= mask.batch || head >= mask.heads)
     throw shapeError(
       `the mask has ${mask.batch} batch entries and ${mask.heads} heads; (${batch}, ${head}) is none of them`,
@@ -60,11 +63,14 @@ function shrink(shares: readonly Float64Array[], most: number): Float64Array[] {
 
 /** A drawing in characters, two for each block: full, partial and empty. */
 export function drawText(mask: BlockMask, options: DrawOptions & { readonly columns?: number } = {}): string {
-  const shares = shrink(blockShares(mask, options), Math.floor((options.columns ?? 80) / 2));
+  checkOptions(options, ['batch', 'head', 'title', 'columns']);
+  const { title = '', columns = 80 } = options;
+  checkString(title, 'title');
+  const shares = shrink(blockShares(mask, options), Math.floor(checkInteger(columns, 'columns', 2) / 2));
   const cell = (share: number) => (share === 1 ? '██' : share > 0 ? '▒▒' : '··');
   const lines = shares.map((row) => Array.from(row, cell).join(''));
   const legend = '██ full   ▒▒ partial   ·· empty   (rows: queries, columns: keys)';
-  return [...(options.title ? [options.title] : []), ...lines, legend, describeMask(mask)].join('\n');
+  return [...(title ? [title] : []), ...lines, legend, describeMask(mask)].join('\n');
 }
 
 const escapeXml = (text: string) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
@@ -87,10 +93,13 @@ function squares(
 
 /** A picture: full, partial and empty blocks, a legend and the numbers. Self-contained SVG. */
 export function drawSvg(mask: BlockMask, options: DrawOptions = {}): string {
+  checkOptions(options, ['batch', 'head', 'title']);
+  const { title = '' } = options;
+  checkString(title, 'title');
   const shares = shrink(blockShares(mask, options), 128);
   const columns = shares[0]?.length ?? 1;
   const side = Math.max(3, Math.floor(384 / Math.max(columns, shares.length)));
-  const top = options.title ? 26 : 4;
+  const top = title ? 26 : 4;
   const [width, height] = [Math.max(384, columns * side), shares.length * side];
   const bottom = top + height;
   const font = 'font-family="system-ui, sans-serif"';
@@ -103,8 +112,8 @@ export function drawSvg(mask: BlockMask, options: DrawOptions = {}): string {
     .join('');
   const [geometry, numbers] = describeMask(mask).split('; ') as [string, string];
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 0 ${width + 16} ${bottom + 66}" width="${width + 16}" height="${bottom + 66}" ${font} font-size="12" fill="${colours.ink}">
-<title>${escapeXml(options.title ?? 'Block mask')}</title>
-${options.title ? `<text x="0" y="17" font-size="15" font-weight="600">${escapeXml(options.title)}</text>` : ''}
+<title>${escapeXml(title || 'Block mask')}</title>
+${title ? `<text x="0" y="17" font-size="15" font-weight="600">${escapeXml(title)}</text>` : ''}
 <rect x="0" y="${top}" width="${columns * side}" height="${height}" fill="${colours.empty}"/>
 <path fill="${colours.partial}" d="${squares(shares, side, top, (share) => share > 0 && share < 1)}"/>
 <path fill="${colours.full}" d="${squares(shares, side, top, (share) => share === 1)}"/>

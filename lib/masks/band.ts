@@ -1,4 +1,5 @@
-import { optionError, shapeError, show } from '../base/errors.js';
+import { checkInteger, checkOptions, checkWord, mustBe } from '../base/check.js';
+import { shapeError } from '../base/errors.js';
 import { type Coverage, type Grid, Mask, type Region, type Row, showKeys } from './mask.js';
 
 export interface AlignOptions {
@@ -8,9 +9,14 @@ export interface AlignOptions {
 
 const diagonalOf = (grid: Grid, align: AlignOptions['align']) => (align === 'topLeft' ? 0 : grid.keys - grid.queries);
 
-export function checkAlign(align: unknown): void {
-  if (align !== undefined && align !== 'bottomRight' && align !== 'topLeft')
-    throw optionError(`align is ${show(align)}; it must be 'bottomRight' or 'topLeft'`);
+function readAlign(options: AlignOptions): AlignOptions['align'] {
+  const { align } = options;
+  return align === undefined ? align : checkWord(align, 'align', ['bottomRight', 'topLeft'] as const);
+}
+
+function alignOf(options: AlignOptions): AlignOptions['align'] {
+  checkOptions(options, ['align']);
+  return readAlign(options);
 }
 
 /** Least and largest j - i in a region. */
@@ -33,7 +39,6 @@ class BandMask extends Mask {
 
   constructor(low: number, high: number, align: AlignOptions['align']) {
     super();
-    checkAlign(align);
     this.#low = low;
     this.#high = high;
     this.#align = align;
@@ -51,17 +56,17 @@ class BandMask extends Mask {
 }
 
 /** Keys up to the query's own position. */
-export const causal = (options: AlignOptions = {}): Mask => new BandMask(Number.NEGATIVE_INFINITY, 0, options.align);
+export const causal = (options: AlignOptions = {}): Mask => new BandMask(Number.NEGATIVE_INFINITY, 0, alignOf(options));
 
 function checkSide(value: unknown, argument: string): number {
-  if (Number.isInteger(value) && (value as number) >= -1)
-    return value === -1 ? Number.POSITIVE_INFINITY : (value as number);
-  throw optionError(`${argument} is ${show(value)}; it must be an integer >= 0, or -1 for infinite`);
+  if (!(Number.isInteger(value) && (value as number) >= -1))
+    throw mustBe(argument, value, 'an integer >= 0, or -1 for infinite');
+  return value === -1 ? Number.POSITIVE_INFINITY : (value as number);
 }
 
 /** `left` keys before the query's position, itself, and `right` after it; -1 is infinite. */
 export const slidingWindow = (left: number, right: number, options: AlignOptions = {}): Mask =>
-  new BandMask(-checkSide(left, 'left'), checkSide(right, 'right'), options.align);
+  new BandMask(-checkSide(left, 'left'), checkSide(right, 'right'), alignOf(options));
 
 /** A sliding window on a ring: positions wrap around, so the first token also sees the last ones. */
 class CircularMask extends Mask {
@@ -70,10 +75,8 @@ class CircularMask extends Mask {
 
   constructor(left: number, right: number) {
     super();
-    for (const [name, n] of Object.entries({ left, right }))
-      if (!Number.isInteger(n) || n < 0) throw optionError(`${name} is ${show(n)}; it must be an integer >= 0`);
-    this.#left = left;
-    this.#right = right;
+    this.#left = checkInteger(left, 'left', 0);
+    this.#right = checkInteger(right, 'right', 0);
   }
 
   override check(grid: Grid): void {
@@ -106,9 +109,7 @@ class DilatedMask extends Mask {
 
   constructor(step: number, left: number, right: number, align: AlignOptions['align']) {
     super();
-    checkAlign(align);
-    if (!Number.isInteger(step) || step < 1) throw optionError(`step is ${show(step)}; it must be an integer >= 1`);
-    this.#step = step;
+    this.#step = checkInteger(step, 'step', 1);
     this.#left = left * step;
     this.#right = right * step;
     this.#align = align;
@@ -134,13 +135,20 @@ class DilatedMask extends Mask {
   }
 }
 
-/**
- * Every `step`-th key around the query's position: `left` of them before it and `right` after it; -1, the default, is
- * all of them (atrous attention).
- */
-export const dilated = (step: number, options: AlignOptions & { left?: number; right?: number } = {}): Mask =>
-  new DilatedMask(step, checkSide(options.left ?? -1, 'left'), checkSide(options.right ?? -1, 'right'), options.align);
+export interface DilatedOptions extends AlignOptions {
+  /** Default -1, all of them. */
+  readonly left?: number;
+  /** Default -1, all of them. */
+  readonly right?: number;
+}
+
+/** Every `step`-th key around the query's position: `left` of them before it and `right` after it (atrous attention). */
+export function dilated(step: number, options: DilatedOptions = {}): Mask {
+  checkOptions(options, ['align', 'left', 'right']);
+  const { left = -1, right = -1 } = options;
+  return new DilatedMask(step, checkSide(left, 'left'), checkSide(right, 'right'), readAlign(options));
+}
 
 /** Every `step`-th key up to the query's position: the long-range half of Child et al.'s strided attention. */
 export const strided = (step: number, options: AlignOptions = {}): Mask =>
-  new DilatedMask(step, Number.POSITIVE_INFINITY, 0, options.align);
+  new DilatedMask(step, Number.POSITIVE_INFINITY, 0, alignOf(options));

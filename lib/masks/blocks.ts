@@ -1,15 +1,17 @@
+import { typedArrayName } from '../base/arrays.js';
+import { checkInteger, checkIntegers, checkOptions, mustBe } from '../base/check.js';
 import { optionError, shapeError, show } from '../base/errors.js';
-import { type Coverage, type Grid, Mask, type Region, type Row, showKeys } from './mask.js';
+import { type Coverage, checkTokens, type Grid, Mask, type Region, type Row, showKeys } from './mask.js';
 
 /** Blocks of any size, visible or not as a whole: layout[(h * rows + r) * columns + c]. */
 class LayoutMask extends Mask {
   override readonly heads: number;
-  readonly #layout: ArrayLike<number | boolean>;
+  readonly #layout: Uint8Array;
   readonly #rows: number;
   readonly #columns: number;
   readonly #blockSize: number;
 
-  constructor(layout: ArrayLike<number | boolean>, heads: number, rows: number, columns: number, blockSize: number) {
+  constructor(layout: Uint8Array, heads: number, rows: number, columns: number, blockSize: number) {
     super();
     this.heads = heads;
     this.#layout = layout;
@@ -48,7 +50,7 @@ class LayoutMask extends Mask {
 
   #visible(head: number, row: number, column: number): boolean {
     const at = this.heads === 1 ? 0 : head;
-    return Boolean(this.#layout[(at * this.#rows + row) * this.#columns + column]);
+    return this.#layout[(at * this.#rows + row) * this.#columns + column] === 1;
   }
 }
 
@@ -59,52 +61,72 @@ export interface BlockLayout {
   readonly blockSize: number;
 }
 
-function readShape(shape: readonly number[]): [heads: number, rows: number, columns: number] {
-  const full = shape.length === 2 ? [1, ...shape] : shape;
-  if (full.length !== 3 || !full.every((n) => Number.isInteger(n) && n >= 1))
-    throw shapeError(`shape is ${show(shape)}; it must be [heads, rows, columns] or [rows, columns], in blocks`);
+const mostBlocks = 2 ** 30;
+
+/** A layout of hidden blocks: 0, and 1 for visible ones. @throws ERR_OPTION when there are too many */
+export function hiddenBlocks(heads: number, rows: number, columns: number): Uint8Array {
+  const count = heads * rows * columns;
+  if (count <= mostBlocks) return new Uint8Array(count);
+  throw optionError(
+    `${heads} heads of ${rows} x ${columns} blocks make ${count} blocks; a layout may have at most 2^30`,
+  );
+}
+
+function readShape(shape: unknown): [heads: number, rows: number, columns: number] {
+  const full: unknown[] = Array.isArray(shape) ? (shape.length === 2 ? [1, ...shape] : [...shape]) : [];
+  if (full.length !== 3 || !full.every((n) => Number.isSafeInteger(n) && (n as number) >= 1))
+    throw mustBe('shape', shape, '[heads, rows, columns] or [rows, columns], in blocks', 'ERR_SHAPE');
   return full as [number, number, number];
 }
 
-function checkBlockSize(blockSize: unknown): void {
-  if (!Number.isInteger(blockSize) || (blockSize as number) < 1)
-    throw optionError(`blockSize is ${show(blockSize)}; it must be an integer >= 1`);
+function readLayoutOptions(options: BlockLayout): { blockSize: number; dims: [number, number, number] } {
+  checkOptions(options, ['shape', 'blockSize']);
+  return { blockSize: checkTokens(options.blockSize, 'blockSize', 1), dims: readShape(options.shape) };
 }
 
 /** A dense layout of visible blocks, as DeepSpeed's sparsity configurations and Triton's block-sparse kernels use. */
 export function blocks(layout: ArrayLike<number | boolean>, options: BlockLayout): Mask {
-  checkBlockSize(options.blockSize);
-  const [heads, rows, columns] = readShape(options.shape);
-  if (layout.length !== heads * rows * columns)
-    throw shapeError(
-      `layout has ${layout.length} entries; shape ${show(options.shape)} needs ${heads * rows * columns}`,
-    );
-  return new LayoutMask(layout, heads, rows, columns, options.blockSize);
+  const { blockSize, dims } = readLayoutOptions(options);
+  const needed = 'an array of numbers or booleans, other than 0 and false where visible';
+  if (!Array.isArray(layout) && typedArrayName(layout) === undefined) throw mustBe('layout', layout, needed);
+  const count = dims.reduce((product, n) => product * n);
+  if (layout.length !== count)
+    throw shapeError(`layout has ${layout.length} entries; shape ${show(dims)} needs ${count}`);
+  const visible = hiddenBlocks(...dims);
+  for (let at = 0; at < count; at++) {
+    const entry: unknown = layout[at];
+    if (!['number', 'boolean', 'bigint'].includes(typeof entry))
+      throw mustBe(`layout[${at}]`, entry, 'a number or a boolean');
+    visible[at] = entry ? 1 : 0;
+  }
+  return new LayoutMask(visible, ...dims, blockSize);
 }
 
 /** The visible blocks in BSR form: the columns of block row r are indices[indptr[r]] to indices[indptr[r + 1] - 1]. */
-export function blocksFromBsr(indptr: ArrayLike<number>, indices: ArrayLike<number>, options: BlockLayout): Mask {
-  checkBlockSize(options.blockSize);
-  const [heads, rows, columns] = readShape(options.shape);
+export function blocksFromBsr(begins: ArrayLike<number>, blockColumns: ArrayLike<number>, options: BlockLayout): Mask {
+  const { blockSize, dims } = readLayoutOptions(options);
+  const [heads, rows, columns] = dims;
   const count = heads * rows;
+  const indptr = checkIntegers(begins, 'indptr', 0);
+  const indices = checkIntegers(blockColumns, 'indices');
   if (indptr.length !== count + 1 || indptr[0] !== 0 || indptr[count] !== indices.length)
     throw shapeError(
       `indptr must have heads * rows + 1 = ${count + 1} entries, from 0 to the ${indices.length} indices`,
     );
-  const layout = new Uint8Array(count * columns);
+  const layout = hiddenBlocks(...dims);
   for (let row = 0; row < count; row++) {
     if (indptr[row + 1] < indptr[row])
       throw optionError(`indptr falls at row ${row}: ${indptr[row]}, ${indptr[row + 1]}`);
     for (let at = indptr[row]; at < indptr[row + 1]; at++) {
       const column = indices[at];
-      if (!Number.isInteger(column) || column < 0 || column >= columns)
+      if (column < 0 || column >= columns)
         throw optionError(`indices[${at}] is ${show(column)}; there are ${columns} block columns`);
       if (at > indptr[row] && column <= indices[at - 1])
         throw optionError(`indices[${at}] is ${column} after ${indices[at - 1]}; the columns of a row must rise`);
       layout[row * columns + column] = 1;
     }
   }
-  return new LayoutMask(layout, heads, rows, columns, options.blockSize);
+  return new LayoutMask(layout, heads, rows, columns, blockSize);
 }
 
 /** mulberry32, a generator of 32 random bits with a 32-bit state. */
@@ -133,7 +155,7 @@ export interface RandomBlocksOptions {
   readonly queries: number;
   readonly keys: number;
   readonly blockSize: number;
-  /** Visible blocks in each block row. */
+  /** Visible blocks in each block row; all of them where there are fewer. */
   readonly count: number;
   readonly seed: number;
   /** Patterns for so many heads. Default 1, shared by all. */
@@ -145,16 +167,16 @@ export interface RandomBlocksOptions {
  * head, takes the first `count` places of a Fisher-Yates shuffle of its columns, picks modulo what is left.
  */
 export function randomBlocks(options: RandomBlocksOptions): Mask {
+  checkOptions(options, ['queries', 'keys', 'blockSize', 'count', 'seed', 'heads']);
   const { queries, keys, blockSize, count, seed, heads = 1 } = options;
-  checkBlockSize(blockSize);
-  const rows = Math.ceil(queries / blockSize);
-  const columns = Math.ceil(keys / blockSize);
-  if (!Number.isInteger(count) || count < 0 || count > columns)
-    throw optionError(`count is ${show(count)}; it must be from 0 to the ${columns} blocks of a row`);
-  if (!Number.isInteger(seed)) throw optionError(`seed is ${show(seed)}; it must be an integer`);
-  const layout = new Uint8Array(heads * rows * columns);
+  checkTokens(blockSize, 'blockSize', 1);
+  const rows = Math.ceil(checkTokens(queries, 'queries') / blockSize);
+  const columns = Math.ceil(checkTokens(keys, 'keys') / blockSize);
+  checkInteger(count, 'count', 0);
+  checkInteger(seed, 'seed');
+  const layout = hiddenBlocks(checkInteger(heads, 'heads', 1), rows, columns);
   const random = mulberry32(seed);
   for (let row = 0; row < heads * rows; row++)
-    for (const column of sample(random, count, columns)) layout[row * columns + column] = 1;
+    for (const column of sample(random, Math.min(count, columns), columns)) layout[row * columns + column] = 1;
   return new LayoutMask(layout, heads, rows, columns, blockSize);
 }

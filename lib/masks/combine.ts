@@ -1,9 +1,6 @@
+import { checkArray, checkFunction, checkInteger, checkOptions, mustBe } from '../base/check.js';
 import { FlashAttnError, optionError, show } from '../base/errors.js';
-import { type Coverage, type Grid, Mask, type Region, type Row, setBits } from './mask.js';
-
-function checkMask(value: unknown, argument: string): asserts value is Mask {
-  if (!(value instanceof Mask)) throw optionError(`${argument} is ${show(value)}; it must be a mask`);
-}
+import { type Coverage, checkMask, type Grid, Mask, type Region, type Row, setBits } from './mask.js';
 
 const countOf = (n: number | string, dim: 'batch' | 'heads') => `${n} ${dim === 'heads' ? 'heads' : 'batch entries'}`;
 
@@ -95,17 +92,18 @@ class Selection extends Mask {
 
   constructor(parts: readonly Mask[], dim: 'batch' | 'heads') {
     super();
-    if (!Array.isArray(parts) || parts.length === 0)
-      throw optionError(`masks is ${show(parts)}; it must be an array of at least one mask`);
-    for (const [at, part] of parts.entries()) {
-      checkMask(part, `masks[${at}]`);
+    const needed = 'an array of at least one mask';
+    const masks = checkArray(parts, 'masks', needed, (part, argument) => {
+      checkMask(part, argument);
       if (part[dim] !== 1)
-        throw optionError(`masks[${at}] is itself for ${countOf(part[dim], dim)}; each must be for one`);
-    }
-    this.#masks = parts;
+        throw optionError(`${argument} is itself for ${countOf(part[dim], dim)}; each must be for one`);
+      return part;
+    });
+    if (masks.length === 0) throw mustBe('masks', masks, needed);
+    this.#masks = masks;
     this.#dim = dim;
-    this.batch = dim === 'batch' ? parts.length : common(parts, 'batch');
-    this.heads = dim === 'heads' ? parts.length : common(parts, 'heads');
+    this.batch = dim === 'batch' ? masks.length : common(masks, 'batch');
+    this.heads = dim === 'heads' ? masks.length : common(masks, 'heads');
   }
 
   override check(grid: Grid): void {
@@ -185,6 +183,8 @@ export interface PredicateOptions {
  * kernel; prefer the other masks where they will do.
  */
 export const predicate = (visible: Predicate, options: PredicateOptions = {}): Mask => {
-  if (typeof visible !== 'function') throw optionError(`visible is ${show(visible)}; it must be a function`);
-  return new PredicateMask(visible, options.batch ?? 1, options.heads ?? 1);
+  checkFunction(visible, 'visible');
+  checkOptions(options, ['batch', 'heads']);
+  const { batch = 1, heads = 1 } = options;
+  return new PredicateMask(visible, checkInteger(batch, 'batch', 1), checkInteger(heads, 'heads', 1));
 };

@@ -1,3 +1,13 @@
+import { checkInteger, mustBe } from '../base/check.js';
+import { optionError } from '../base/errors.js';
+
+/** Queries, or keys, that a mask may be for: kernels count positions in 32 bits. */
+export const mostTokens = 2 ** 30 - 1;
+
+/** A number of tokens, from `least` to what a mask may be for. @throws ERR_OPTION */
+export const checkTokens = (value: unknown, argument: string, least = 0): number =>
+  checkInteger(value, argument, least, mostTokens);
+
 /** The dims that a mask is used with. */
 export interface Grid {
   readonly batch: number;
@@ -41,6 +51,15 @@ export abstract class Mask {
    * `words` arrives cleared.
    */
   abstract writeRow(words: Uint32Array, row: Row, grid: Grid): void;
+}
+
+/** @throws ERR_OPTION */
+export function checkMask(value: unknown, argument: string): asserts value is Mask {
+  if (value instanceof Mask) return;
+  const { classify, writeRow } = (value ?? {}) as Partial<Mask>;
+  const isForeign = typeof classify === 'function' && typeof writeRow === 'function';
+  if (isForeign) throw optionError(`${argument} is a mask of another copy of this package; it must be a mask`);
+  throw mustBe(argument, value, 'a mask');
 }
 
 /** One query and a range of keys. */

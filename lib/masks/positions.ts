@@ -1,7 +1,19 @@
+import { isIntegerList } from '../base/arrays.js';
+import { checkBoolean, checkInteger, checkIntegers, checkOptions } from '../base/check.js';
 import { optionError, shapeError, show } from '../base/errors.js';
-import { type Coverage, type Grid, Mask, type Region, type Row, setBits, showKeys } from './mask.js';
+import {
+  type Coverage,
+  checkTokens,
+  type Grid,
+  Mask,
+  mostTokens,
+  type Region,
+  type Row,
+  setBits,
+  showKeys,
+} from './mask.js';
 
-/** A set of positions, with how many of them lie before each one. */
+/** A set of positions, cut to a length, with how many of them lie before each one. */
 class PositionSet {
   readonly #before: Int32Array;
 
@@ -10,7 +22,6 @@ class PositionSet {
     readonly length: number,
   ) {
     this.#before = new Int32Array(length + 1);
-    // Lists for queries may name positions that only keys have, and the other way round.
     for (const at of members) if (at < length) this.#before[at + 1] = 1;
     for (let at = 0; at < length; at++) this.#before[at + 1] += this.#before[at];
   }
@@ -40,19 +51,10 @@ class GlobalMask extends Mask {
   #keys: PositionSet | undefined;
   #queries: PositionSet | undefined;
 
-  constructor(tokens: readonly number[], { asKeys = true, asQueries = true }: GlobalOptions) {
+  constructor(tokens: readonly number[], options: Required<GlobalOptions>) {
     super();
-    const bad = tokens.find((at) => !Number.isInteger(at) || at < 0);
-    if (bad !== undefined) throw optionError(`tokens contains ${show(bad)}; positions are integers >= 0`);
     this.#tokens = tokens;
-    this.#options = { asKeys, asQueries };
-  }
-
-  override check(grid: Grid): void {
-    const { asKeys, asQueries } = this.#options;
-    const length = Math.min(asKeys ? grid.keys : Infinity, asQueries ? grid.queries : Infinity);
-    const bad = this.#tokens.find((at) => at >= length);
-    if (bad !== undefined) throw optionError(`global token ${bad} lies outside of the sequence of ${length}`);
+    this.#options = options;
   }
 
   classify(region: Region, grid: Grid): Coverage {
@@ -80,9 +82,29 @@ class GlobalMask extends Mask {
   }
 }
 
-/** The tokens at these positions (or the first `tokens` ones) see everything and are seen by everything. */
-export const globalTokens = (tokens: number | readonly number[], options: GlobalOptions = {}): Mask =>
-  new GlobalMask(typeof tokens === 'number' ? Array.from({ length: tokens }, (_, i) => i) : tokens, options);
+function readTokens(tokens: unknown): readonly number[] {
+  if (!isIntegerList(tokens)) return Array.from({ length: checkTokens(tokens, 'tokens') }, (_, i) => i);
+  const list = Array.from(tokens, Number);
+  const bad = list.find((at) => !Number.isSafeInteger(at) || at < 0);
+  if (bad !== undefined) throw optionError(`tokens contains ${show(bad)}; positions are integers >= 0`);
+  return list;
+}
+
+/**
+ * The tokens at these positions (or the first `tokens` ones) see everything and are seen by everything. Positions count
+ * from the first key, and as queries from the first query of the call: where the queries are only the last tokens, as in
+ * decoding, none of them is one of the first, so give `asQueries: false`. Those beyond the sequence are ignored.
+ *
+ * @throws ERR_OPTION
+ */
+export function globalTokens(tokens: number | readonly number[], options: GlobalOptions = {}): Mask {
+  checkOptions(options, ['asKeys', 'asQueries']);
+  const { asKeys = true, asQueries = true } = options;
+  return new GlobalMask(readTokens(tokens), {
+    asKeys: checkBoolean(asKeys, 'asKeys'),
+    asQueries: checkBoolean(asQueries, 'asQueries'),
+  });
+}
 
 /** Keys in the last `summary` positions of every `stride`: Child et al.'s fixed attention, the summary half. */
 class FixedMask extends Mask {
@@ -91,12 +113,8 @@ class FixedMask extends Mask {
 
   constructor(stride: number, summary: number) {
     super();
-    if (!Number.isInteger(stride) || stride < 1)
-      throw optionError(`stride is ${show(stride)}; it must be an integer >= 1`);
-    if (!Number.isInteger(summary) || summary < 1 || summary > stride)
-      throw optionError(`summary is ${show(summary)}; it must be an integer from 1 to the stride ${stride}`);
-    this.#stride = stride;
-    this.#summary = summary;
+    this.#stride = checkInteger(stride, 'stride', 1);
+    this.#summary = checkInteger(summary, 'summary', 1, stride);
   }
 
   classify({ keyBegin, keyEnd }: Region): Coverage {
@@ -129,9 +147,6 @@ class DocumentMask extends Mask {
 
   constructor(queryLengths: readonly number[], keyLengths: readonly number[]) {
     super();
-    for (const lengths of [queryLengths, keyLengths])
-      if (!lengths.every((n) => Number.isInteger(n) && n >= 0))
-        throw optionError(`lengths is ${show(lengths)}; document lengths are integers >= 0`);
     if (queryLengths.length !== keyLengths.length)
       throw optionError(`there are ${queryLengths.length} documents of queries and ${keyLengths.length} of keys`);
     const ends = (lengths: readonly number[]) => {
@@ -180,9 +195,19 @@ class DocumentMask extends Mask {
   }
 }
 
-/** Packed documents of these lengths, each seeing only itself; keys may have lengths of their own. */
-export const documents = (lengths: readonly number[], keyLengths: readonly number[] = lengths): Mask =>
-  new DocumentMask(lengths, keyLengths);
+/**
+ * Packed documents of these lengths, each seeing only itself; keys may have lengths of their own. The lengths must add up
+ * to the queries, and to the keys, that the mask meets: which document a shorter sequence is a part of cannot be told.
+ *
+ * @throws ERR_OPTION
+ */
+export function documents(lengths: readonly number[], keyLengths: readonly number[] = lengths): Mask {
+  const queries = checkIntegers(lengths, 'lengths', 0, mostTokens);
+  return new DocumentMask(
+    queries,
+    keyLengths === lengths ? queries : checkIntegers(keyLengths, 'keyLengths', 0, mostTokens),
+  );
+}
 
 /** Every query sees the first `count` keys. */
 class PrefixMask extends Mask {
@@ -190,13 +215,7 @@ class PrefixMask extends Mask {
 
   constructor(count: number) {
     super();
-    if (!Number.isInteger(count) || count < 0)
-      throw optionError(`prefix is ${show(count)}; it must be an integer >= 0`);
-    this.#count = count;
-  }
-
-  override check(grid: Grid): void {
-    if (this.#count > grid.keys) throw shapeError(`a prefix of ${this.#count} does not fit ${grid.keys} keys`);
+    this.#count = checkInteger(count, 'prefix', 0);
   }
 
   classify(r: Region): Coverage {
@@ -208,5 +227,8 @@ class PrefixMask extends Mask {
   }
 }
 
-/** Every query sees the first `count` keys, whatever its position: the prefix of a prefix language model. */
+/**
+ * Every query sees the first `count` keys, whatever its position: the prefix of a prefix language model. All keys where
+ * there are fewer. @throws ERR_OPTION
+ */
 export const prefix = (count: number): Mask => new PrefixMask(count);

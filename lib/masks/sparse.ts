@@ -1,5 +1,6 @@
+import { checkIntegers, checkOptions, mustBe } from '../base/check.js';
 import { optionError, shapeError, show } from '../base/errors.js';
-import { type Coverage, type Grid, Mask, type Region, type Row, showKeys } from './mask.js';
+import { type Coverage, checkTokens, type Grid, Mask, type Region, type Row, showKeys } from './mask.js';
 
 /** A list of keys for each query, sorted: any sparse pattern. */
 class SparseMask extends Mask {
@@ -59,24 +60,30 @@ export interface EdgesOptions {
   readonly keys?: number;
 }
 
-/** Exactly the listed pairs [query, key]. */
+/** Exactly the listed pairs [query, key], all of which must lie within the queries and keys. @throws ERR_OPTION */
 export function edges(pairs: Iterable<readonly [query: number, key: number]>, options: EdgesOptions): Mask {
+  checkOptions(options, ['queries', 'keys']);
   const { queries, keys = queries } = options;
+  checkTokens(queries, 'queries');
+  checkTokens(keys, 'keys');
+  if (typeof pairs?.[Symbol.iterator] !== 'function') throw mustBe('pairs', pairs, 'a list of pairs [query, key]');
   const rows: number[][] = Array.from({ length: queries }, () => []);
-  for (const [query, key] of pairs) {
+  for (const pair of pairs) {
+    const [query, key] = (Array.isArray(pair) ? pair : []) as [query: number, key: number];
     const inside =
       Number.isInteger(query) && Number.isInteger(key) && query >= 0 && query < queries && key >= 0 && key < keys;
-    if (!inside) throw optionError(`the edge ${show([query, key])} lies outside of ${queries} queries x ${keys} keys`);
+    if (!inside) throw optionError(`the edge ${show(pair)} lies outside of ${queries} queries x ${keys} keys`);
     rows[query].push(key);
   }
   return new SparseMask(rows, keys);
 }
 
-/** @throws ERR_OPTION for parents out of range and for cycles. */
-export function checkParents(parents: readonly number[]): void {
+/** A copy. @throws ERR_OPTION for parents out of range and for cycles. */
+export function checkParents(given: unknown): readonly number[] {
+  const parents = checkIntegers(given, 'parents');
   const state = new Uint8Array(parents.length); // 1: on the current path, 2: known to reach a root
   for (const [node, parent] of parents.entries())
-    if (!Number.isInteger(parent) || parent < -1 || parent >= parents.length)
+    if (parent < -1 || parent >= parents.length)
       throw optionError(
         `parents[${node}] is ${show(parent)}; it must be -1 for a root or a node below ${parents.length}`,
       );
@@ -89,6 +96,7 @@ export function checkParents(parents: readonly number[]): void {
     }
     for (const node of path) state[node] = 2;
   }
+  return parents;
 }
 
 export interface TreeOptions {
@@ -102,14 +110,14 @@ export interface TreeOptions {
  * @param parents the parent of each node, -1 for a root; keys are the prefix and then the nodes
  */
 export function tree(parents: readonly number[], options: TreeOptions = {}): Mask {
+  checkOptions(options, ['prefix']);
   const { prefix = 0 } = options;
-  if (!Number.isInteger(prefix) || prefix < 0)
-    throw optionError(`prefix is ${show(prefix)}; it must be an integer >= 0`);
-  checkParents(parents);
-  const rows = parents.map((_, start) => {
+  checkTokens(prefix, 'prefix');
+  const parentOf = checkParents(parents);
+  const rows = parentOf.map((_, start) => {
     const keys = Array.from({ length: prefix }, (_, key) => key);
-    for (let node = start; node >= 0; node = parents[node]) keys.push(prefix + node);
+    for (let node = start; node >= 0; node = parentOf[node]) keys.push(prefix + node);
     return keys;
   });
-  return new SparseMask(rows, prefix + parents.length);
+  return new SparseMask(rows, prefix + parentOf.length);
 }

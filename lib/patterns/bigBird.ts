@@ -1,6 +1,5 @@
-import { checkInteger } from '../base/check.js';
-import { optionError } from '../base/errors.js';
-import type { Mask } from '../masks/mask.js';
+import { checkInteger, checkOptions } from '../base/check.js';
+import { checkTokens, type Mask } from '../masks/mask.js';
 import { BlockGrid, checkRandomColumns, type RandomColumns, sampler } from './blockGrid.js';
 
 export interface BigBirdOptions {
@@ -23,13 +22,14 @@ export interface BigBirdOptions {
  * bigbird and Hugging Face's block_sparse attention), with the defaults of its authors. In blocks 0 to n - 1: rows 0 and
  * n - 1 see everything; row r sees columns 0, r - 1, r, r + 1 and n - 1, and `numRandomBlocks` random ones, which are
  * drawn among those that it does not see yet. A column that is visible twice counts once. A length that is no multiple
- * of the block ends with a short block.
+ * of the block ends with a short block, and a row of a short sequence with fewer blocks left than it is to draw takes all.
  *
  * @throws ERR_OPTION
  */
 export function bigBird(options: BigBirdOptions): Mask {
+  checkOptions(options, ['length', 'block', 'numRandomBlocks', 'heads', 'seed', 'random']);
   const { length, block = 64, numRandomBlocks = 3, heads = 1, seed = 0, random } = options;
-  const size = Math.ceil(checkInteger(length, 'length', 1) / checkInteger(block, 'block', 1));
+  const size = Math.ceil(checkTokens(length, 'length', 1) / checkInteger(block, 'block', 1));
   const grid = new BlockGrid(checkInteger(heads, 'heads', 1), size);
   checkInteger(numRandomBlocks, 'numRandomBlocks', 0);
   const given = random === undefined ? undefined : checkRandomColumns(random, heads, Math.max(0, size - 2), size);
@@ -43,11 +43,7 @@ export function bigBird(options: BigBirdOptions): Mask {
     for (let row = 1; row < size - 1; row++) {
       grid.show(head, row, row + 1, row - 1, row + 2);
       const hidden = columns.filter((column) => !grid.visible(head, row, column));
-      if (!given && hidden.length < numRandomBlocks)
-        throw optionError(
-          `numRandomBlocks is ${numRandomBlocks}; row ${row} of ${size} blocks has ${hidden.length} left to choose from`,
-        );
-      const chosen = given ? given[head][row - 1] : draw(numRandomBlocks, hidden);
+      const chosen = given ? given[head][row - 1] : draw(Math.min(numRandomBlocks, hidden.length), hidden);
       for (const column of chosen) grid.show(head, row, row + 1, column, column + 1);
     }
   }

@@ -1,6 +1,5 @@
-import { checkInteger, checkIntegers } from '../base/check.js';
-import { optionError, show } from '../base/errors.js';
-import { blocks, mulberry32, sample } from '../masks/blocks.js';
+import { checkArray, checkInteger, checkIntegers, mustBe } from '../base/check.js';
+import { blocks, hiddenBlocks, mulberry32, sample } from '../masks/blocks.js';
 import type { Mask } from '../masks/mask.js';
 
 /** Block columns for each block row of each head: [head][row] -> columns. */
@@ -15,7 +14,7 @@ export class BlockGrid {
     /** Blocks of a row, as many as there are rows. */
     readonly size: number,
   ) {
-    this.cells = new Uint8Array(heads * size * size);
+    this.cells = hiddenBlocks(heads, size, size);
   }
 
   /** Shows block rows [rowBegin, rowEnd) x columns [columnBegin, columnEnd), cut to the grid. */
@@ -41,7 +40,7 @@ export class BlockGrid {
 
   /** The layouts for `heads` heads: those of the grid over and over. */
   repeat(heads: number): Uint8Array {
-    const layout = new Uint8Array(heads * this.size * this.size);
+    const layout = hiddenBlocks(heads, this.size, this.size);
     for (let at = 0; at < layout.length; at += this.cells.length)
       layout.set(this.cells.subarray(0, layout.length - at), at);
     return layout;
@@ -54,12 +53,19 @@ export class BlockGrid {
 
 /** Random columns that are given rather than drawn: the rows of `rows` for each of `heads` heads. */
 export function checkRandomColumns(random: unknown, heads: number, rows: number, columns: number): RandomColumns {
-  const list = (value: unknown, argument: string, count: number): readonly unknown[] => {
-    if (Array.isArray(value) && value.length === count) return value;
-    throw optionError(`${argument} is ${show(value)}; it must be a list of ${count}`);
+  const list = <T>(
+    value: unknown,
+    argument: string,
+    count: number,
+    read: (entry: unknown, argument: string) => T,
+  ): T[] => {
+    const needed = `a list of ${count}`;
+    const entries = checkArray(value, argument, needed, read);
+    if (entries.length !== count) throw mustBe(argument, value, needed);
+    return entries;
   };
-  return list(random, 'random', heads).map((head, h) =>
-    list(head, `random[${h}]`, rows).map((row, r) => checkIntegers(row, `random[${h}][${r}]`, 0, columns - 1)),
+  return list(random, 'random', heads, (head, inHead) =>
+    list(head, inHead, rows, (row, inRow) => checkIntegers(row, inRow, 0, columns - 1)),
   );
 }
 

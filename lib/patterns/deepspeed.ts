@@ -5,12 +5,13 @@
  * All of them are layouts of blocks: a query sees every key of the blocks that its own block row r shows. That holds for
  * attention 'unidirectional' too, which hides block columns but never tokens inside the diagonal block: use
  * `causal: true` of `attention` with it. A length that is no multiple of the block, which DeepSpeed refuses, ends with a
- * short block.
+ * short block; windows and global blocks wider than a short sequence, and random blocks more than a row has, which it
+ * refuses as well, are all that there is.
  */
 
-import { checkBoolean, checkInteger, checkIntegers, checkWord } from '../base/check.js';
-import { optionError, show } from '../base/errors.js';
-import type { Mask } from '../masks/mask.js';
+import { checkBoolean, checkInteger, checkIntegers, checkObject, checkOptions, checkWord } from '../base/check.js';
+import { optionError } from '../base/errors.js';
+import { checkTokens, type Mask } from '../masks/mask.js';
 import { BlockGrid, checkRandomColumns, type RandomColumns, sampler } from './blockGrid.js';
 
 type Direction = 'bidirectional' | 'unidirectional';
@@ -111,7 +112,7 @@ function paintWindows(sizes: readonly number[], unidirectional: boolean): Painte
 }
 
 function paintSlidingWindow(count: number, size: number, unidirectional: boolean): Painter {
-  const side = Math.floor(checkInteger(count, 'numSlidingWindowBlocks', 1, size) / 2);
+  const side = Math.floor(checkInteger(count, 'numSlidingWindowBlocks', 1) / 2);
   return (grid, head) => {
     for (let row = 0; row < size; row++)
       grid.show(head, row, row + 1, row - side, unidirectional ? row + 1 : row + side + 1);
@@ -120,7 +121,7 @@ function paintSlidingWindow(count: number, size: number, unidirectional: boolean
 
 /** `causal`: row r chooses among the columns up to r, all of them where these are fewer than it is to choose. */
 function paintRandom(count: number, size: number, heads: number, causal: boolean, options: RandomOptions): Painter {
-  checkInteger(count, 'numRandomBlocks', 0, size);
+  checkInteger(count, 'numRandomBlocks', 0);
   const { seed = 0, random } = options;
   const given = random === undefined ? undefined : checkRandomColumns(random, heads, size, size);
   const draw = sampler(seed);
@@ -136,10 +137,10 @@ function paintRandom(count: number, size: number, heads: number, causal: boolean
 
 /** Ranges of global blocks. */
 function readGlobals(options: GlobalOptions): [begin: number, end: number][] {
-  const { globalBlockIndices: begins = [0], globalBlockEndIndices: ends } = options;
-  checkIntegers(begins, 'globalBlockIndices', 0);
-  if (ends === undefined) return begins.map((begin) => [begin, begin + 1]);
-  if (checkIntegers(ends, 'globalBlockEndIndices', 0).length !== begins.length)
+  const begins = checkIntegers(options.globalBlockIndices ?? [0], 'globalBlockIndices', 0);
+  if (options.globalBlockEndIndices === undefined) return begins.map((begin) => [begin, begin + 1]);
+  const ends = checkIntegers(options.globalBlockEndIndices, 'globalBlockEndIndices', 0);
+  if (ends.length !== begins.length)
     throw optionError(`globalBlockEndIndices has ${ends.length} entries; globalBlockIndices has ${begins.length}`);
   return begins.map((begin, at) => [begin, checkInteger(ends[at], `globalBlockEndIndices[${at}]`, begin + 1)]);
 }
@@ -175,11 +176,11 @@ function checkHorizontal(horizontal: unknown, unidirectional: boolean): boolean 
 }
 
 function variable(o: DeepSpeedVariableOptions, size: number, heads: number): Painter {
-  const { numRandomBlocks = 0, localWindowBlocks = [4] } = o;
+  const { numRandomBlocks = 0 } = o;
+  const localWindowBlocks = checkIntegers(o.localWindowBlocks ?? [4], 'localWindowBlocks', 1);
   const unidirectional = isUnidirectional(o.attention ?? 'bidirectional');
   const horizontal = checkHorizontal(o.horizontalGlobalAttention, unidirectional);
-  if (checkIntegers(localWindowBlocks, 'localWindowBlocks', 1).length === 0)
-    throw optionError('localWindowBlocks is empty; it needs at least one size');
+  if (localWindowBlocks.length === 0) throw optionError('localWindowBlocks is empty; it needs at least one size');
   const globals = readGlobals(o);
   // Its random blocks may lie in the future even when it is unidirectional.
   const paintRandomBlocks = paintRandom(numRandomBlocks, size, heads, false, o);
@@ -199,7 +200,7 @@ function bigBird(o: DeepSpeedBigBirdOptions, size: number, heads: number): Paint
   const unidirectional = isUnidirectional(o.attention ?? 'bidirectional');
   const paintRandomBlocks = paintRandom(numRandomBlocks, size, heads, unidirectional, o);
   const paintWindow = paintSlidingWindow(numSlidingWindowBlocks, size, false);
-  checkInteger(numGlobalBlocks, 'numGlobalBlocks', 0, size);
+  checkInteger(numGlobalBlocks, 'numGlobalBlocks', 0);
   return (grid, head) => {
     paintRandomBlocks(grid, head);
     paintWindow(grid, head);
@@ -223,6 +224,28 @@ function bsLongformer(o: DeepSpeedBSLongformerOptions, size: number): Painter {
   };
 }
 
+const common = ['mode', 'length', 'block', 'heads'] as const;
+const perHead = [...common, 'differentLayoutPerHead', 'attention'] as const;
+const random = ['numRandomBlocks', 'seed', 'random'] as const;
+const globals = ['globalBlockIndices', 'globalBlockEndIndices'] as const;
+
+const optionsOf = {
+  dense: [...common, 'differentLayoutPerHead'],
+  fixed: [...perHead, 'numLocalBlocks', 'numGlobalBlocks', 'horizontalGlobalAttention', 'numDifferentGlobalPatterns'],
+  variable: [...perHead, ...random, ...globals, 'localWindowBlocks', 'horizontalGlobalAttention'],
+  bigbird: [...perHead, ...random, 'numSlidingWindowBlocks', 'numGlobalBlocks'],
+  bslongformer: [...perHead, ...globals, 'numSlidingWindowBlocks'],
+  localslidingwindow: [...common, 'attention', 'numSlidingWindowBlocks'],
+} as const satisfies {
+  [Mode in DeepSpeedConfig['mode']]: readonly (keyof Extract<DeepSpeedConfig, { mode: Mode }>)[];
+};
+
+function checkConfig(config: DeepSpeedConfig): void {
+  checkObject(config, 'config');
+  const mode = checkWord(config.mode, 'mode', Object.keys(optionsOf) as DeepSpeedConfig['mode'][]);
+  checkOptions<Record<string, unknown>>({ ...config }, optionsOf[mode]);
+}
+
 function painterOf(config: DeepSpeedConfig, size: number, heads: number): Painter {
   switch (config.mode) {
     case 'dense':
@@ -239,20 +262,17 @@ function painterOf(config: DeepSpeedConfig, size: number, heads: number): Painte
       const unidirectional = isUnidirectional(config.attention ?? 'unidirectional');
       return paintSlidingWindow(config.numSlidingWindowBlocks ?? 3, size, unidirectional);
     }
-    default:
-      throw optionError(
-        `mode is ${show((config as { mode: unknown }).mode)}; it must name a configuration of DeepSpeed`,
-      );
   }
 }
 
 /** One layout, or one for each head where they differ. */
 function paint(config: DeepSpeedConfig): BlockGrid {
+  checkConfig(config);
   const { length, block = 16, heads = 1 } = config;
   const different = config.mode !== 'localslidingwindow' && (config.differentLayoutPerHead ?? false);
   checkBoolean(different, 'differentLayoutPerHead');
   checkInteger(heads, 'heads', 1);
-  const size = Math.ceil(checkInteger(length, 'length', 1) / checkInteger(block, 'block', 1));
+  const size = Math.ceil(checkTokens(length, 'length', 1) / checkInteger(block, 'block', 1));
   const grid = new BlockGrid(different ? heads : 1, size);
   const paintHead = painterOf(config, size, grid.heads);
   for (let head = 0; head < grid.heads; head++) paintHead(grid, head);

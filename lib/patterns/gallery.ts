@@ -45,9 +45,7 @@ export const gallery: readonly GalleryEntry[] = [
   entry('tree', 'Token tree', (n) => masks.tree(binaryTree(n))),
   entry('longformer', 'Longformer', (n) => longformer({ window: part(n, 16), globals: [0, 1] })),
   entry('longformerdilated', 'Longformer, dilated', (n) => longformer({ window: part(n, 64), dilation: 8 })),
-  entry('bigbird', 'BigBird', (n) =>
-    bigBird({ length: n, numRandomBlocks: Math.min(3, Math.max(0, Math.ceil(n / 64) - 5)) }),
-  ),
+  entry('bigbird', 'BigBird', (n) => bigBird({ length: n })),
   entry('atrous', 'Atrous', (n) => atrous(part(n, 8))),
   entry('local', 'Local', (n) => local(part(n, 8))),
   entry('sparse', 'Sparse (local and atrous)', (n) => sparse(part(n, 8))),

@@ -1,4 +1,5 @@
-import { checkBoolean, checkInteger, checkIntegers, checkWord } from '../base/check.js';
+import { isIntegerList } from '../base/arrays.js';
+import { checkArray, checkBoolean, checkInteger, checkIntegers, checkOptions, checkWord } from '../base/check.js';
 import { and, causal, dilated, globalTokens, not, or, perBatch, perHead } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 
@@ -9,7 +10,10 @@ export interface LongformerOptions {
   readonly dilation?: number | readonly number[];
   /** Whether queries see nothing after themselves. Default false. */
   readonly autoregressive?: boolean;
-  /** Positions of the global tokens, for all batch entries or a list for each. Default none. */
+  /**
+   * Positions of the global tokens, for all batch entries or a list for each; those beyond a sequence are ignored.
+   * Default none.
+   */
   readonly globals?: readonly number[] | readonly (readonly number[])[];
   /**
    * Which queries see anything: 'all' (default), the 'local' ones or the 'global' ones. The Longformer gives global
@@ -24,9 +28,11 @@ type Side = 'asKeys' | 'asQueries';
 function globalMask(globals: NonNullable<LongformerOptions['globals']>, side: Side): Mask {
   const one = (tokens: readonly number[], argument: string) =>
     globalTokens(checkIntegers(tokens, argument, 0), { asKeys: side === 'asKeys', asQueries: side === 'asQueries' });
-  const isPerBatch = (list: readonly unknown[]): list is readonly (readonly number[])[] => list.some(Array.isArray);
-  if (!Array.isArray(globals) || !isPerBatch(globals)) return one(globals as readonly number[], 'globals');
-  return perBatch(globals.map((tokens, entry) => one(tokens, `globals[${entry}]`)));
+  const isPerBatch = Array.isArray(globals) && globals.some(isIntegerList);
+  if (!isPerBatch) return one(globals as readonly number[], 'globals');
+  return perBatch(
+    checkArray(globals, 'globals', 'lists', (list, argument) => one(list as readonly number[], argument)),
+  );
 }
 
 /**
@@ -37,6 +43,7 @@ function globalMask(globals: NonNullable<LongformerOptions['globals']>, side: Si
  * @throws ERR_OPTION
  */
 export function longformer(options: LongformerOptions): Mask {
+  checkOptions(options, ['window', 'dilation', 'autoregressive', 'globals', 'queries']);
   const { window, dilation = 1, autoregressive = false, globals = [], queries = 'all' } = options;
   checkInteger(window, 'window', 0);
   checkBoolean(autoregressive, 'autoregressive');

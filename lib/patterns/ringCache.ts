@@ -1,6 +1,6 @@
-import { checkInteger } from '../base/check.js';
+import { checkInteger, checkOptions } from '../base/check.js';
 import { and, edges, not, prefix } from '../masks/index.js';
-import type { Mask } from '../masks/mask.js';
+import { checkTokens, type Mask } from '../masks/mask.js';
 
 export interface RingCacheOptions {
   /** Keys that the buffer holds. */
@@ -19,9 +19,11 @@ export interface RingCacheOptions {
  * @throws ERR_OPTION
  */
 export function ringCache(options: RingCacheOptions): Mask {
+  checkOptions(options, ['slots', 'written', 'queries']);
   const { slots, written, queries } = options;
-  checkInteger(slots, 'slots', 1);
+  checkTokens(slots, 'slots', 1);
   checkInteger(written, 'written', 0);
+  checkTokens(queries, 'queries');
   checkInteger(queries, 'queries', 0, written);
   const hidden: [query: number, slot: number][] = [];
   for (let query = 0; query < queries; query++) {

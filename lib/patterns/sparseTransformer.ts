@@ -3,10 +3,10 @@
  * (openai/sparse_attention, attention.py) and the formulas of the paper, which differ. All of them are causal.
  */
 
-import { checkInteger } from '../base/check.js';
+import { checkInteger, checkOptions } from '../base/check.js';
 import { optionError } from '../base/errors.js';
 import { and, causal, documents, fixed, or, perHead, slidingWindow, strided } from '../masks/index.js';
-import type { Mask } from '../masks/mask.js';
+import { checkTokens, type Mask } from '../masks/mask.js';
 import { BlockGrid } from './blockGrid.js';
 
 /** 'local' of the code: query i sees keys i - bandwidth + 1 to i. @throws ERR_OPTION */
@@ -39,9 +39,10 @@ export interface SparseTransformerFixedOptions {
  * @throws ERR_OPTION
  */
 export function sparseTransformerFixed(options: SparseTransformerFixedOptions): Mask {
+  checkOptions(options, ['length', 'localAttnCtx', 'block', 'numVerts', 'vertSize', 'heads']);
   const { length, localAttnCtx, block = 32, numVerts = 4, vertSize = 1 } = options;
   const { heads = numVerts } = options;
-  const size = Math.ceil(checkInteger(length, 'length', 1) / checkInteger(block, 'block', 1));
+  const size = Math.ceil(checkTokens(length, 'length', 1) / checkInteger(block, 'block', 1));
   checkInteger(localAttnCtx, 'localAttnCtx', block);
   const run = localAttnCtx / block;
   if (!Number.isInteger(run)) throw optionError(`localAttnCtx is ${localAttnCtx}; it must be a multiple of ${block}`);
@@ -86,7 +87,9 @@ const join = (halves: readonly [Mask, Mask], heads: number | undefined): Mask =>
  * Strided attention of the paper, with l = stride: keys i - l to i (one more than in the code), and keys j <= i with
  * (i - j) mod l = 0. @throws ERR_OPTION
  */
-export function sparseTransformerPaperStrided({ stride, heads }: SparseTransformerPaperOptions): Mask {
+export function sparseTransformerPaperStrided(options: SparseTransformerPaperOptions): Mask {
+  checkOptions(options, ['stride', 'heads']);
+  const { stride, heads } = options;
   checkInteger(stride, 'stride', 1);
   return join([slidingWindow(stride, 0), strided(stride)], heads);
 }
@@ -99,9 +102,10 @@ export function sparseTransformerPaperStrided({ stride, heads }: SparseTransform
  * @throws ERR_OPTION
  */
 export function sparseTransformerPaperFixed(options: SparseTransformerPaperFixedOptions): Mask {
+  checkOptions(options, ['length', 'stride', 'summary', 'heads']);
   const { length, stride, summary = 1, heads } = options;
   checkInteger(stride, 'stride', 1);
-  const runs = Array.from({ length: Math.ceil(checkInteger(length, 'length', 1) / stride) }, (_, run) =>
+  const runs = Array.from({ length: Math.ceil(checkTokens(length, 'length', 1) / stride) }, (_, run) =>
     Math.min(stride, length - run * stride),
   );
   const summaries = fixed(stride, checkInteger(summary, 'summary', 1, stride));

@@ -1,6 +1,6 @@
-import { checkBoolean, checkInteger } from '../base/check.js';
+import { checkBoolean, checkInteger, checkOptions } from '../base/check.js';
 import { and, causal as causalMask, dilated, documents, or } from '../masks/index.js';
-import type { Mask } from '../masks/mask.js';
+import { checkTokens, type Mask } from '../masks/mask.js';
 
 export interface SqrtNOptions {
   /** Tokens of the sequence. */
@@ -21,8 +21,10 @@ export interface SqrtNOptions {
  * @throws ERR_OPTION
  */
 export function sqrtN(options: SqrtNOptions): Mask {
+  checkOptions(options, ['length', 'block', 'strided', 'causal']);
   const { length, strided = false, causal = false } = options;
-  const { block = Math.ceil(Math.sqrt(checkInteger(length, 'length', 1))) } = options;
+  checkTokens(length, 'length', 1);
+  const { block = Math.ceil(Math.sqrt(length)) } = options;
   checkInteger(block, 'block', 1);
   const blocks = Array.from({ length: Math.ceil(length / block) }, (_, at) => Math.min(block, length - at * block));
   const own = documents(blocks);

@@ -3,7 +3,7 @@
  * SparseSelfAttention, and a dilated window. `causal` hides what comes after the query.
  */
 
-import { checkBoolean, checkInteger } from '../base/check.js';
+import { checkBoolean, checkInteger, checkOptions } from '../base/check.js';
 import { type AlignOptions, dilated, or, slidingWindow } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
 
@@ -12,24 +12,30 @@ export interface StrideOptions extends AlignOptions {
   readonly causal?: boolean;
 }
 
-const rightOf = ({ causal = false }: StrideOptions, both: number): number =>
-  checkBoolean(causal, 'causal') ? 0 : both;
+/** What the band masks take: `both` keys after the query unless causal. */
+function bandOf(options: StrideOptions, both: number): { readonly right: number; readonly align: AlignOptions } {
+  checkOptions(options, ['align', 'causal']);
+  const { align, causal = false } = options;
+  return { right: checkBoolean(causal, 'causal') ? 0 : both, align: align === undefined ? {} : { align } };
+}
 
 /** Query i sees key j when (i - j) mod k = 0. @throws ERR_OPTION */
-export const atrous = (k: number, options: StrideOptions = {}): Mask =>
-  dilated(checkInteger(k, 'k', 1), { ...options, left: -1, right: rightOf(options, -1) });
+export function atrous(k: number, options: StrideOptions = {}): Mask {
+  const { right, align } = bandOf(options, -1);
+  return dilated(checkInteger(k, 'k', 1), { ...align, left: -1, right });
+}
 
 /** Query i sees key j when |i - j| <= k. @throws ERR_OPTION */
-export const local = (k: number, options: StrideOptions = {}): Mask =>
-  slidingWindow(checkInteger(k, 'k', 0), rightOf(options, k), options);
+export function local(k: number, options: StrideOptions = {}): Mask {
+  const { right, align } = bandOf(options, checkInteger(k, 'k', 0));
+  return slidingWindow(k, right, align);
+}
 
 /** Query i sees key j when |i - j| <= k or (i - j) mod k = 0: `local` and `atrous` together. @throws ERR_OPTION */
 export const sparse = (k: number, options: StrideOptions = {}): Mask => or(atrous(k, options), local(k, options));
 
 /** Query i sees key j when (i - j) mod rate = 0 and |i - j| <= k * rate. @throws ERR_OPTION */
-export const localDilated = (k: number, rate: number, options: StrideOptions = {}): Mask =>
-  dilated(checkInteger(rate, 'rate', 1), {
-    ...options,
-    left: checkInteger(k, 'k', 0),
-    right: rightOf(options, k),
-  });
+export function localDilated(k: number, rate: number, options: StrideOptions = {}): Mask {
+  const { right, align } = bandOf(options, checkInteger(k, 'k', 0));
+  return dilated(checkInteger(rate, 'rate', 1), { ...align, left: k, right });
+}

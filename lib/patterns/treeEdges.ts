@@ -1,4 +1,4 @@
-import { checkIntegers, checkWord } from '../base/check.js';
+import { checkArray, checkIntegers, checkWord } from '../base/check.js';
 import { optionError, show } from '../base/errors.js';
 import { edges } from '../masks/index.js';
 import type { Mask } from '../masks/mask.js';
@@ -7,7 +7,7 @@ import { checkParents } from '../masks/sparse.js';
 export type TreeEdges = 'childToParent' | 'parentFromChildren' | 'siblings';
 
 /**
- * One level of a forest, parents[t] being the parent of node t and -1 at a root:
+ * One level of a forest, parentOf[t] being the parent of node t and -1 at a root:
  * - 'childToParent': a node sees itself and its parent; a root only itself;
  * - 'parentFromChildren': a node sees its children and not itself; a leaf sees nothing and gives 0;
  * - 'siblings': a node sees itself and the nodes with the same parent; a root only itself.
@@ -16,9 +16,9 @@ export type TreeEdges = 'childToParent' | 'parentFromChildren' | 'siblings';
  *
  * @throws ERR_OPTION
  */
-export function treeEdges(parents: readonly number[], kind: TreeEdges): Mask {
+export function treeEdges(parentOf: readonly number[], kind: TreeEdges): Mask {
   checkWord(kind, 'kind', ['childToParent', 'parentFromChildren', 'siblings']);
-  checkParents(checkIntegers(parents, 'parents', -1));
+  const parents = checkParents(parentOf);
   const children: number[][] = parents.map(() => []);
   for (const [node, parent] of parents.entries()) if (parent >= 0) children[parent].push(node);
   const keysOf = {
@@ -38,8 +38,8 @@ export function treeEdges(parents: readonly number[], kind: TreeEdges): Mask {
  * @throws ERR_OPTION when the beginning of a choice is not a choice itself
  */
 export function medusaParents(choices: readonly (readonly number[])[]): number[] {
-  for (const [at, choice] of choices.entries()) checkIntegers(choice, `choices[${at}]`, 0);
-  const sorted = choices.toSorted((a, b) => {
+  const paths = checkArray(choices, 'choices', 'a list of paths', (path, argument) => checkIntegers(path, argument, 0));
+  const sorted = paths.toSorted((a, b) => {
     const differs = a.findIndex((pick, at) => pick !== b[at]);
     return a.length - b.length || (differs < 0 ? 0 : a[differs] - b[differs]);
   });

@@ -50,8 +50,8 @@ function layoutOf(grid: readonly number[], axes: readonly number[]): AxialLayout
 
 function readAxes(options: AxialOptions, axisCount: number): readonly number[] {
   checkOptions(options, ['axes', 'causal']);
-  const axes = options.axes ?? Array.from({ length: axisCount }, (_, axis) => axis);
-  checkIntegers(axes, 'axes', 0, axisCount - 1);
+  if (options.axes === undefined) return Array.from({ length: axisCount }, (_, axis) => axis);
+  const axes = checkIntegers(options.axes, 'axes', 0, axisCount - 1);
   if (axes.length === 0 || new Set(axes).size !== axes.length)
     throw optionError(`axes is ${show(axes)}; it must name at least one axis, each once`);
   return axes;

@@ -2,9 +2,9 @@ import { attention, attentionBackward, type Shape3, type Shape4 } from '../atten
 import { mergeStates } from '../attention/merge.js';
 import type { DenseOptions, Integers } from '../attention/options.js';
 import { t5RelativeBias } from '../attention/relative.js';
-import { checkInt32s, checkInteger } from '../base/check.js';
+import { checkInteger, checkIntegers, checkOptions as checkNames, mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-import { optionError, shapeError, show } from '../base/errors.js';
+import { shapeError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
@@ -74,11 +74,9 @@ const globalNames = [...localNames, 'blockSize', 'globalBiasTable'];
 
 function readLens(lens: Integers | undefined, batch: number, tokens: number): readonly number[] {
   if (lens === undefined) return Array.from({ length: batch }, () => tokens);
-  const list = [...checkInt32s(lens, 'lens')];
-  if (list.length !== batch || !list.every((n) => n >= 0 && n <= tokens))
-    throw optionError(
-      `lens is ${show(list)}; it must be an integer from 0 to ${tokens} for each of the ${batch} batch entries`,
-    );
+  const list = checkIntegers(lens, 'lens', 0, tokens);
+  if (list.length !== batch)
+    throw mustBe('lens', list, `an integer from 0 to ${tokens} for each of the ${batch} batch entries`);
   return list;
 }
 
@@ -192,7 +190,7 @@ export function longT5GlobalTokens<D extends DType>(
 ): Tensor<D, Shape> {
   checkTensor(x, 'x');
   if (x.shape.length < 3) throw shapeError(`x has shape ${show(x.shape)}; it must be [batch, tokens, ...]`);
-  checkOptions(options, ['blockSize', 'lens']);
+  checkNames(options, ['blockSize', 'lens']);
   const blockSize = checkInteger(options.blockSize, 'blockSize', 1);
   const [batch, tokens, ...rest] = x.shape;
   const map = blockMap(batch, tokens, blockSize, readLens(options.lens, batch, tokens));
@@ -215,7 +213,7 @@ export function longT5GlobalTokensBackward<D extends DType>(
   options: GlobalTokenOptions,
 ): Tensor<D, Shape> {
   checkTensor(dTokens, 'dTokens');
-  checkOptions(options, ['blockSize', 'lens']);
+  checkNames(options, ['blockSize', 'lens']);
   const blockSize = checkInteger(options.blockSize, 'blockSize', 1);
   const [batch, blocks, ...rest] = dTokens.shape;
   if (dTokens.shape.length < 3 || blocks !== blocksOf(checkInteger(tokens, 'tokens', 0), blockSize))
@@ -336,7 +334,7 @@ export function longT5GlobalAttentionBackward<D extends DType>(
   dOut: Tensor<D, Shape4>,
   saved: SavedLongT5<D>,
 ): LongT5GlobalGradients<D> {
-  if (!(saved instanceof SavedLongT5)) throw optionError(`saved is ${show(saved)}; it must be what ${pattern} saved`);
+  if (!(saved instanceof SavedLongT5)) throw mustBe('saved', saved, `what ${pattern} saved`);
   checkGradient(dOut, saved.local, pattern);
   const backward = (part: SavedAttention<D>) => attentionBackward<D, Shape>(dOut, part, part.options);
   return scoped(({ keep }) => {

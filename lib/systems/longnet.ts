@@ -1,8 +1,8 @@
 import type { Shape3, Shape4 } from '../attention/attention.js';
 import { mergeStates } from '../attention/merge.js';
-import { checkIntegers, checkWord } from '../base/check.js';
+import { checkBoolean, checkIntegers, checkWord, mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-import { optionError, shapeError, show } from '../base/errors.js';
+import { optionError, shapeError } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
@@ -104,15 +104,15 @@ function layoutOf(tokens: number, heads: number, kvHeads: number, options: Longn
 
 function readLayout(shapes: { q: Shape; k: Shape }, options: LongnetOptions): LongnetLayout {
   checkOptions(options, ['segmentLengths', 'dilatedRatios', 'causal']);
-  const { segmentLengths, dilatedRatios } = options;
-  checkIntegers(segmentLengths, 'segmentLengths', 1);
-  checkIntegers(dilatedRatios, 'dilatedRatios', 1);
+  const segmentLengths = checkIntegers(options.segmentLengths, 'segmentLengths', 1);
+  const dilatedRatios = checkIntegers(options.dilatedRatios, 'dilatedRatios', 1);
   if (segmentLengths.length === 0 || segmentLengths.length !== dilatedRatios.length)
     throw optionError(
       `there are ${segmentLengths.length} segmentLengths and ${dilatedRatios.length} dilatedRatios; they must be as many, at least one`,
     );
+  if (options.causal !== undefined) checkBoolean(options.causal, 'causal');
   const [, tokens, heads] = shapes.q;
-  return layoutOf(tokens, heads, shapes.k[2], options);
+  return layoutOf(tokens, heads, shapes.k[2], { ...options, segmentLengths, dilatedRatios });
 }
 
 /** [batch, tokens, heads, dim] -> [batch, tokens * heads, 1, dim] */
@@ -176,8 +176,7 @@ export function longnetAttentionBackward<D extends DType>(
   saved: SavedLongnet<D>,
   options: LongnetBackwardOptions = {},
 ): RegroupedGradients<D, Shape4> {
-  if (!(saved instanceof SavedLongnet))
-    throw optionError(`saved is ${show(saved)}; it must be what longnetAttention saved`);
+  if (!(saved instanceof SavedLongnet)) throw mustBe('saved', saved, 'what longnetAttention saved');
   const { branches, out, lse } = saved;
   checkGradient(dOut, branches, 'longnetAttention');
   const gradient = checkWord(options.gradient ?? 'joint', 'gradient', ['joint', 'detached']);

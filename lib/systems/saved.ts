@@ -1,7 +1,8 @@
 import type { Saved } from '../attention/attention.js';
 import type { AttentionOptions } from '../attention/options.js';
+import { checkFloat32, checkOptions as checkNames, mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
+import { FlashAttnError, shapeError, show } from '../base/errors.js';
 import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /** The softmax scale, which every pattern takes. */
@@ -141,7 +142,7 @@ export const shapesOf = (q: Tensor, k: Tensor, v: Tensor): PatternShapes => ({
 /** Checks the gradient of a pattern's result. */
 export function checkGradient(dOut: unknown, saved: unknown, pattern: string): asserts dOut is Tensor {
   if (!(saved instanceof SavedAttention) || saved.pattern !== pattern)
-    throw optionError(`saved is ${show(saved)}; it must be what ${pattern} saved`);
+    throw mustBe('saved', saved, `what ${pattern} saved`);
   checkTensor(dOut, 'dOut');
   const { shapes, out } = saved;
   if (dOut.shape.length !== shapes.out.length || dOut.shape.some((n, axis) => n !== shapes.out[axis]))
@@ -149,14 +150,10 @@ export function checkGradient(dOut: unknown, saved: unknown, pattern: string): a
   if (dOut.dtype !== out.dtype) throw new FlashAttnError('ERR_DTYPE', `dOut is ${dOut.dtype}; it must be ${out.dtype}`);
 }
 
-/** @throws ERR_OPTION unless `options` is an object with no other options than `names` and `scale`. */
-export function checkOptions(options: unknown, names: readonly string[]): void {
-  if (options === null || typeof options !== 'object')
-    throw optionError(`options is ${show(options)}; it must be an object`);
-  const known = [...names, 'scale'];
-  const unknown = Object.keys(options).find((name) => !known.includes(name));
-  if (unknown !== undefined)
-    throw optionError(`there is no option ${show(unknown)}; the options are ${known.join(', ')}`);
+/** @throws ERR_OPTION unless `options` is an object with no other options than `names` and a `scale`. */
+export function checkOptions(options: ScaleOption, names: readonly string[]): void {
+  checkNames<Record<string, unknown>>(options as Record<string, unknown>, [...names, 'scale']);
+  if (options.scale !== undefined) checkFloat32(options.scale, 'scale');
 }
 
 /** The options of `scale` alone. */

@@ -1,10 +1,11 @@
 import { attention, attentionBackward } from '../attention/attention.js';
 import type { DenseOptions } from '../attention/options.js';
 import { swinRelativeBias } from '../attention/relative.js';
+import { mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-import { optionError, show } from '../base/errors.js';
+import { show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
-import { type Coverage, Mask, type Region, type Row, showKeys } from '../masks/mask.js';
+import { type Coverage, Mask, mostTokens, type Region, type Row, showKeys } from '../masks/mask.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
@@ -127,16 +128,19 @@ function readWindows([batch, height, width]: Shape, options: SwinOptions): SwinL
     values.length === 2 &&
     values.every((n, axis) => Number.isInteger(n) && n >= least && n <= most(axis));
   if (!valid(sizes, () => Number.POSITIVE_INFINITY, 1))
-    throw optionError(`window is ${show(window)}; it must be a size or [height, width], integers >= 1`);
+    throw mustBe('window', window, 'a size or [height, width], integers >= 1');
   if (!valid(shifts, (axis) => sizes[axis] - 1, 0))
-    throw optionError(`shift is ${show(shift)}; it must be from 0 to below the window ${show(window)}`);
+    throw mustBe('shift', shift, `from 0 to below the window ${show(window)}`);
   const axis = (length: number, at: 0 | 1): Axis => ({
     length,
     padded: Math.ceil(length / sizes[at]) * sizes[at],
     window: sizes[at],
     shift: shifts[at],
   });
-  return windowsOf(batch, axis(height, 0), axis(width, 1));
+  const [y, x] = [axis(height, 0), axis(width, 1)];
+  if (y.padded * x.padded > mostTokens)
+    throw mustBe('window', window, `smaller: the ${height} x ${width} map padded to it has more than 2^30 tokens`);
+  return windowsOf(batch, y, x);
 }
 
 /** [batch, height, width, heads, dim] -> [batch * windows, tokens of a window, heads, dim]; padding is zeros. */

@@ -1,10 +1,10 @@
 import { attention, attentionBackward, type Saved, type Shape4 } from '../attention/attention.js';
 import { checkBoolean, checkInteger } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-import { optionError, shapeError, show } from '../base/errors.js';
+import { optionError, shapeError } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { and, causal as causalMask } from '../masks/index.js';
-import { type Coverage, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
+import { type Coverage, checkMask, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import {
@@ -155,7 +155,7 @@ function readOptions(options: TopKOptions): { renormalize: boolean } {
   checkInteger(keep, 'keep', 1);
   checkBoolean(causal, 'causal');
   checkBoolean(renormalize, 'renormalize');
-  if (mask !== undefined && !(mask instanceof Mask)) throw optionError(`mask is ${show(mask)}; it must be a mask`);
+  if (mask !== undefined) checkMask(mask, 'mask');
   return { renormalize };
 }
 

@@ -141,11 +141,6 @@ describe('bad input', () => {
     ['cycle', () => masks.tree([1, 2, 0]), 'ERR_OPTION: parents has a cycle through node 0'],
     ['self-loop', () => masks.tree([-1, 1]), 'ERR_OPTION: parents has a cycle through node 1'],
     ['parent', () => masks.tree([-1, 2]), 'ERR_OPTION: parents[1] is 2'],
-    [
-      'global token',
-      () => blockMask(masks.globalTokens([3, 64]), { nq: 64 }),
-      'ERR_OPTION: global token 64 lies outside of the sequence of 64',
-    ],
     ['global position', () => masks.globalTokens([-1]), 'ERR_OPTION: tokens contains -1'],
     [
       'edge',
@@ -178,7 +173,7 @@ describe('bad input', () => {
       () => blockMask(masks.circularWindow(1, 1), { nq: 5, nk: 6 }),
       'ERR_SHAPE: a circular window needs as many queries as keys',
     ],
-    ['prefix', () => blockMask(masks.prefix(9), { nq: 8 }), 'ERR_SHAPE: a prefix of 9 does not fit 8 keys'],
+    ['prefix', () => masks.prefix(-1), 'ERR_OPTION: prefix is -1; it must be an integer >= 0'],
     ['window', () => masks.slidingWindow(-2, 0), 'ERR_OPTION: left is -2'],
     ['predicate type', () => masks.predicate(1 as never), 'ERR_OPTION: visible is 1'],
     [

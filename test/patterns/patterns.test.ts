@@ -247,15 +247,25 @@ describe('DeepSpeed', () => {
     ['no local window', { mode: 'variable', length: 64, localWindowBlocks: [] }],
     ['ends without begins', { mode: 'variable', length: 64, globalBlockIndices: [0], globalBlockEndIndices: [1, 2] }],
     ['an end at its begin', { mode: 'variable', length: 64, globalBlockIndices: [2], globalBlockEndIndices: [2] }],
-    ['too many random blocks', { mode: 'variable', length: 64, numRandomBlocks: 5 }],
     ['a broken seed', { mode: 'bigbird', length: 64, seed: 0.5 }],
     ['random blocks for too few rows', { mode: 'bigbird', length: 64, random: [[[0]]] }],
     ['a random block outside', { mode: 'bigbird', length: 64, random: [[[0], [1], [4], [0]]] }],
-    ['too many global blocks', { mode: 'bigbird', length: 64, numGlobalBlocks: 5 }],
+    ['a misspelt option', { mode: 'bigbird', length: 64, numGlobalBlock: 1 } as unknown as Config],
+    ['an option of another mode', { mode: 'dense', length: 64, numGlobalBlocks: 1 } as unknown as Config],
     ['a negative global block', { mode: 'bslongformer', length: 64, globalBlockIndices: [-1] }],
-    ['a window wider than the sequence', { mode: 'localslidingwindow', length: 32 }],
   ])('refuses %s', (_, config) => {
     expect(codeOf(() => patterns.deepspeedLayout(config))).toBe('ERR_OPTION');
+  });
+
+  it('shows what there is of a sequence shorter than its windows, global and random blocks', () => {
+    const everything = Array.from({ length: 16 }, () => 1);
+    for (const config of [
+      { mode: 'variable', length: 64, numRandomBlocks: 5, localWindowBlocks: [1] },
+      { mode: 'bigbird', length: 64, numGlobalBlocks: 5 },
+      { mode: 'bigbird', length: 64, numSlidingWindowBlocks: 9, numGlobalBlocks: 0, numRandomBlocks: 0 },
+    ] as const)
+      expect([...patterns.deepspeedLayout(config)]).toEqual(everything);
+    expect([...patterns.deepspeedLayout({ mode: 'localslidingwindow', length: 32 })]).toEqual([1, 0, 1, 1]);
   });
 });
 
@@ -299,11 +309,13 @@ describe('bigBird', () => {
   });
 
   it('shows everything where there are no rows between the edges', () => {
-    for (const length of [1, 64, 65, 128]) expectVisible(patterns.bigBird({ length }), { queries: length }, () => true);
+    // Up to 5 blocks the first and last rows and the window leave no more than 3 for the random blocks to choose from.
+    for (const length of [1, 64, 65, 128, 129, 256, 300])
+      expectVisible(patterns.bigBird({ length }), { queries: length }, () => true);
   });
 
   it.each<[string, patterns.BigBirdOptions]>([
-    ['more random blocks than are left', { length: 448 }],
+    ['a misspelt option', { length: 448, randomBlocks: 1 } as unknown as patterns.BigBirdOptions],
     ['random blocks for too few heads', { length: 256, heads: 2, random: [[[1], [1]]] }],
     ['random blocks for the edges', { length: 256, random: [[[1], [1], [1], [1]]] }],
     ['a negative count', { length: 64, numRandomBlocks: -1 }],
@@ -369,8 +381,14 @@ describe('longformer', () => {
     expect(codeOf(() => patterns.longformer(options as patterns.LongformerOptions))).toBe('ERR_OPTION');
   });
 
-  it('refuses global tokens beyond the sequence', () => {
-    expect(codeOf(() => blockMask(patterns.longformer({ window: 2, globals: [9] }), { nq: 9 }))).toBe('ERR_OPTION');
+  it('ignores global tokens beyond the sequence', () => {
+    const globals = [9, 3, 1000];
+    expectVisible(
+      patterns.longformer({ window: 2, globals }),
+      { queries: 9 },
+      (i, j) => Math.abs(i - j) <= 2 || i === 3 || j === 3,
+    );
+    expectVisible(patterns.longformer({ window: 0, globals, queries: 'global' }), { queries: 3 }, () => false);
   });
 });
 
