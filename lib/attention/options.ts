@@ -59,8 +59,8 @@ export interface CommonOptions {
    */
   bias?: Tensor<DType, Shape>;
   /**
-   * Adds -slope * |i + diagonal - j| (Press et al. 2021): slopes [heads], finite and up to 2.3e38 in size, or a tensor
-   * [batch, heads], whose values are not looked at.
+   * Adds -slope * |i + diagonal - j| (Press et al. 2021): slopes [heads], finite in float32 also when multiplied by
+   * log2 e and any distance, or a tensor [heads] or [batch, heads], whose values are not looked at.
    */
   alibi?: Tensor<'float32', Shape> | Float32Array | readonly number[];
   /** A learned bias by relative position: see `t5RelativeBias` and `swinRelativeBias`. */

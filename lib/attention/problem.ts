@@ -104,7 +104,7 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
     hasSink: readSink(options.sink, heads),
     dropout: readDropout(options.dropout),
     biasShape: readBias(options, heads, sequences),
-    alibi: readAlibi(options.alibi, heads, batch),
+    alibi: readAlibi(options, heads, sequences),
     relative: readRelative(options.relativeBias, heads, sequences),
     blockMask: readMask(options, heads, sequences),
     deterministic,

@@ -79,7 +79,11 @@ export function readBias(
 }
 
 /** Slopes [heads] of the host, or those of a tensor, which stay on the device. */
-export function readAlibi(alibi: AttentionOptions['alibi'], heads: number, batch: number): AttentionProblem['alibi'] {
+export function readAlibi(
+  { alibi, offset = 0 }: AttentionOptions,
+  heads: number,
+  { batch, queryLength, keyLength }: Sequences,
+): AttentionProblem['alibi'] {
   if (alibi === undefined) return undefined;
   if (isTensor(alibi)) {
     const [first, second] = alibi.shape;
@@ -96,10 +100,11 @@ export function readAlibi(alibi: AttentionOptions['alibi'], heads: number, batch
   if (alibi.length !== heads)
     throw shapeError(`alibi has ${alibi.length} slopes; it needs one for each of the ${heads} query heads`);
   const slopes = new Float32Array(heads);
+  const farthest = queryLength + keyLength + Math.abs(offset);
   for (let h = 0; h < heads; h++) {
     slopes[h] = checkNumber(alibi[h], `alibi[${h}]`);
-    if (!Number.isFinite(Math.fround(slopes[h] * Math.LOG2E)))
-      throw mustBe(`alibi[${h}]`, alibi[h], 'at most 2.3e38 in size');
+    if (!Number.isFinite(Math.fround(slopes[h] * Math.LOG2E * farthest)))
+      throw mustBe(`alibi[${h}]`, alibi[h], `finite in float32, also times log2 e and a distance of ${farthest}`);
   }
   return { batched: false, slopes };
 }

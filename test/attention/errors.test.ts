@@ -1,4 +1,4 @@
-import { afterAll, describe, expect, it } from 'vitest';
+import { afterAll, describe, expect, it, vi } from 'vitest';
 import {
   attention,
   attentionBackward,
@@ -6,6 +6,7 @@ import {
   FlashAttnError,
   memory,
   mergeStates,
+  mergeStatesBackward,
   plan,
   type Shape4,
   status,
@@ -246,5 +247,123 @@ describe('memory', () => {
     // q, k and v fit, out fits, the gradients together do not.
     const description = { q: [1, 2 ** 16, 64, 64], backward: true } as const; // 1 GiB for each tensor
     rejects(() => plan(description), 'ERR_OUT_OF_MEMORY', 'bytes');
+  });
+});
+
+describe('what float32 cannot hold', () => {
+  it.each([
+    ['scale', { scale: 1e39 }, 'scale is 1e+39'],
+    ['scale * log2 e', { scale: 3e38 }, 'scale is 3e+38'],
+    ['tiny scale', { scale: 1e-39 }, 'scale is 1e-39'],
+    ['softcap * log2 e', { softcap: 3e38 }, 'softcap is 3e+38'],
+    ['tiny softcap', { softcap: 1e-46 }, 'softcap is 1e-46'],
+    ['softcap Infinity', { softcap: Number.POSITIVE_INFINITY }, 'softcap is Infinity'],
+    ['scale / softcap too large', { scale: 1e10, softcap: 1e-30 }, 'scale / softcap must be'],
+    ['scale / softcap too small', { scale: 1e-20, softcap: 1e30 }, 'scale / softcap must be'],
+    ['alibi NaN', { alibi: [0, Number.NaN, 0, 0] }, 'alibi[1] is NaN'],
+    ['alibi Infinity', { alibi: [0, 0, 0, Number.NEGATIVE_INFINITY] }, 'alibi[3] is -Infinity'],
+    ['alibi * log2 e', { alibi: Float32Array.from([3e38, 0, 0, 0]) }, 'alibi[0] is'],
+  ])('%s', (_, options, message) => {
+    rejects(() => attention(q, k, v, anyOptions(options)), 'ERR_OPTION', message);
+  });
+
+  it.each([
+    ['scale', { scale: 2e38 }],
+    ['scale 0', { scale: 0 }],
+    ['small scale', { scale: 1.2e-38 }],
+    ['softcap', { softcap: 2e38, scale: 2e38 }],
+    ['small softcap', { softcap: 1.2e-38, scale: 1.2e-38 }],
+    ['slopes', { alibi: [1e37, -1e37, 1e-45, 0] }],
+  ])('takes what it can: %s', (_, options) => {
+    const { out, lse } = attention(q, k, v, anyOptions(options));
+    expect(out.dataSync().every((x) => x === 0)).toBe(true);
+    out.dispose();
+    lse.dispose();
+  });
+});
+
+describe('values of the wrong kind', () => {
+  it.each([
+    ['null options', null, 'options is null'],
+    ['a list of options', [], 'options is []'],
+    ['dropout null', { dropout: null }, 'dropout is null'],
+    ['dropout with more', { dropout: { p: 0.1, seed: 1, Seed: 2 } }, 'there is no option "Seed" in dropout'],
+    ['relativeBias null', { relativeBias: null }, 'relativeBias is null'],
+    ['relativeBias with more', { relativeBias: { table: null, bucket: 1 } }, 'in relativeBias'],
+    ['bias null', { bias: null }, 'bias is null'],
+    ['bias of numbers', { bias: [1] }, 'bias is [1]; it must be a tensor'],
+    ['sink null', { sink: null }, 'sink is null'],
+    ['alibi null', { alibi: null }, 'alibi is null'],
+    ['mask null', { mask: null }, 'mask is null'],
+    ['window null', { window: null }, 'window is null'],
+    ['offset fraction', { offset: 1.5 }, 'offset is 1.5'],
+    ['offset too large', { offset: 2 ** 30 }, 'offset is 1073741824'],
+    ['offset and align', { offset: 1, align: 'topLeft' }, 'offset and align are both given'],
+    ['attnMask null', { attnMask: null }, 'attnMask is null'],
+    ['attnMask of numbers', { attnMask: { data: new Float32Array(6), shape: [6] } }, 'attnMask.data is Float32Array'],
+    ['attnMask with a hole', { attnMask: { data: new Array(6), shape: [6] } }, 'attnMask.data[0] is undefined'],
+    ['a misspelt option', { casual: true }, 'did you mean "causal"?'],
+  ])('%s', (_, options, message) => {
+    rejects(() => attention(q, k, v, options as never), 'ERR_OPTION', message);
+  });
+
+  it.each([
+    [
+      'shape',
+      { data: new Uint8Array(5), shape: [5] },
+      'attnMask has shape [5]; it must broadcast to [batch, heads, Nq, Nk] = [2, 4, 6, 6]',
+    ],
+    ['rank', { data: new Uint8Array(6), shape: [1, 1, 1, 1, 6] }, 'rank 1 to 4'],
+    ['count', { data: new Uint8Array(5), shape: [6] }, 'attnMask.data has 5 elements; attnMask.shape [6] needs 6'],
+    ['no shape', { data: new Uint8Array(6) }, 'attnMask.shape is undefined'],
+  ])('attnMask: %s', (_, attnMask, message) => {
+    rejects(() => attention(q, k, v, anyOptions({ attnMask })), 'ERR_SHAPE', message);
+  });
+
+  it('tensors of another copy of the package', async () => {
+    vi.resetModules();
+    const foreign = (await import('../../lib/index.js')).zeros([6]);
+    for (const name of ['bias', 'attnMask', 'sink'])
+      rejects(
+        () => attention(q, k, v, anyOptions({ [name]: foreign })),
+        'ERR_OPTION',
+        `${name} is a tensor of another copy of this package`,
+      );
+  });
+
+  it('of mergeStates', () => {
+    const { out, lse } = attention(q, k, v);
+    rejects(() => mergeStates([null as never]), 'ERR_OPTION', 'states[0] is null');
+    rejects(() => mergeStates(new Array(1)), 'ERR_OPTION', 'states[0] is undefined');
+    rejects(() => mergeStates([{ out, lse }], null as never), 'ERR_OPTION', 'options is null');
+    rejects(() => mergeStates([{ out, lse }], { Layout: 'bhsd' } as never), 'ERR_OPTION', 'did you mean "layout"?');
+    rejects(() => mergeStatesBackward(out, null as never), 'ERR_OPTION', 'saved is null');
+    out.dispose();
+    lse.dispose();
+  });
+
+  it('of plan and backward', () => {
+    rejects(() => plan({ q: shape, backward: 'yes' as never }), 'ERR_OPTION', 'backward is "yes"');
+    rejects(() => plan(null as never), 'ERR_OPTION', 'problem');
+    rejects(() => attentionBackward(q, null as never), 'ERR_OPTION', 'saved is null');
+  });
+});
+
+describe('attention of a plan to its own tensors', () => {
+  it('is refused, by tensor and by view', () => {
+    using planned = plan({ q: shape, backward: true });
+    const { out, lse } = planned.run(q, k, v);
+    const gradients = planned.runBackward(q);
+    const flat = (t: typeof out) => t.reshape([out.size]);
+    rejects(() => planned.run(out, k, v), 'ERR_OPTION', 'q overlaps out of the plan');
+    rejects(() => planned.run(q, k, out), 'ERR_OPTION', 'v overlaps out of the plan');
+    using view = flat(out).reshape(shape);
+    rejects(() => planned.run(q, view, v), 'ERR_OPTION', 'k overlaps out of the plan');
+    rejects(() => planned.runBackward(gradients.dq), 'ERR_OPTION', 'dOut overlaps dq of the plan');
+    // Reading what an earlier call wrote is fine, as long as this one does not write it.
+    planned.run(gradients.dq, k, v);
+    rejects(() => planned.runBackward(q), 'ERR_OPTION', 'q overlaps dq of the plan');
+    planned.run(q, k, v);
+    planned.runBackward(out, lse);
   });
 });
