@@ -1,7 +1,7 @@
 // Programs of this repository that are not part of the package: they import the built 'flashattn'.
-import { defineConfig } from 'tsdown';
+import { defineConfig, type UserConfig } from 'tsdown';
 
-const common = {
+const common: UserConfig = {
   clean: false,
   format: 'esm',
   target: 'node20',
@@ -11,7 +11,7 @@ const common = {
   dts: false,
   logLevel: 'warn',
   deps: { neverBundle: ['flashattn'] },
-} as const;
+};
 
 /** One for each step of scripts/setup.mjs, which chooses the folder. */
 export default defineConfig([
