@@ -1,7 +1,7 @@
 // Programs of this repository that are not part of the package: they import the built 'flashattn'.
-import { defineConfig } from 'tsdown';
+import { defineConfig, type UserConfig } from 'tsdown';
 
-const common = {
+const common: UserConfig = {
   clean: false,
   format: 'esm',
   target: 'node20',
@@ -10,8 +10,8 @@ const common = {
   hash: false,
   dts: false,
   logLevel: 'warn',
-  deps: { neverBundle: ['flashattn'] as string[] },
-} as const;
+  deps: { neverBundle: ['flashattn'] },
+};
 
 /** One for each step of scripts/setup.mjs, which chooses the folder. */
 export default defineConfig([

@@ -47,7 +47,7 @@ export interface Attention {
 export type AttentionFactory = (shape: AttentionShape) => Attention;
 
 /** One block; its forward and backward add to the residual stream and to its gradient in place. */
-export class Block {
+class Block {
   readonly attention: Attention;
   readonly qkv: Linear;
   readonly attended: Float32Array;

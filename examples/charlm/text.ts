@@ -15,7 +15,7 @@ export class TextError extends Error {
 }
 
 /** Below this there is too little to hold a tenth back and learn from the rest. */
-export const MIN_CHARACTERS = 1000;
+const MIN_CHARACTERS = 1000;
 const MAX_VOCABULARY = 128;
 /** Stands for every character that is too rare for the vocabulary. */
 const REPLACEMENT = '\ufffd';

@@ -1,10 +1,11 @@
 /** Memory around tensors, NaN behind masks, rows and sequences of nothing, and numbers at the ends of their range. */
 import { attention, type Tensor, tensor, zeros } from 'flashattn';
 import { describe, expect, it } from 'vitest';
-import { type Case, type CaseDType, type Instance, instantiate } from '../../verify/cases/case.js';
+import { type Case, type Instance, instantiate } from '../../verify/cases/case.js';
 import { failuresOf, float32Failures } from '../../verify/cases/check.js';
 import { runLibrary, shapeOf } from '../../verify/cases/library.js';
 import { patternFailures, poisoned } from '../../verify/cases/poison.js';
+import type { CaseDType } from '../../verify/cases/views.js';
 import { place, VIEW_KINDS } from '../../verify/cases/views.js';
 import { GRADIENT_TOLERANCE, magnitude, maxError } from '../../verify/oracle/compare.js';
 import { extent, type Layout, type Problem } from '../../verify/oracle/problem.js';

@@ -9,8 +9,9 @@ import {
   type Tensor,
 } from 'flashattn';
 import { describe, expect, it } from 'vitest';
-import { type CaseDType, instantiate } from '../../verify/cases/case.js';
+import { instantiate } from '../../verify/cases/case.js';
 import { widen } from '../../verify/cases/library.js';
+import type { CaseDType } from '../../verify/cases/views.js';
 import { make } from '../../verify/cases/views.js';
 import { DTYPES } from '../../verify/device/grid.js';
 import { count, FORMS, type Form, mergeCheck, randomStates } from '../../verify/device/merging.js';

@@ -1,4 +1,1 @@
-import type { DeviceName } from 'flashattn';
-
-/** Where tests run that do not name a device: the environment variable FLASHATTN_TEST_DEVICE, or wasm. */
-export const testDevice = (process.env.FLASHATTN_TEST_DEVICE || 'wasm') as DeviceName;
+export { testDevice } from '../../verify/cases/device.js';

@@ -2,13 +2,11 @@
  * A test case in a few numbers: everything about an attention problem but its data, which follow from the seed.
  * It survives JSON, so a failure is replayed from one line.
  */
-import { type LowDType, round } from '../oracle/float16.js';
+import { round } from '../oracle/float16.js';
 import { type Broadcast, type Layout, lseSize, outSize, type Problem, type RelativeTable } from '../oracle/problem.js';
 import { normal, uniform } from '../oracle/random.js';
 import { type Dims, type Expression, toElements } from './maskExpression.js';
-import type { ViewKind } from './views.js';
-
-export type CaseDType = 'float32' | LowDType;
+import type { CaseDType, ViewKind } from './views.js';
 
 /** Axes [batch, head, query, key] of the bias that are 1 and broadcast. */
 export type BroadcastAxes = readonly [boolean, boolean, boolean, boolean];

@@ -1,16 +1,17 @@
 /** Holds results of the library against the references, with the tolerances of every dtype. */
 import type { DeviceName } from 'flashattn';
-import { testDevice } from '../../test/support/device.js';
 import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE, SENSITIVITY_FACTOR } from '../oracle/compare.js';
 import type { LowDType } from '../oracle/float16.js';
 import { judge, type LowPrecisionVerdict, unfused, VARIANTS } from '../oracle/lowPrecision.js';
 import { lseSize, type Problem } from '../oracle/problem.js';
 import { type Named, sensitivity, solve } from '../oracle/sensitivity.js';
-import { type Case, type CaseDType, type Instance, instantiate } from './case.js';
+import { type Case, type Instance, instantiate } from './case.js';
+import { testDevice } from './device.js';
 import { type RunOptions, runLibrary } from './library.js';
 import { compiledMask } from './maskCases.js';
+import type { CaseDType } from './views.js';
 
-export function isOutput(name: string): boolean {
+function isOutput(name: string): boolean {
   return name === 'out' || name === 'lse';
 }
 

@@ -9,10 +9,11 @@ import {
   type RelativeBias,
   type Tensor,
 } from 'flashattn';
-import { testDevice } from '../../test/support/device.js';
 import type { Problem } from '../oracle/problem.js';
 import type { Named } from '../oracle/sensitivity.js';
-import { type CaseDType, extrasDType, type Instance } from './case.js';
+import { extrasDType, type Instance } from './case.js';
+import { testDevice } from './device.js';
+import type { CaseDType } from './views.js';
 import { make, place, type ViewKind } from './views.js';
 
 export interface RunOptions {

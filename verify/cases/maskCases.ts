@@ -1,8 +1,9 @@
 /** Attention under random mask expressions. What a case is follows from its number alone. */
 import { type AttentionOptions, blockMask } from 'flashattn';
 import { uniform } from '../oracle/random.js';
-import { type Case, type CaseDType, type CaseMask, maskDims } from './case.js';
+import { type Case, type CaseMask, maskDims } from './case.js';
 import { type Dims, type Expression, randomExpression, toMask } from './maskExpression.js';
+import type { CaseDType } from './views.js';
 
 export interface DrawnMask {
   readonly random: () => number;

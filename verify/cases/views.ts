@@ -1,10 +1,12 @@
 /** Tensors whose elements lie in memory in other ways than row-major, with NaN in everything around them. */
 import { type DeviceName, type Tensor, tensor } from 'flashattn';
-import { testDevice } from '../../test/support/device.js';
-import { toBits } from '../oracle/float16.js';
+import { type LowDType, toBits } from '../oracle/float16.js';
 import type { Layout } from '../oracle/problem.js';
-import type { CaseDType } from './case.js';
+import { testDevice } from './device.js';
 
+export type CaseDType = 'float32' | LowDType;
+
+/** Ways for a tensor to lie in memory. */
 export const VIEW_KINDS = [
   'plain',
   'seqSlice',

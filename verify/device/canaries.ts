@@ -1,10 +1,11 @@
 /** Numbers in memory that must not be read, written or seen, and numbers that must be. */
 import { type DeviceName, type Tensor, tensor, zeros } from 'flashattn';
-import { type Case, type CaseDType, type Instance, instantiate } from '../cases/case.js';
+import { type Case, type Instance, instantiate } from '../cases/case.js';
 import { failuresIn } from '../cases/check.js';
 import { LibraryProblem, type RunOptions, runLibrary, type Side } from '../cases/library.js';
 import { compiledMask } from '../cases/maskCases.js';
 import { patternFailures, poisoned } from '../cases/poison.js';
+import type { CaseDType } from '../cases/views.js';
 import { VIEW_KINDS } from '../cases/views.js';
 import type { Layout } from '../oracle/problem.js';
 import { normal } from '../oracle/random.js';

@@ -24,7 +24,7 @@ export interface Settings {
 }
 
 /** Lowest thread first, with copies as late as allowed and sums that round. */
-export const FIRST_SCHEDULE: Schedule = { schedule: 0, eagerCopies: false, cutSums: false };
+const FIRST_SCHEDULE: Schedule = { schedule: 0, eagerCopies: false, cutSums: false };
 
 /**
  * Lowest thread first, highest first, and at random. Late copies show missing waits, early ones inputs overwritten too

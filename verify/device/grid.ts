@@ -2,8 +2,9 @@
  * Every kernel for every bucket of head dims, every dtype and every kind of mask and term, forward and backward, at
  * sizes that are small and no multiples of any tile.
  */
-import type { Case, CaseDType } from '../cases/case.js';
+import type { Case } from '../cases/case.js';
 import type { Expression } from '../cases/maskExpression.js';
+import type { CaseDType } from '../cases/views.js';
 import { type Check, type Settings, scheduledCheck } from './check.js';
 
 export const DTYPES = ['float16', 'bfloat16', 'float32'] as const satisfies readonly CaseDType[];
@@ -173,7 +174,7 @@ export interface GridCell {
   readonly case: Case;
 }
 
-export function gridCells(): GridCell[] {
+function gridCells(): GridCell[] {
   let seed = 0;
   return Object.entries(HEAD_DIMS).flatMap(([bucket, dims], b) =>
     DTYPES.flatMap((dtype, d) =>

@@ -1,8 +1,9 @@
 /** Block masks: every named pattern, a mask for each batch entry, both block sizes. */
 import { blockMask, type Mask, masks, patterns } from 'flashattn';
-import { type Case, type CaseDType, instantiate } from '../cases/case.js';
+import { type Case, instantiate } from '../cases/case.js';
 import { failuresIn } from '../cases/check.js';
 import { runLibrary } from '../cases/library.js';
+import type { CaseDType } from '../cases/views.js';
 import { type Check, CheckFailure } from './check.js';
 import { DTYPES } from './grid.js';
 

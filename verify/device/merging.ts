@@ -1,6 +1,7 @@
 /** Merging states, with gradients. */
 import { mergeStates, mergeStatesBackward, type Tensor } from 'flashattn';
-import { type CaseDType, roundTo } from '../cases/case.js';
+import { roundTo } from '../cases/case.js';
+import type { CaseDType } from '../cases/views.js';
 import { make } from '../cases/views.js';
 import type { ForwardResult } from '../oracle/attention.js';
 import { GRADIENT_TOLERANCE, OUTPUT_TOLERANCE } from '../oracle/compare.js';

@@ -1,8 +1,9 @@
 /** Lengths at the borders of tiles, and numbers at the ends of their range. */
 
-import { type Case, type CaseDType, type Instance, instantiate, roundTo } from '../cases/case.js';
+import { type Case, type Instance, instantiate, roundTo } from '../cases/case.js';
 import { failuresIn } from '../cases/check.js';
 import { runLibrary } from '../cases/library.js';
+import type { CaseDType } from '../cases/views.js';
 import { magnitude } from '../oracle/compare.js';
 import { type Check, CheckFailure, caseCheck, ensure, type Settings } from './check.js';
 import { DTYPES } from './grid.js';

@@ -10,8 +10,9 @@ import {
   type Tensor,
   tensor,
 } from 'flashattn';
-import { type Case, type CaseDType, instantiate, roundTo } from '../cases/case.js';
+import { type Case, instantiate, roundTo } from '../cases/case.js';
 import { LibraryProblem, lseShape, optionsOf, shapeOf } from '../cases/library.js';
+import type { CaseDType } from '../cases/views.js';
 import { make } from '../cases/views.js';
 import { OUTPUT_TOLERANCE } from '../oracle/compare.js';
 import { round, ulp } from '../oracle/float16.js';

@@ -9,7 +9,7 @@ interface Format {
   readonly largestExponent: number;
 }
 
-export const FORMATS: Record<LowDType, Format> = {
+const FORMATS: Record<LowDType, Format> = {
   float16: { fraction: 10, smallestExponent: -14, largestExponent: 15 },
   bfloat16: { fraction: 7, smallestExponent: -126, largestExponent: 127 },
 };

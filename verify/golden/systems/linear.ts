@@ -27,7 +27,7 @@ export function linear(x: Matrix, weight: Matrix, bias?: Float64Array): Matrix {
   return { values: y, columns };
 }
 
-export function transposed(m: Matrix): Matrix {
+function transposed(m: Matrix): Matrix {
   const rows = m.values.length / m.columns;
   const values = m.values.map((_, n) => m.values[(n % rows) * m.columns + Math.floor(n / rows)] ?? NaN);
   return { values, columns: rows };

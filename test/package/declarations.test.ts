@@ -1,0 +1,64 @@
+/** What users see of the types: the public surface alone. */
+import { readdirSync, readFileSync } from 'node:fs';
+import ts from 'typescript';
+import { describe, expect, it } from 'vitest';
+
+const root = new URL('../../', import.meta.url);
+const text = readFileSync(new URL('dist/index.d.ts', root), 'utf8');
+const file = ts.createSourceFile('index.d.ts', text, ts.ScriptTarget.Latest, true);
+
+/** Names of members and of what a file declares, where its documentation says @internal. */
+function internalNames(source: ts.SourceFile): string[] {
+  const names: string[] = [];
+  const visit = (node: ts.Node): void => {
+    const isInternal = ts.getJSDocTags(node).some((tag) => tag.tagName.text === 'internal');
+    const name = (node as ts.Node & { readonly name?: ts.Node }).name;
+    if (isInternal && name && ts.isIdentifier(name)) {
+      const owner = ts.isClassLike(node.parent) ? `${node.parent.name?.text}.` : '';
+      names.push(`${owner}${name.text}`);
+    }
+    ts.forEachChild(node, visit);
+  };
+  visit(source);
+  return names;
+}
+
+/** 'Tensor.slice' and 'Tensor': members of classes, and what stands at the top. */
+function declaredNames(source: ts.SourceFile): Set<string> {
+  const names = new Set<string>();
+  for (const statement of source.statements) {
+    const { name } = statement as ts.Statement & { readonly name?: ts.Node };
+    if (name && ts.isIdentifier(name)) names.add(name.text);
+    if (!ts.isClassLike(statement)) continue;
+    for (const member of statement.members)
+      if (member.name && ts.isIdentifier(member.name)) names.add(`${statement.name?.text}.${member.name.text}`);
+  }
+  return names;
+}
+
+describe('the declarations of the package', () => {
+  const declared = declaredNames(file);
+
+  it('are there', () => {
+    expect([...declared]).toEqual(expect.arrayContaining(['attention', 'Tensor', 'Tensor.slice', 'BlockMask']));
+  });
+
+  it('hold nothing that is internal', () => {
+    const sources = readdirSync(new URL('lib/', root), { recursive: true, encoding: 'utf8' }).filter(
+      (path) => path.endsWith('.ts') && !/(^|[\\/])(cli|backends)[\\/]/.test(path),
+    );
+    const internal = sources.flatMap((path) =>
+      internalNames(
+        ts.createSourceFile(path, readFileSync(new URL(`lib/${path}`, root), 'utf8'), ts.ScriptTarget.Latest, true),
+      ),
+    );
+    expect(internal.length).toBeGreaterThan(10);
+    expect(internal.filter((name) => declared.has(name))).toEqual([]);
+    expect(text).not.toContain('@internal');
+    expect(text).not.toMatch(/\b(operand|flat)\(|\bbackend[:?]|\bclass \w*Backend\b/);
+  });
+
+  it('need no types but those of Node and the language', () => {
+    expect(ts.preProcessFile(text).importedFiles.map(({ fileName }) => fileName)).toEqual([]);
+  });
+});
