@@ -17,7 +17,8 @@ FLASHATTN_KERNEL(kThreads) tables_kernel(const FLASHATTN_CONSTANT AttentionParam
   const int64_t bucket = entry / p.heads, h = entry % p.heads;
   double sum = 0;
   for (int slice = 0; slice < p.relative_slices; ++slice)
-    sum += ptx::load_global(static_cast<const float*>(p.d_relative_partial) + slice * entries + h * p.relative.bucket_count + bucket);
+    sum += ptx::load_global(static_cast<const float*>(p.d_relative_partial) + slice * entries +
+                            h * p.relative.bucket_count + bucket);
   ptx::store_global(p.d_relative + entry, static_cast<float>(sum));
 }
 

@@ -18,7 +18,7 @@ struct Stay {
 };
 
 struct LaunchOrder {
-  std::vector<Stay> stays[kPlaces];                  // by rising starts
+  std::vector<Stay> stays[kPlaces];                 // by rising starts
   std::unordered_map<const void*, Past> published;  // by flag: what comes before its last value
 };
 

@@ -46,11 +46,11 @@ struct Warp {
   Block* block = nullptr;
   Thread* threads = nullptr;  // [kWarpSize]
   int index = 0;
-  uint64_t bit = 0;     // of machine.ready
-  uint32_t lanes = 0;   // that exist
-  uint32_t ready = 0;   // that can run, without the one that runs
-  uint64_t synced = 0;  // clock of the last sync_warp
-  Past known;           // of other blocks, to all lanes
+  uint64_t bit = 0;       // of machine.ready
+  uint32_t lanes = 0;     // that exist
+  uint32_t ready = 0;     // that can run, without the one that runs
+  uint64_t synced = 0;    // clock of the last sync_warp
+  Past known;             // of other blocks, to all lanes
   bool has_news = false;  // a lane knows more
   bool has_accesses = false;
   // Two, since a lane may hand in its part of the next instruction before another has taken the result of this one.
@@ -89,11 +89,11 @@ struct Block {
   int place = 0;
   bool active = false;
   dim3 index;
-  uint64_t number = 0;            // x first, then y
+  uint64_t number = 0;             // x first, then y
   uint64_t start = 1, synced = 1;  // clocks
-  int running = 0;                // threads that have not ended
+  int running = 0;                 // threads that have not ended
   Barrier barrier;
-  Past known;  // of other blocks, to all threads
+  Past known;             // of other blocks, to all threads
   bool has_news = false;  // a thread knows more
   SharedMemory* shared = nullptr;
   Warp warps[kMaxWarps];
@@ -114,9 +114,9 @@ struct Machine {
   Context host;
   Statistics statistics{};
 
-  Thread* current = nullptr;                // null while the host thread runs
-  int last_warp = 0, last_lane = 0;         // who ran last: a bit of `ready`, and a lane
-  std::vector<Thread*> waiting;             // for flags
+  Thread* current = nullptr;         // null while the host thread runs
+  int last_warp = 0, last_lane = 0;  // who ran last: a bit of `ready`, and a lane
+  std::vector<Thread*> waiting;      // for flags
   Block blocks[kPlaces];
 };
 

@@ -92,8 +92,8 @@ export const frozenCopy = (options: AttentionOptions): Readonly<AttentionOptions
     ? (Object.freeze({ ...options }) as Readonly<AttentionOptions>)
     : options;
 
-/** @internal The shapes of out and lse. */
-export function outputShapes(p: AttentionProblem): { out: Shape; lse: Shape } {
+/** The shapes of out and lse. */
+function outputShapes(p: AttentionProblem): { out: Shape; lse: Shape } {
   const dims = { batch: p.batch, rows: p.queryRows, heads: p.heads, dim: p.valueDim };
   return { out: outShape(dims, p.layout), lse: lseShape(dims, p.layout) };
 }

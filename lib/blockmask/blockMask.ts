@@ -3,55 +3,9 @@ import { checkInteger, checkObject, mustBe } from '../base/check.js';
 import { optionError, shapeError } from '../base/errors.js';
 import { checkTokens, countBits } from '../masks/mask.js';
 import { type DrawOptions, drawSvg, drawText } from './draw.js';
+import type { BlockLists, BlockMaskParts, BlockMaskShape, BlockMaskStatistics, TransposedLists } from './parts.js';
 
-/** The dims of a block mask. */
-export interface BlockMaskShape {
-  /** 1 when all batch entries (heads) see the same. */
-  readonly batch: number;
-  readonly heads: number;
-  readonly queries: number;
-  readonly keys: number;
-  /** Tokens of a block in both directions. */
-  readonly blockSize: 64 | 128;
-}
-
-/**
- * Sorted lists of blocks, one list for each (batch, head, row): list r is indices[offsets[r]] to
- * indices[offsets[r + 1] - 1].
- */
-export interface BlockLists {
-  readonly offsets: Int32Array;
-  readonly indices: Int32Array;
-}
-
-/** Which query blocks see a key block: the lists of backward. */
-export interface TransposedLists {
-  readonly full: BlockLists;
-  readonly partial: BlockLists;
-  /** Where in `bits` each entry of `partial` lies, counted in blocks. */
-  readonly partialBlocks: Int32Array;
-}
-
-export interface BlockMaskStatistics {
-  readonly fullBlocks: number;
-  readonly partialBlocks: number;
-  readonly emptyBlocks: number;
-  /** Visible query-key pairs, over all batch entries and heads of the mask. */
-  readonly visiblePairs: number;
-  readonly totalPairs: number;
-  /** visiblePairs / totalPairs. */
-  readonly density: number;
-  /** Blocks that kernels visit / all blocks: what the time follows. */
-  readonly blockDensity: number;
-  readonly byteLength: number;
-}
-
-export interface BlockMaskParts extends BlockMaskShape {
-  readonly full: BlockLists;
-  readonly partial: BlockLists;
-  /** For each partial block blockSize rows of blockSize / 32 words; bit j % 32 of word j / 32 is key j of the row. */
-  readonly bits: Uint32Array;
-}
+export type { BlockLists, BlockMaskParts, BlockMaskShape, BlockMaskStatistics } from './parts.js';
 
 /** Lists of one direction, over all batch entries and heads: kernels count them in 32 bits. */
 const mostLists = 2 ** 28;

@@ -1,7 +1,7 @@
 import { checkInteger, checkOptions, checkString } from '../base/check.js';
 import { shapeError } from '../base/errors.js';
 import { countBits } from '../masks/mask.js';
-import type { BlockMask } from './blockMask.js';
+import type { Drawable } from './parts.js';
 
 export interface DrawOptions {
   /** Default 0. */
@@ -12,7 +12,7 @@ export interface DrawOptions {
 }
 
 /** How much of each block is visible, 0 to 1: [rows][columns]. Blocks with a single visible pair are above 0. */
-export function blockShares(mask: BlockMask, { batch = 0, head = 0 }: DrawOptions): Float64Array[] {
+function blockShares(mask: Drawable, { batch = 0, head = 0 }: DrawOptions): Float64Array[] {
   checkInteger(batch, 'batch', 0);
   checkInteger(head, 'head', 0);
   if (batch >= mask.batch || head >= mask.heads)
@@ -37,7 +37,7 @@ export function blockShares(mask: BlockMask, { batch = 0, head = 0 }: DrawOption
 }
 
 /** One line of numbers: what a drawing is about. */
-export function describeMask(mask: BlockMask): string {
+function describeMask(mask: Drawable): string {
   const s = mask.statistics();
   const percent = (x: number) => `${(100 * x).toFixed(1)} %`;
   return (
@@ -62,7 +62,7 @@ function shrink(shares: readonly Float64Array[], most: number): Float64Array[] {
 }
 
 /** A drawing in characters, two for each block: full, partial and empty. */
-export function drawText(mask: BlockMask, options: DrawOptions & { readonly columns?: number } = {}): string {
+export function drawText(mask: Drawable, options: DrawOptions & { readonly columns?: number } = {}): string {
   checkOptions(options, ['batch', 'head', 'title', 'columns']);
   const { title = '', columns = 80 } = options;
   checkString(title, 'title');
@@ -92,7 +92,7 @@ function squares(
 }
 
 /** A picture: full, partial and empty blocks, a legend and the numbers. Self-contained SVG. */
-export function drawSvg(mask: BlockMask, options: DrawOptions = {}): string {
+export function drawSvg(mask: Drawable, options: DrawOptions = {}): string {
   checkOptions(options, ['batch', 'head', 'title']);
   const { title = '' } = options;
   checkString(title, 'title');

@@ -96,7 +96,7 @@ export interface BackwardOperands extends ForwardOperands {
 }
 
 /** Rows of lse over all batches and heads. */
-export const lseRows = (p: AttentionProblem): number => (p.layout === 'varlen' ? 1 : p.batch) * p.heads * p.queryRows;
+const lseRows = (p: AttentionProblem): number => (p.layout === 'varlen' ? 1 : p.batch) * p.heads * p.queryRows;
 
 const shapeFields = {
   lseRows: 'int64',

@@ -20,7 +20,7 @@ function alignOf(options: AlignOptions): AlignOptions['align'] {
 }
 
 /** Least and largest j - i in a region. */
-export const distances = (r: Region): [least: number, most: number] => [
+const distances = (r: Region): [least: number, most: number] => [
   r.keyBegin - (r.queryEnd - 1),
   r.keyEnd - 1 - r.queryBegin,
 ];

@@ -6,7 +6,7 @@ import type { Strided } from '../kernels/operand.js';
 import { elementSpan } from './shape.js';
 
 /** Whether two arrays may have memory in common: they begin in one buffer and their spans meet. */
-export function overlap(a: Strided, b: Strided): boolean {
+function overlap(a: Strided, b: Strided): boolean {
   if (a.buffer.address !== b.buffer.address) return false;
   const [spanA, spanB] = [elementSpan(a.shape, a.strides), elementSpan(b.shape, b.strides)];
   return spanA > 0 && spanB > 0 && a.offset < b.offset + spanB && b.offset < a.offset + spanA;

@@ -8,6 +8,8 @@ import { normal, uniform } from '../oracle/random.js';
 import { type Dims, type Expression, toElements } from './maskExpression.js';
 import type { CaseDType, ViewKind } from './views.js';
 
+export type { CaseDType } from './views.js';
+
 /** Axes [batch, head, query, key] of the bias that are 1 and broadcast. */
 export type BroadcastAxes = readonly [boolean, boolean, boolean, boolean];
 

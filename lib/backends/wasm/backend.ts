@@ -61,7 +61,7 @@ export interface WasmStatus {
 const build = 'the WebAssembly build';
 
 /** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
-export class WasmBackend implements Backend {
+class WasmBackend implements Backend {
   readonly device = 'wasm';
   readonly simd: SimdBuild;
   readonly threads = threadCount();

@@ -4,7 +4,7 @@ import { createMemory } from './module.js';
 const pageBytes = 65536;
 const alignment = 64;
 /** wasm32 addresses 4 GiB. */
-export const maxPages = 65536;
+const maxPages = 65536;
 const growthBytes = 16 * 2 ** 20;
 
 interface Block {
