@@ -201,6 +201,7 @@ function contextFor(corpus: Corpus): number {
 
 function describeDevice(requested: DeviceName): string {
   const found = status(requested);
+  if (found.device === 'none') return found.reasons.map((reason) => `not ${reason.device}: ${reason.hint}`).join('; ');
   const details = found.device === 'wasm' ? `${found.threads} threads, ${found.simd} SIMD` : found.name;
   return [
     `${found.device} (${details})`,

@@ -63,10 +63,12 @@ export {
   measurePeak,
   measureTime,
   memory,
+  type NoDeviceStatus,
   type Status,
   status,
   synchronize,
   type WasmDeviceStatus,
+  type WasmReason,
 } from './devices/registry.js';
 export type { MemoryReport } from './kernels/device.js';
 export * as masks from './masks/index.js';

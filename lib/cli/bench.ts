@@ -1,7 +1,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import type { DType } from '../base/dtype.js';
 import { version } from '../base/version.js';
-import { type DeviceName, measurePeak, status } from '../devices/registry.js';
+import { type DeviceName, measurePeak, usableStatus } from '../devices/registry.js';
 import { drawChart } from './chart.js';
 import { exitCode } from './exit.js';
 import { type BenchRow, type BenchShape, defaultDType, defaultSizes, measureShape } from './measurements.js';
@@ -27,7 +27,7 @@ interface Results {
 }
 
 function describe(device: DeviceName) {
-  const found = status(device);
+  const found = usableStatus(device);
   if (found.device === 'wasm') return { device: found.device, threads: found.threads, simd: found.simd };
   const { name, computeCapability, driver } = found;
   return { device: found.device, name, computeCapability, driverCuda: driver };

@@ -3,7 +3,7 @@ import { type AddonProblem, type Attempt, describeSurroundings } from '../backen
 import { cudaSupport, formatVersion } from '../backends/cuda/support.js';
 import { FlashAttnError } from '../base/errors.js';
 import { version } from '../base/version.js';
-import { type CudaReasonCode, type DeviceName, type DeviceReason, status } from '../devices/registry.js';
+import { type CudaReasonCode, type DeviceName, type DeviceReason, usableStatus } from '../devices/registry.js';
 import { type DeviceReport, reportDevices } from './devices.js';
 import { type ExitCode, exitCode } from './exit.js';
 import { type Hardware, inspectHardware, stepFor } from './hardware.js';
@@ -71,7 +71,7 @@ function reportAddon(prebuilds: readonly string[]): AddonReport {
 
 function locate(requested: DeviceName): Pick<Diagnosis, 'device' | 'error'> {
   try {
-    return { device: status(requested).device };
+    return { device: usableStatus(requested).device };
   } catch (error) {
     const code = error instanceof FlashAttnError ? error.code : 'ERR_UNEXPECTED';
     return { error: { code, message: (error as Error).message } };

@@ -4,7 +4,7 @@ import { explain } from '../attention/explain.js';
 import { plan } from '../attention/plan.js';
 import type { DType } from '../base/dtype.js';
 import { tensor } from '../devices/create.js';
-import { type DeviceName, measureTime, status } from '../devices/registry.js';
+import { type DeviceName, measureTime, usableStatus } from '../devices/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { isEmulated, noise } from './selfTest.js';
 
@@ -46,10 +46,11 @@ const emulatorShapes: readonly Sizes[] = [
 /** Shapes that fill the device, as it is used most. */
 export function defaultSizes(device: DeviceName): readonly Sizes[] {
   if (isEmulated(device)) return emulatorShapes;
-  return status(device).device === 'wasm' ? wasmShapes : cudaShapes;
+  return usableStatus(device).device === 'wasm' ? wasmShapes : cudaShapes;
 }
 
-export const defaultDType = (device: DeviceName): DType => (status(device).device === 'wasm' ? 'float32' : 'bfloat16');
+export const defaultDType = (device: DeviceName): DType =>
+  usableStatus(device).device === 'wasm' ? 'float32' : 'bfloat16';
 
 const median = (values: readonly number[]) => [...values].sort((a, b) => a - b)[values.length >> 1];
 

@@ -2,7 +2,7 @@ import { attention, attentionBackward } from '../attention/attention.js';
 import { cudaSupport } from '../backends/cuda/support.js';
 import { type DType, decode, encode } from '../base/dtype.js';
 import { tensor } from '../devices/create.js';
-import { type DeviceName, measureTime, status } from '../devices/registry.js';
+import { type DeviceName, measureTime, usableStatus } from '../devices/registry.js';
 import { type Case, type Reference, reference } from './reference.js';
 
 /** What each case gave, in the order of `cases`; undefined where the device failed. */
@@ -61,7 +61,7 @@ const emulatorSpeed: SpeedProblem = { heads: 1, length: 64, dim: 32, dtype: 'bfl
 
 /** Whether the kernels of a device run on the CPU, for tests of this library: its speed says nothing. */
 export function isEmulated(device: DeviceName): boolean {
-  const found = status(device).device;
+  const found = usableStatus(device).device;
   if (found === 'wasm' || found === 'emulator') return found === 'emulator';
   const { loaded } = cudaSupport();
   return 'addon' in loaded && loaded.addon.kind === 'emulator';
@@ -69,7 +69,7 @@ export function isEmulated(device: DeviceName): boolean {
 
 function speedProblemOf(device: DeviceName): SpeedProblem {
   if (isEmulated(device)) return emulatorSpeed;
-  return status(device).device === 'wasm' ? wasmSpeed : cudaSpeed;
+  return usableStatus(device).device === 'wasm' ? wasmSpeed : cudaSpeed;
 }
 
 /** Repeatable numbers in [-1, 1): Marsaglia's xorshift. */

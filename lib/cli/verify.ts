@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
-import { type DeviceName, status } from '../devices/registry.js';
+import { type DeviceName, usableStatus } from '../devices/registry.js';
 import { exitCode } from './exit.js';
 import { readFlags } from './usage.js';
 
@@ -24,7 +24,7 @@ export async function verifyCommand(args: string[]): Promise<number> {
     case: text,
   });
   // What 'auto' stands for here; a device that was asked for and cannot be used ends the command.
-  const { device } = status(flags.device as DeviceName);
+  const { device } = usableStatus(flags.device as DeviceName);
   const vectors = new URL('./vectors/', import.meta.url);
   const golden = flags.golden ?? (existsSync(vectors) ? fileURLToPath(vectors) : undefined);
   const rest = Object.entries({ ...flags, device, golden }).flatMap(([name, value]) => {

@@ -3,7 +3,7 @@ import { CudaBackend, type CudaDeviceName, type CudaStatus } from '../backends/c
 import { describeSearch } from '../backends/cuda/search.js';
 import { cudaSupport, type DeviceReason, findDevices, type UsableDevice } from '../backends/cuda/support.js';
 import { describeWasm, type WasmStatus, wasmBackend } from '../backends/wasm/backend.js';
-import { FlashAttnError, optionError, show } from '../base/errors.js';
+import { type ErrorCode, FlashAttnError, optionError, show } from '../base/errors.js';
 import type { Backend, MemoryReport } from '../kernels/device.js';
 
 export type { CudaReasonCode, DeviceReason } from '../backends/cuda/support.js';
@@ -15,10 +15,17 @@ export type { CudaReasonCode, DeviceReason } from '../backends/cuda/support.js';
  */
 export type DeviceName = 'auto' | 'wasm' | 'cuda' | `cuda:${number}` | 'emulator';
 
+/** Why WebAssembly cannot be used: the code and the message of the error that using it throws. */
+export interface WasmReason {
+  readonly device: 'wasm';
+  readonly code: ErrorCode;
+  readonly hint: string;
+}
+
 interface Resolution {
   readonly requested: DeviceName;
   /** Devices that were preferred but cannot be used, and why. */
-  readonly reasons: readonly DeviceReason[];
+  readonly reasons: readonly (DeviceReason | WasmReason)[];
 }
 
 /** `status` of a name that stands for WebAssembly. */
@@ -31,8 +38,13 @@ export interface CudaDeviceStatus extends CudaStatus, Resolution {
   readonly device: CudaDeviceName;
 }
 
+/** `status` of 'auto' where no device can be used. */
+export interface NoDeviceStatus extends Resolution {
+  readonly device: 'none';
+}
+
 /** Told apart by `device`. */
-export type Status = WasmDeviceStatus | CudaDeviceStatus;
+export type Status = WasmDeviceStatus | CudaDeviceStatus | NoDeviceStatus;
 
 type Resolved = { readonly backend: Backend; readonly cuda?: CudaBackend; readonly reasons: readonly DeviceReason[] };
 
@@ -126,14 +138,27 @@ export function backendFor(requested: DeviceName = 'auto'): Backend {
 }
 
 /**
- * What `device` (default 'auto') stands for on this machine and why.
+ * What `device` (default 'auto') stands for on this machine and why. 'auto' is always answered, with the device 'none'
+ * where nothing can be used.
  *
- * @throws ERR_DEVICE when a device other than 'auto' cannot be used
+ * @throws ERR_DEVICE, ERR_OPTION when a device other than 'auto' cannot be used
  */
 export function status(device: 'wasm'): WasmDeviceStatus;
 export function status(device: 'cuda' | `cuda:${number}` | 'emulator'): CudaDeviceStatus;
 export function status(device?: DeviceName): Status;
 export function status(device: DeviceName = 'auto'): Status {
+  try {
+    return usableStatus(device);
+  } catch (error) {
+    if (device !== 'auto') throw error;
+    const { code, message } = error as FlashAttnError;
+    const reasons = [...firstCuda().reasons, { device: 'wasm', code, hint: message } as const];
+    return { requested: device, device: 'none', reasons };
+  }
+}
+
+/** @internal As `status`, where the device is about to be used. @throws ERR_DEVICE, ERR_OPTION when it cannot be */
+export function usableStatus(device: DeviceName): WasmDeviceStatus | CudaDeviceStatus {
   const { cuda, reasons } = resolve(device);
   if (cuda) return { requested: device, device: cuda.device, reasons, ...cuda.status };
   return { requested: device, device: 'wasm', reasons, ...describeWasm() };

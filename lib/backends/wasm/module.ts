@@ -77,7 +77,7 @@ export function createMemory(initial: number, maximum: number): WebAssembly.Memo
     const hint =
       limit === undefined
         ? ''
-        : `; the engine reserves about 10 GB of address space and this process may have ${limit} bytes: raise \`ulimit -v\``;
+        : `; the engine reserves about 10 GB of address space and this process may have ${limit} bytes: raise \`ulimit -v\`, or run node with --disable-wasm-trap-handler, which reserves 4 GB`;
     throw cannot('reserving memory', error, hint);
   }
 }

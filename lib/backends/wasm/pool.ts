@@ -32,7 +32,9 @@ const { permission } = process as { permission?: { has(scope: string): boolean }
 
 /** Why no thread can be started, as far as that shows before one is tried. */
 function threadsForbidden(): string | undefined {
-  return permission?.has('worker') === false ? "the process may not start threads: Node's --allow-worker" : undefined;
+  return permission?.has('worker') === false
+    ? 'the process may not start threads: Node runs without --allow-worker'
+    : undefined;
 }
 
 interface Region {

@@ -234,9 +234,16 @@ describe('processes and threads', () => {
   it('FLASHATTN_THREADS sets the number of threads', async () => {
     const script = 'console.log(fa.status().threads)';
     expect((await runScript(script, { FLASHATTN_THREADS: '3' })).stdout).toBe('3\n');
-    const bad = await runScript(script, { FLASHATTN_THREADS: 'many' });
-    expect(bad.code).toBe(1);
-    expect(bad.stderr).toContain('FLASHATTN_THREADS is "many"; it must be an integer from 1 to 256');
+    const bad = { FLASHATTN_THREADS: 'many' };
+    const message = 'FLASHATTN_THREADS is "many"; it must be an integer from 1 to 256';
+    const used = await runScript("fa.zeros([1], { device: 'wasm' })", bad);
+    expect(used).toMatchObject({ code: 1, stderr: expect.stringContaining(message) });
+    const asked = await runScript('console.log(JSON.stringify(fa.status().reasons.at(-1)))', bad);
+    expect(JSON.parse(asked.stdout)).toEqual({
+      device: 'wasm',
+      code: 'ERR_OPTION',
+      hint: expect.stringContaining(message),
+    });
   });
 
   it('the garbage collector frees what was never disposed', async () => {

@@ -15,7 +15,7 @@ function checkContents(context) {
     ensure(manifest.scripts?.[hook] === undefined, `package.json has the script ${hook}`);
   // npm runs node-gyp for one.
   ensure(!existsSync(join(folder, 'binding.gyp')), 'binding.gyp is in the package');
-  for (const file of ['flashattn.relaxed.wasm', 'flashattn.simd.wasm', 'worker.mjs', 'index.d.ts', 'verify.js'])
+  for (const file of ['flashattn.relaxed.wasm', 'flashattn.simd.wasm', 'index.d.ts', 'verify.js'])
     ensure(existsSync(join(folder, 'dist', file)), `dist/${file} is not in the package`);
 }
 

@@ -15,7 +15,8 @@ const q: Tensor<'float32', Shape4> = tensor(new Float32Array(8), [1, 2, 1, 4]);
 const half: Tensor<'bfloat16'> = tensor([1, 2], [2], { dtype: 'bfloat16' });
 const { out, lse }: AttentionResult<'float32', Shape4> = attention(q, q, q, { mask: masks.causal() });
 const found: Status = status();
-export const threads: number | string = found.device === 'wasm' ? found.threads : found.computeCapability;
+export const threads: number | string =
+  found.device === 'wasm' ? found.threads : found.device === 'none' ? 0 : found.computeCapability;
 
 export async function run(): Promise<Float32Array> {
   const bits: Uint16Array = await half.data();
