@@ -64,7 +64,7 @@ function driverVersion(): string | undefined {
 function describe(device: DeviceName): Omit<Results, 'rounds' | 'peakTflops' | 'rows' | 'sparse'> {
   const found = status(device);
   if (!('computeCapability' in found)) throw new Error(`${device} is ${found.device}, not a CUDA device`);
-  const installed = device === 'emulator' ? undefined : driverVersion();
+  const installed = (device as string) === 'emulator' ? undefined : driverVersion();
   return {
     date: new Date().toISOString(),
     device: found.name,

@@ -10,10 +10,9 @@ export type { CudaReasonCode, DeviceReason } from '../backends/cuda/support.js';
 
 /**
  * What a caller can ask for. 'auto' is the best device that works here: the first CUDA device that can be used, or
- * 'wasm'. The others throw when they cannot be had; 'cuda' is the first CUDA device that can be used. 'emulator' runs the
- * CUDA kernels on the CPU, thousands of times slower; it is for tests of this library and only a checkout has it.
+ * 'wasm'. The others throw when they cannot be had; 'cuda' is the first CUDA device that can be used.
  */
-export type DeviceName = 'auto' | 'wasm' | 'cuda' | `cuda:${number}` | 'emulator';
+export type DeviceName = 'auto' | 'wasm' | 'cuda' | `cuda:${number}`;
 
 /** Why WebAssembly cannot be used: the code and the message of the error that using it throws. */
 export interface WasmReason {
@@ -106,7 +105,7 @@ function emulator(): CudaBackend {
   if (known) return known;
   const { usable, reasons } = findDevices(loadEmulator());
   const [first] = usable;
-  if (!first) throw cannotBeUsed('emulator', reasons);
+  if (!first) throw cannotBeUsed('emulator' as DeviceName, reasons);
   return openCuda('emulator', first);
 }
 
@@ -118,7 +117,8 @@ function resolve(requested: DeviceName): Resolved {
     if (requested === 'cuda') throw cannotBeUsed(requested, reasons, cudaSupport().loaded);
     return { backend: wasmBackend(), reasons };
   }
-  if (requested === 'emulator') {
+  // Not among the names: it is for tests of this library, thousands of times slower, and only a checkout has it.
+  if ((requested as string) === 'emulator') {
     const cuda = emulator();
     return { backend: cuda, cuda, reasons: [] };
   }
@@ -144,7 +144,7 @@ export function backendFor(requested: DeviceName = 'auto'): Backend {
  * @throws ERR_DEVICE, ERR_OPTION when a device other than 'auto' cannot be used
  */
 export function status(device: 'wasm'): WasmDeviceStatus;
-export function status(device: 'cuda' | `cuda:${number}` | 'emulator'): CudaDeviceStatus;
+export function status(device: 'cuda' | `cuda:${number}`): CudaDeviceStatus;
 export function status(device?: DeviceName): Status;
 export function status(device: DeviceName = 'auto'): Status {
   try {

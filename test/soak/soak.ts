@@ -22,7 +22,8 @@ const device = options.device as DeviceName;
 // The emulator's records of accesses grow until every address has been used; they are many times its memory.
 process.env.FLASHATTN_EMULATOR_MEMORY ??= String(32 * 2 ** 20);
 const count = Number(options.operations);
-const sizes: Sizes = device === 'emulator' ? { tokens: 40, heads: 2, dim: 24 } : { tokens: 200, heads: 3, dim: 64 };
+const sizes: Sizes =
+  (device as string) === 'emulator' ? { tokens: 40, heads: 2, dim: 24 } : { tokens: 200, heads: 3, dim: 64 };
 
 const checkpoints = 10;
 /** Until then caches fill and code is compiled. */
@@ -30,7 +31,7 @@ const warmUpCheckpoints = 3;
 const mebibyte = 2 ** 20;
 /** How much larger than after warming up each may become. */
 const bounds: Readonly<Record<keyof NodeJS.MemoryUsage, number>> = {
-  rss: device === 'emulator' ? 640 * mebibyte : 96 * mebibyte,
+  rss: (device as string) === 'emulator' ? 640 * mebibyte : 96 * mebibyte,
   heapTotal: 32 * mebibyte,
   heapUsed: 4 * mebibyte,
   external: 4 * mebibyte,

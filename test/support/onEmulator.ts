@@ -25,7 +25,7 @@ export function describeOnEmulator(name: string, checks: readonly Check[]): void
     it.each(tests)('%s', async (_, check, n) => {
       const schedules = schedulesOf(n);
       emulatorSettings.emulator?.configure(schedules[n % schedules.length] ?? {});
-      const { problems } = await runCheck(check, 'emulator', emulatorSettings);
+      const { problems } = await runCheck(check, 'emulator' as 'cuda', emulatorSettings);
       expect(problems.map(describeProblem)).toEqual([]);
     });
   });

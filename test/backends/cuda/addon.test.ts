@@ -32,7 +32,7 @@ import { parseDescription } from '../../../lib/kernels/struct.js';
 import { distUrl } from '../../support/child.js';
 import { hasEmulator, loadEmulatedAddon, onEmulator } from '../../support/emulator.js';
 
-const device = 'emulator';
+const device = 'emulator' as 'cuda'; // not among the public names
 // Read when the addon is loaded, by the first test that needs it.
 const deviceBytes = 2 ** 26;
 process.env.FLASHATTN_EMULATOR_MEMORY = String(deviceBytes);
@@ -118,7 +118,7 @@ describe.skipIf(!hasEmulator)(onEmulator('data'), () => {
 
   it.each(views)('of a tensor that is %s reads as on wasm, whatever the dtype', async (_, viewOf) => {
     for (const dtype of ['float32', 'float16', 'bfloat16'] as const) {
-      const read = async (on: 'wasm' | 'emulator') => {
+      const read = async (on: 'wasm' | 'cuda') => {
         using t = tensor(range(120), [4, 6, 5], { device: on, dtype });
         using view = viewOf(t);
         expect(view.dataSync()).toEqual(await view.data());
@@ -179,7 +179,7 @@ describe.skipIf(!hasEmulator)(onEmulator('data'), () => {
 describe.skipIf(!hasEmulator)(onEmulator('operations'), () => {
   it('gather rows as on wasm', async () => {
     const map = RowMap.fromLists([[2, 0], [], [1], [0, 1, 2]], 3);
-    const run = async (on: 'wasm' | 'emulator') => {
+    const run = async (on: 'wasm' | 'cuda') => {
       using source = tensor(
         range(48).map((x) => Math.sin(x)),
         [2, 3, 8],
@@ -194,7 +194,7 @@ describe.skipIf(!hasEmulator)(onEmulator('operations'), () => {
   });
 
   it('merge states as on wasm, forward and backward', async () => {
-    const run = async (on: 'wasm' | 'emulator') => {
+    const run = async (on: 'wasm' | 'cuda') => {
       const made = (seed: number, shape: number[]) =>
         tensor(
           range(shape.reduce((a, b) => a * b)).map((x) => Math.sin(seed + x)),
@@ -263,8 +263,8 @@ describe.skipIf(!hasEmulator)(onEmulator('two devices'), () => {
     using here = zeros([1, 2, 1, 4], { device });
     using there = zeros([1, 2, 1, 4], { device: 'wasm' });
     using bias = zeros([1, 1, 2, 2], { device });
-    const state = (out: Tensor, on: 'wasm' | 'emulator') => ({ out, lse: zeros([1, 1, 2], { device: on }) });
-    const states = [state(here, 'emulator'), state(there, 'wasm')];
+    const state = (out: Tensor, on: 'wasm' | 'cuda') => ({ out, lse: zeros([1, 1, 2], { device: on }) });
+    const states = [state(here, device), state(there, 'wasm')];
     const before = [memory(device).bytesInUse, memory('wasm').bytesInUse];
     for (const [name, run] of [
       ['k', () => attention(here, there, there)],
@@ -486,7 +486,7 @@ describe.skipIf(!hasEmulator)(onEmulator('worker threads'), () => {
       parentPort.postMessage('reading');
       for (const t of kept) for (let i = 0; i < 4; i++) void t.data();
       await new Promise(() => setInterval(() => {}, 1000));`;
-    using mine = tensor(range(4), [4], { device: 'emulator' });
+    using mine = tensor(range(4), [4], { device: 'emulator' as 'cuda' });
     for (let round = 0; round < 4; round++) {
       const { worker, message } = start(body);
       expect(await message).toBe('reading');
@@ -495,6 +495,6 @@ describe.skipIf(!hasEmulator)(onEmulator('worker threads'), () => {
     expect([...(await mine.data())]).toEqual([0, 1, 2, 3]);
     // The memory of all of them was freed: nearly the whole device fits again.
     const most = new Float32Array((deviceBytes - 2 ** 20) / 4);
-    tensor(most, [most.length], { device: 'emulator' }).dispose();
+    tensor(most, [most.length], { device: 'emulator' as 'cuda' }).dispose();
   });
 });

@@ -17,11 +17,11 @@ describe.skipIf(!hasEmulator)(onEmulator('golden vectors'), () => {
   });
 
   it.each(FILES)('%s, float32', async (_, path) => {
-    expect(await runFile(path, { device: 'emulator' })).toMatchObject({ status: 'pass' });
+    expect(await runFile(path, { device: 'emulator' as 'cuda' })).toMatchObject({ status: 'pass' });
   });
 
   it.each(FILES)('%s, 16 bits', async (_, path) => {
     for (const dtype of ['float16', 'bfloat16'] as const)
-      expect((await runFile(path, { device: 'emulator', dtype }))?.status).not.toBe('fail');
+      expect((await runFile(path, { device: 'emulator' as 'cuda', dtype }))?.status).not.toBe('fail');
   });
 });
