@@ -15,7 +15,7 @@ interface TypedArrays {
   BigUint64Array: BigUint64Array;
 }
 
-export type TypedArrayName = keyof TypedArrays;
+type TypedArrayName = keyof TypedArrays;
 
 // This getter reads an internal slot: it works in every realm and cannot be fooled.
 const nameOf = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(Uint8Array.prototype), Symbol.toStringTag)
@@ -30,7 +30,7 @@ export function isTyped<Name extends TypedArrayName>(value: unknown, ...names: N
   return name !== undefined && (names as string[]).includes(name);
 }
 
-export const integerArrays = [
+const integerArrays = [
   'Int8Array',
   'Uint8Array',
   'Uint8ClampedArray',

@@ -3,7 +3,7 @@ import { show } from '../base/errors.js';
 import type { Shape } from './shape.js';
 
 /** What `console.log` calls in Node.js, and other JavaScript hosts ignore. */
-export const inspect: unique symbol = Symbol.for('nodejs.util.inspect.custom') as never;
+export const inspect: unique symbol = Symbol.for('nodejs.util.inspect.custom');
 
 interface Described {
   readonly shape: Shape;

@@ -76,11 +76,13 @@ const [q, k, v] = [0, 1, 2].map(() => hold(zeros([1, 4, 2, 8])));
 const grid = hold(zeros([1, 2, 2, 2, 8]));
 const five = hold(zeros([1, 5, 2, 8]));
 const keys = hold(zeros([1, 6, 2, 8]));
+const two = hold(q.slice(1, 0, 2));
 const span = hold(zeros([2]));
 const mask = library.blockMask(masks.causal(), { nq: 4 });
 
 afterAll(() => {
   for (const one of held) one.dispose();
+  expect(library.memory().tensors).toBe(before);
 });
 
 type Call = [name: string, f: (...args: never[]) => unknown, ...args: unknown[]];
@@ -174,7 +176,7 @@ const calls: readonly Call[] = [
   from(library, 'swinAttention', grid, grid, grid, { window: [2, 2], shift: [1, 1], scale: 1, biasTable: undefined }),
   from(library, 'longnetAttention', q, k, v, { segmentLengths: [2], dilatedRatios: [1], causal: true, scale: 1 }),
   from(library, 'topKAttention', q, k, v, { keep: 2, causal: true, mask: masks.causal(), renormalize: true, scale: 1 }),
-  from(library, 'adaptiveSpanAttention', q.slice(1, 0, 2), keys, keys, { span, ramp: 2, keyPe: undefined, scale: 1 }),
+  from(library, 'adaptiveSpanAttention', two, keys, keys, { span, ramp: 2, keyPe: undefined, scale: 1 }),
   from(library, 'longT5LocalAttention', q, k, v, {
     radius: 1,
     biasTable: undefined,
@@ -215,6 +217,49 @@ describe('whatever it is given', () => {
         expect([name, (error as library.FlashAttnError).code]).toEqual([name, 'ERR_DEVICE']);
       }
     }
-    expect(before).toBe(0);
+  });
+});
+
+describe('what another copy of the package made', () => {
+  // Two copies have classes of the same name, which are not the same.
+  const { Tensor: Foreign } = { Tensor: class Tensor {} };
+  const foreign = new Foreign() as never;
+  const described = (argument: string, what: string) =>
+    `${argument} is a ${what} of another copy of this package; it must be a ${what}`;
+
+  it('is told from what is no tensor at all', () => {
+    const message = described('q', 'tensor');
+    expect(() => library.axialAttention(foreign, grid, grid, {})).toThrow(message);
+    expect(() => library.topKAttention(foreign, k, v, { keep: 1 })).toThrow(message);
+    const biasTable = foreign;
+    expect(() => library.swinAttention(grid, grid, grid, { window: 2, biasTable })).toThrow(
+      described('biasTable', 'tensor'),
+    );
+    expect(() => library.longT5LocalAttention(q, k, v, { radius: 1, biasTable })).toThrow(
+      described('biasTable', 'tensor'),
+    );
+    expect(() => library.adaptiveSpanAttention(two, keys, keys, { span: foreign, ramp: 1 })).toThrow(
+      described('span', 'tensor'),
+    );
+  });
+
+  it('is told from what is no mask at all', () => {
+    const mask = { batch: 1, heads: 1, classify: () => 'full', writeRow: () => {} } as never;
+    expect(() => masks.not(mask)).toThrow(described('masks[0]', 'mask'));
+    expect(() => library.blockMask(mask, { nq: 4 })).toThrow(described('mask', 'mask'));
+    expect(() => library.topKAttention(q, k, v, { keep: 1, mask })).toThrow(described('mask', 'mask'));
+  });
+});
+
+describe('a misspelt option', () => {
+  it.each([
+    ['scale', () => library.axialAttention(grid, grid, grid, { sclae: 1 } as never)],
+    ['dtype', () => zeros([1], { dType: 'float16' } as never)],
+    ['device', () => library.tensor([1], [1], { devcie: 'wasm' } as never)],
+    ['blockSize', () => library.blockMask(masks.causal(), { nq: 4, blocksize: 64 } as never)],
+    ['numRandomBlocks', () => patterns.bigBird({ length: 64, num_random_blocks: 3 } as never)],
+    ['align', () => masks.causal({ aling: 'topLeft' } as never)],
+  ])('suggests %s', (name, f) => {
+    expect(f).toThrow(`did you mean "${name}"?`);
   });
 });
