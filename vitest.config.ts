@@ -9,6 +9,8 @@ export default defineConfig({
   },
   test: {
     include: ['test/**/*.test.ts'],
+    // `npm run test:deep`: vitest.deep.config.ts
+    exclude: ['test/**/*.deep.test.ts'],
     reporters: ['default', './test/support/closingLine.ts'],
     // Every core: vitest keeps one for itself, which needs it little.
     maxWorkers: availableParallelism(),

@@ -67,7 +67,7 @@ function copyPrograms() {
   // What the programs share.
   for (const file of readdirSync(join(root, 'build')).filter((file) => file.endsWith('.js')))
     copyFileSync(join(root, 'build', file), join(programs, file));
-  cpSync(join(root, 'test', 'golden', 'vectors'), join(payload, 'vectors'), { recursive: true });
+  cpSync(join(root, 'verify', 'golden', 'vectors'), join(payload, 'vectors'), { recursive: true });
   copyFileSync(join(root, 'bench', 'gpu', 'torch_baseline.py'), join(payload, 'torch_baseline.py'));
 }
 

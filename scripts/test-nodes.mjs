@@ -4,7 +4,9 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { nodeBinary, nodeVersions } from './node-binary.mjs';
 
-const tests = ['tensor', 'errors', 'pool', 'cli', 'golden'].map((name) => `test/${name}.test.ts`);
+const tests = ['tensor/tensor', 'attention/errors', 'backends/wasm/pool', 'cli/cli', 'verify/golden'].map(
+  (name) => `test/${name}.test.ts`,
+);
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { nodeBinary } from '../../../scripts/node-binary.mjs';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..', '..');
-const programs = join(root, 'test', 'install', 'programs');
+const programs = join(root, 'test', 'package', 'install', 'programs');
 
 /** The emulated addon: stands in for the CUDA addon, on any machine. */
 export const emulatedAddon = join(root, 'build', 'emulator', 'Release', 'flashattn_emulator.node');
