@@ -33,7 +33,8 @@ void sync_threads(Site site) {
 
 void sync_warp(Site site) {
   meet(
-      "sync_warp", site, [](Exchange&, int) {}, [](Exchange&, Warp& warp) {
+      "sync_warp", site, [](Exchange&, int) {},
+      [](Exchange&, Warp& warp) {
         warp.synced = ++machine.clock;
         if (warp.has_news) share_news(warp);
       });

@@ -19,7 +19,10 @@ namespace emulator {
 
 inline constexpr int kWarpSize = 32, kMaxWarps = 32, kMaxThreads = kWarpSize * kMaxWarps;
 
-/** Blocks that run at once, their warps interleaved; each in a place of its own, the others wait for one to end. */
+/**
+ * Blocks that run at once, their warps interleaved, each in a place of its own. The second begins when the first speaks
+ * to others through a flag or a counter: until then nothing could tell whether it runs.
+ */
 inline constexpr int kPlaces = 2;
 
 /** One collective instruction of a warp: what its lanes have handed in so far, and what they take away. */
@@ -46,11 +49,11 @@ struct Warp {
   Block* block = nullptr;
   Thread* threads = nullptr;  // [kWarpSize]
   int index = 0;
-  uint64_t bit = 0;     // of machine.ready
-  uint32_t lanes = 0;   // that exist
-  uint32_t ready = 0;   // that can run, without the one that runs
-  uint64_t synced = 0;  // clock of the last sync_warp
-  Past known;           // of other blocks, to all lanes
+  uint64_t bit = 0;       // of machine.ready
+  uint32_t lanes = 0;     // that exist
+  uint32_t ready = 0;     // that can run, without the one that runs
+  uint64_t synced = 0;    // clock of the last sync_warp
+  Past known;             // of other blocks, to all lanes
   bool has_news = false;  // a lane knows more
   bool has_accesses = false;
   // Two, since a lane may hand in its part of the next instruction before another has taken the result of this one.
@@ -62,6 +65,7 @@ struct alignas(64) Thread {
   Context context;
   Warp* warp = nullptr;
   int index = 0, lane = 0;
+  uint64_t who = 0;  // place and index, in a Stamp
 
   // What it waits in, or waited in last.
   const char* waits_in = nullptr;
@@ -89,11 +93,11 @@ struct Block {
   int place = 0;
   bool active = false;
   dim3 index;
-  uint64_t number = 0;            // x first, then y
+  uint64_t number = 0;             // x first, then y
   uint64_t start = 1, synced = 1;  // clocks
-  int running = 0;                // threads that have not ended
+  int running = 0;                 // threads that have not ended
   Barrier barrier;
-  Past known;  // of other blocks, to all threads
+  Past known;             // of other blocks, to all threads
   bool has_news = false;  // a thread knows more
   SharedMemory* shared = nullptr;
   Warp warps[kMaxWarps];
@@ -111,12 +115,14 @@ struct Machine {
   int warps = 0;
   uint64_t ready = 0;  // warps with a lane that can run: those of the first warp of every block, of the second, ...
   uint64_t random = 0;
+  bool speaks = false;   // a thread has spoken to other blocks
+  bool to_host = false;  // the host thread has to run next, to begin a block
   Context host;
   Statistics statistics{};
 
-  Thread* current = nullptr;                // null while the host thread runs
-  int last_warp = 0, last_lane = 0;         // who ran last: a bit of `ready`, and a lane
-  std::vector<Thread*> waiting;             // for flags
+  Thread* current = nullptr;         // null while the host thread runs
+  int last_warp = 0, last_lane = 0;  // who ran last: a bit of `ready`, and a lane
+  std::vector<Thread*> waiting;      // for flags
   Block blocks[kPlaces];
 };
 

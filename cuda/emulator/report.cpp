@@ -45,7 +45,8 @@ bool is_news(Site site, const char* kind) {
   return all.sites.emplace(kind, site.file_name(), site.line()).second;
 }
 
-void add_report(const Block& block, int thread, const std::string& place, const char* kind, const std::string& message) {
+void add_report(const Block& block, int thread, const std::string& place, const char* kind,
+                const std::string& message) {
   const std::lock_guard lock(all.mutex);
   if (static_cast<int>(all.lines.size()) >= config().max_reports) return;
   if (!all.seen.insert(std::string(kind) + " " + place).second) return;

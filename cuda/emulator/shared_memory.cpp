@@ -187,7 +187,8 @@ void note_shared_write(const Thread& thread, uint32_t address, int bytes, const 
 }
 
 void note_copy_issued(const Thread& thread, uint32_t address, Site site) {
-  if (machine.config.races) write_line(shared_of(thread), address - kSharedBase, {thread, "cp_async16", site}, Stamp::kInFlight);
+  if (machine.config.races)
+    write_line(shared_of(thread), address - kSharedBase, {thread, "cp_async16", site}, Stamp::kInFlight);
 }
 
 void note_copy_landed(const Thread& thread, uint32_t address) {
