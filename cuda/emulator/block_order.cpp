@@ -102,6 +102,7 @@ int32_t fetch_add(int32_t* counter, int32_t value, Site site) {
   if (!self.fenced.empty()) order.published[counter].add(self.fenced);
   const int32_t before = *counter;
   *counter += value;
+  speak_to_blocks();
   wake_signalled();
   return before;
 }
@@ -119,6 +120,7 @@ void signal(int32_t* flag, int32_t value, Site site) {
   note_atomic(*allocation, flag, sizeof *flag, "signal", site);
   order.published[flag] = past_of(*machine.current);
   *flag = value;
+  speak_to_blocks();
   wake_signalled();
 }
 

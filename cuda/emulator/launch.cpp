@@ -13,6 +13,7 @@
 #include "runtime/stream.h"
 #include "schedule.h"
 #include "shared_memory.h"
+#include "stamp.h"
 
 namespace emulator {
 
@@ -37,6 +38,7 @@ void make_threads(Block& block, int place) {
     thread.context = make_fiber(index);
     thread.index = index;
     thread.lane = index % kWarpSize;
+    thread.who = Stamp::who(place, index);
     thread.warp = &block.warps[index / kWarpSize];
   }
 }
@@ -115,7 +117,8 @@ void run_grid(const Launch& launch) {
   const uint64_t count = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
   for (uint64_t begun = 0, ended = 0; ended < count;) {
     for (Block& block : machine.blocks)
-      if (!block.active && begun < count) begin_block(block, block_in_order(begun++, count));
+      if (!block.active && begun < count && (machine.speaks || block.place == 0))
+        begin_block(block, block_in_order(begun++, count));
     if (!run_threads()) end_blocks_in_deadlock();
     for (Block& block : machine.blocks)
       if (block.active && block.running == 0) end_block(block);

@@ -19,7 +19,10 @@ namespace emulator {
 
 inline constexpr int kWarpSize = 32, kMaxWarps = 32, kMaxThreads = kWarpSize * kMaxWarps;
 
-/** Blocks that run at once, their warps interleaved; each in a place of its own, the others wait for one to end. */
+/**
+ * Blocks that run at once, their warps interleaved, each in a place of its own. The second begins when the first speaks
+ * to others through a flag or a counter: until then nothing could tell whether it runs.
+ */
 inline constexpr int kPlaces = 2;
 
 /** One collective instruction of a warp: what its lanes have handed in so far, and what they take away. */
@@ -62,6 +65,7 @@ struct alignas(64) Thread {
   Context context;
   Warp* warp = nullptr;
   int index = 0, lane = 0;
+  uint64_t who = 0;  // place and index, in a Stamp
 
   // What it waits in, or waited in last.
   const char* waits_in = nullptr;
@@ -111,6 +115,8 @@ struct Machine {
   int warps = 0;
   uint64_t ready = 0;  // warps with a lane that can run: those of the first warp of every block, of the second, ...
   uint64_t random = 0;
+  bool speaks = false;   // a thread has spoken to other blocks
+  bool to_host = false;  // the host thread has to run next, to begin a block
   Context host;
   Statistics statistics{};
 

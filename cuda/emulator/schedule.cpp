@@ -42,7 +42,7 @@ uint32_t random_stay(int schedule) {
 }
 
 /** Of the warps that can run, by the number of their bit. */
-int choose_warp(int schedule) {
+inline int choose_warp(int schedule) {
   const uint64_t ready = machine.ready;
   const int last = machine.last_warp;
   const bool last_ready = ready >> last & 1;
@@ -54,14 +54,14 @@ int choose_warp(int schedule) {
   return schedule == 1 ? last_from(ready, last) : first_from(ready, last);
 }
 
-int choose_lane(int schedule, uint32_t ready, int last) {
+inline int choose_lane(int schedule, uint32_t ready, int last) {
   if (schedule >= 2) return first_from(ready, random_below(kWarpSize));
   return schedule == 1 ? last_from(ready, last) : first_from(ready, last);
 }
 
 /** A thread that can run, no longer counted as ready; null: none can. */
 inline Thread* take_ready() {
-  if (machine.ready == 0) return nullptr;
+  if (machine.ready == 0 || machine.to_host) return nullptr;
   const int schedule = machine.config.schedule;
   const int chosen = choose_warp(schedule);
   Warp& warp = machine.blocks[chosen % kPlaces].warps[chosen / kPlaces];
@@ -109,12 +109,18 @@ void wait_in(const char* what, Site site) {
 
 void wait_for_flag(const int32_t* flag, int32_t value, Site site) {
   Thread& self = *machine.current;
+  speak_to_blocks();
   while (*flag != value) {
     self.flag = flag;
     self.flag_value = value;
     machine.waiting.push_back(&self);
     wait_in("wait_for", site);
   }
+}
+
+void speak_to_blocks() {
+  if (machine.speaks) return;
+  machine.speaks = machine.to_host = true;
 }
 
 bool wake_signalled() {
@@ -157,6 +163,7 @@ void begin_schedule() {
   const int schedule = machine.config.schedule;
   machine.random = (static_cast<uint64_t>(schedule) << 32 | 1) * 0x9e3779b97f4a7c15ull;
   machine.ready = 0;
+  machine.speaks = machine.to_host = false;
   machine.waiting.clear();
   machine.last_warp = schedule == 1 ? kPlaces * kMaxWarps - 1 : 0;
   machine.last_lane = schedule == 1 ? kWarpSize - 1 : 0;
@@ -174,6 +181,7 @@ uint64_t block_in_order(uint64_t n, uint64_t count) {
 
 bool run_threads() {
   machine.host = {};
+  machine.to_host = false;
   Thread* first = take_ready();
   // A flag may have been set by other means than `signal`.
   if (!first && wake_signalled()) first = take_ready();

@@ -7,6 +7,8 @@ namespace emulator {
 /** The running thread waits in `what` until somebody wakes it. */
 void wait_in(const char* what, Site);
 
+/** The running thread has done something that threads of other blocks may see. */
+void speak_to_blocks();
 /** The running thread waits until a flag has a value. */
 void wait_for_flag(const int32_t* flag, int32_t value, Site);
 /** Threads whose flags have their values by now can run again; whether there are any. */

@@ -12,8 +12,10 @@ class Stamp {
   constexpr Stamp() = default;
   constexpr explicit Stamp(uint64_t word) : word_(word) {}
   static Stamp of(const Thread& thread, uint64_t flags = 0) {
-    const uint64_t place = static_cast<uint64_t>(thread.warp->block->place) << kPlaceShift;
-    return Stamp(machine.clock << kWhoBits | place | static_cast<uint64_t>(thread.index) | flags);
+    return Stamp(machine.clock << kWhoBits | thread.who | flags);
+  }
+  static uint64_t who(int place, int thread) {
+    return static_cast<uint64_t>(place) << kPlaceShift | static_cast<uint64_t>(thread);
   }
 
   static constexpr uint64_t kSeveralLanes = 1 << 10;  // of the warp that the thread belongs to

@@ -4,13 +4,12 @@ import { emulatorControls } from '../../lib/devices/registry.js';
 import { type Check, CheckFailure, runCheck, type Settings, schedulesOf } from '../../verify/device/check.js';
 import { hasEmulator, onEmulator } from './emulator.js';
 
+const emulator = hasEmulator ? emulatorControls() : undefined;
+// Tests of the kernels look at them.
+emulator?.configure({ bankConflicts: false });
+
 /** What stays within a minute or two. */
-export const emulatorSettings: Settings = {
-  cases: 100,
-  repeats: 4,
-  large: false,
-  emulator: hasEmulator ? emulatorControls() : undefined,
-};
+export const emulatorSettings: Settings = { cases: 100, repeats: 4, large: false, emulator };
 
 function describeProblem(problem: Error): string {
   if (!(problem instanceof CheckFailure) || !problem.replay) return problem.message;

@@ -5,7 +5,7 @@ import { goldenFiles, runFile } from '../../../verify/golden/compute.js';
 import { hasEmulator, onEmulator } from '../../support/emulator.js';
 import { emulatorSettings } from '../../support/onEmulator.js';
 
-const FOLDER = join(import.meta.dirname, 'golden/vectors');
+const FOLDER = join(import.meta.dirname, '../../../verify/golden/vectors');
 const FILES = goldenFiles(FOLDER).map((path) => [basename(path), path] as const);
 
 describe.skipIf(!hasEmulator)(onEmulator('golden vectors'), () => {

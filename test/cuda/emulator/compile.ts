@@ -1,7 +1,7 @@
 /** Compiles C++ programs against the CUDA emulator. Needs g++. */
 import { execFile, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { extname, join } from 'node:path';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -13,8 +13,8 @@ const emulatorDirectory = join(cudaDirectory, 'emulator');
 const testDirectory = join(root, 'test/cuda/emulator');
 const cacheDirectory = join(root, 'build/emulator');
 
-/** No compilation takes this long: whoever holds the lock was killed. */
-const ABANDONED_MS = 300_000;
+/** Of the fields of /proc/<pid>/stat behind the name: when the process began. */
+const STARTED = 19;
 
 const COMPILER = process.env.CXX ?? 'g++';
 const FLAGS = ['-std=c++20', '-O2', '-g1', '-Wall', '-Wextra', '-Werror', '-Wno-unknown-pragmas']; // nvcc's pragmas
@@ -57,24 +57,44 @@ function isCurrent(directory: string): boolean {
   return Object.entries(inputs).every(([file, hash]) => existsSync(file) && digest(readFileSync(file)) === hash);
 }
 
+/** The text of a file, empty where there is none (any more). */
+function textOf(file: string): string {
+  try {
+    return readFileSync(file, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+/** Names a running process for good: numbers are used again, with another time of start. */
+function identityOf(pid: string | number): string {
+  const fields = textOf(`/proc/${pid}/stat`).split(') ').at(-1)?.split(' ') ?? [];
+  return `${pid} ${fields[STARTED]}`;
+}
+
+/** Whether the process that made a lock was killed. */
+function isAbandoned(lock: string): boolean {
+  const holder = textOf(lock);
+  return holder !== '' && identityOf(holder.split(' ')[0] ?? '') !== holder;
+}
+
 /** Of the processes and promises that work under the same name, one at a time does. */
 async function alone(name: string, work: () => Promise<void>): Promise<void> {
-  const lock = `${name}.lock`;
+  const lock = `${name}.holder`;
   for (;;) {
     try {
-      mkdirSync(lock);
+      writeFileSync(lock, identityOf(process.pid), { flag: 'wx' });
       break;
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
     }
-    const age = Date.now() - (statSync(lock, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
-    if (age > ABANDONED_MS) rmSync(lock, { recursive: true, force: true });
+    if (isAbandoned(lock)) rmSync(lock, { force: true });
     await setTimeout(50);
   }
   try {
     await work();
   } finally {
-    rmSync(lock, { recursive: true, force: true });
+    rmSync(lock, { force: true });
   }
 }
 
