@@ -354,10 +354,10 @@ describe('attention of a plan to its own tensors', () => {
     using planned = plan({ q: shape, backward: true });
     const { out, lse } = planned.run(q, k, v);
     const gradients = planned.runBackward(q);
-    const flat = (t: typeof out) => t.reshape([out.size]);
     rejects(() => planned.run(out, k, v), 'ERR_OPTION', 'q overlaps out of the plan');
     rejects(() => planned.run(q, k, out), 'ERR_OPTION', 'v overlaps out of the plan');
-    using view = flat(out).reshape(shape);
+    using flat = out.reshape([out.size]);
+    using view = flat.reshape(shape);
     rejects(() => planned.run(q, view, v), 'ERR_OPTION', 'k overlaps out of the plan');
     rejects(() => planned.runBackward(gradients.dq), 'ERR_OPTION', 'dOut overlaps dq of the plan');
     // Reading what an earlier call wrote is fine, as long as this one does not write it.
