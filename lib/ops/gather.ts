@@ -1,39 +1,69 @@
+import {
+  checkArray,
+  checkFloat32,
+  checkInt32s,
+  checkInteger,
+  checkIntegers,
+  checkOptions,
+  mustBe,
+} from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-import { optionError, shapeError, show } from '../base/errors.js';
+import { shapeError, show } from '../base/errors.js';
 import { gather, type RowLists } from '../kernels/gather.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+
+/** Kernels count rows in 32 bits. */
+const mostRows = 2 ** 31 - 1;
 
 /**
  * For each row of a result the rows of a source that are added up to make it. Immutable; the adjoint of
  * `gatherRows(source, map)` is `gatherRows(gradient, map.transposed())`.
  */
 export class RowMap implements RowLists {
+  readonly offsets: Int32Array;
+  readonly indices: Int32Array;
+  readonly sourceRows: number;
   #transposed: RowMap | undefined;
 
-  /** @internal List i is indices[offsets[i]] to indices[offsets[i + 1] - 1]. */
-  constructor(
-    readonly offsets: Int32Array,
-    readonly indices: Int32Array,
-    readonly sourceRows: number,
-  ) {}
+  /** List i is indices[offsets[i]] to indices[offsets[i + 1] - 1]. */
+  private constructor(offsets: Int32Array, indices: Int32Array, sourceRows: number) {
+    this.offsets = offsets;
+    this.indices = indices;
+    this.sourceRows = sourceRows;
+  }
 
-  /** One source row for each result row; -1 makes a row of zeros. */
-  static of(sources: ArrayLike<number>, sourceRows: number): RowMap {
-    return RowMap.fromLists(
-      Array.from(sources, (row) => (row === -1 ? [] : [row])),
+  /**
+   * One source row for each result row; -1 makes a row of zeros.
+   *
+   * @throws ERR_OPTION
+   */
+  static of(sources: Int32Array | readonly number[], sourceRows: number): RowMap {
+    checkInteger(sourceRows, 'sourceRows', 0, mostRows);
+    const rows = checkInt32s(sources, 'sources');
+    const bad = rows.findIndex((row) => row < -1 || row >= sourceRows);
+    if (bad >= 0) throw mustBe(`sources[${bad}]`, rows[bad], `-1 or a row of the source, from 0 to ${sourceRows - 1}`);
+    const offsets = new Int32Array(rows.length + 1);
+    for (const [i, row] of rows.entries()) offsets[i + 1] = offsets[i] + (row < 0 ? 0 : 1);
+    return new RowMap(
+      offsets,
+      rows.filter((row) => row >= 0),
       sourceRows,
     );
   }
 
-  /** Any number of source rows for each result row. */
+  /**
+   * Any number of source rows for each result row.
+   *
+   * @throws ERR_OPTION
+   */
   static fromLists(lists: readonly (readonly number[])[], sourceRows: number): RowMap {
-    const offsets = new Int32Array(lists.length + 1);
-    for (const [i, list] of lists.entries()) {
-      offsets[i + 1] = offsets[i] + list.length;
-      const bad = list.find((row) => !Number.isInteger(row) || row < 0 || row >= sourceRows);
-      if (bad !== undefined) throw optionError(`row ${i} of the map names source row ${show(bad)} of ${sourceRows}`);
-    }
-    return new RowMap(offsets, Int32Array.from(lists.flat()), sourceRows);
+    checkInteger(sourceRows, 'sourceRows', 0, mostRows);
+    const checked = checkArray(lists, 'lists', 'an array of lists of rows', (list, name) =>
+      checkIntegers(list, name, 0, sourceRows - 1),
+    );
+    const offsets = new Int32Array(checked.length + 1);
+    for (const [i, list] of checked.entries()) offsets[i + 1] = offsets[i] + list.length;
+    return new RowMap(offsets, Int32Array.from(checked.flat()), sourceRows);
   }
 
   /** Rows of the result. */
@@ -42,13 +72,19 @@ export class RowMap implements RowLists {
   }
 
   transposed(): RowMap {
-    if (!this.#transposed) {
-      const lists: number[][] = Array.from({ length: this.sourceRows }, () => []);
-      for (let row = 0; row < this.rows; row++)
-        for (let at = this.offsets[row]; at < this.offsets[row + 1]; at++) lists[this.indices[at]].push(row);
-      this.#transposed = RowMap.fromLists(lists, this.rows);
-    }
+    this.#transposed ??= this.#transpose();
     return this.#transposed;
+  }
+
+  #transpose(): RowMap {
+    const offsets = new Int32Array(this.sourceRows + 1);
+    for (const row of this.indices) offsets[row + 1]++;
+    for (let row = 0; row < this.sourceRows; row++) offsets[row + 1] += offsets[row];
+    const next = offsets.slice();
+    const indices = new Int32Array(this.indices.length);
+    for (let row = 0; row < this.rows; row++)
+      for (let at = this.offsets[row]; at < this.offsets[row + 1]; at++) indices[next[this.indices[at]]++] = row;
+    return new RowMap(offsets, indices, this.rows);
   }
 }
 
@@ -70,9 +106,10 @@ export function gatherRows<D extends DType>(
   options: GatherOptions = {},
 ): Tensor<D, Shape> {
   checkTensor(source, 'source');
-  if (!(map instanceof RowMap)) throw optionError(`map is ${show(map)}; it must be a RowMap`);
+  if (!(map instanceof RowMap)) throw mustBe('map', map, 'a RowMap');
+  checkOptions(options, ['scale']);
   const { scale = 1 } = options;
-  if (!Number.isFinite(scale)) throw optionError(`scale is ${show(scale)}; it must be a finite number`);
+  checkFloat32(scale, 'scale');
   const { shape, strides, backend } = source;
   const [batch, rows, ...rest] = shape;
   if (shape.length < 2 || rows !== map.sourceRows)

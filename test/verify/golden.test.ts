@@ -7,7 +7,7 @@ import { type Report, runFile } from '../../verify/golden/compute.js';
 import { main } from '../../verify/golden/run.js';
 import { parseSafetensors, SafetensorsError } from '../../verify/golden/safetensors.js';
 
-const FOLDER = join(import.meta.dirname, 'golden/vectors');
+const FOLDER = join(import.meta.dirname, '../../verify/golden/vectors');
 const FILES = readdirSync(FOLDER).filter((name) => name.endsWith('.safetensors'));
 
 describe('vectors', () => {
