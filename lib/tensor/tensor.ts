@@ -68,7 +68,8 @@ export const elementSpan = (shape: Shape, strides: readonly number[]): number =>
   elementCount(shape) === 0 ? 0 : shape.reduce((span, n, axis) => span + (n - 1) * strides[axis], 1);
 
 /**
- * An n-dimensional array in a device's memory. Operations on it return at once; only reading its data waits for them.
+ * An n-dimensional array in a device's memory. Operations on it return at once; reading its data waits for them, and so
+ * does `write`.
  * Views (`reshape`, `transpose`, `slice`, `select`) share the memory, which is freed when the last of them is disposed.
  */
 export class Tensor<D extends DType = DType, S extends Shape = Shape> implements Disposable {
@@ -114,7 +115,10 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     return this.size === 0 || this.shape.every((n, axis) => n === 1 || this.strides[axis] === packed[axis]);
   }
 
-  /** A copy of the elements in row-major order, once every operation before this call is done. */
+  /**
+   * A copy of the elements in row-major order, as every operation before this call leaves them: what is written, run or
+   * disposed after it makes no difference.
+   */
   async data(): Promise<DataOf[D]> {
     this.#checkUsable();
     const { backend, buffer } = this.#storage.retain();
