@@ -53,7 +53,8 @@ class Storage {
 const collected = new FinalizationRegistry<Storage>((storage) => storage.release());
 
 /**
- * An n-dimensional array in a device's memory. Operations on it return at once; only reading its data waits for them.
+ * An n-dimensional array in a device's memory. Operations on it return at once; reading its data waits for them, and so
+ * does `write`.
  * Views (`reshape`, `transpose`, `slice`, `select`) share the memory, which is freed when the last of them is disposed.
  */
 export class Tensor<D extends DType = DType, S extends Shape = Shape> implements Disposable {
@@ -100,7 +101,10 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     return isContiguous(this.shape, this.strides);
   }
 
-  /** A copy of the elements in row-major order, once every operation before this call is done. */
+  /**
+   * A copy of the elements in row-major order, as every operation before this call leaves them: what is written, run or
+   * disposed after it makes no difference.
+   */
   async data(): Promise<DataOf[D]> {
     this.#checkUsable();
     const { backend, buffer } = this.#storage.retain();

@@ -52,7 +52,7 @@ async function commonJs(context) {
 async function movedWithFiles(context) {
   const away = moveAway(context, await bundle(context, 'moved', {}));
   const dist = join(context.installed, 'node_modules', 'flashattn', 'dist');
-  for (const file of readdirSync(dist).filter((name) => /\.wasm$|^worker\.mjs$/.test(name)))
+  for (const file of readdirSync(dist).filter((name) => name.endsWith('.wasm')))
     copyFileSync(join(dist, file), join(away, file));
   const { reasons } = context.tryIn(away, { program: 'bundle.mjs' });
   ensure(/external/.test(reasons[0]?.hint), `the reason is ${JSON.stringify(reasons)}`);
