@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { main } from '../../verify/device/verify.js';
 
-const VECTORS = join(import.meta.dirname, 'golden/vectors');
+const VECTORS = join(import.meta.dirname, '../../verify/golden/vectors');
 
 describe('verify', () => {
   let folder: string;

@@ -169,7 +169,9 @@ describe('merge', () => {
   });
 
   it('reproduces the golden tree reduction', () => {
-    const file = new GoldenFile(join(import.meta.dirname, 'golden/vectors/ring_merge__tree_reduce.safetensors'));
+    const file = new GoldenFile(
+      join(import.meta.dirname, '../../verify/golden/vectors/ring_merge__tree_reduce.safetensors'),
+    );
     const [out, lse] = [file.tensor('part_out').values, file.tensor('part_lse').values];
     const states = Array.from({ length: 7 }, (_, p) => ({
       out: out.slice((p * out.length) / 7, ((p + 1) * out.length) / 7),
@@ -183,7 +185,7 @@ describe('merge', () => {
 
 describe('golden vectors', () => {
   const load = (name: string): GoldenFile =>
-    new GoldenFile(join(import.meta.dirname, `golden/vectors/${name}.safetensors`));
+    new GoldenFile(join(import.meta.dirname, `../../verify/golden/vectors/${name}.safetensors`));
 
   /** The problem of a file in [batch, heads, seq, dim]. */
   function problemOf(file: GoldenFile): Problem {
