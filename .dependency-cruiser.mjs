@@ -87,7 +87,7 @@ const others = [
     name: 'verify-ships-without-tests',
     comment: '`flashattn verify` is published: it needs no test runner and nothing of test/.',
     from: { path: '^verify/' },
-    to: { path: '^(test|bench|examples|scripts)/|^node_modules/(vitest|fast-check)/' },
+    to: { path: '^(test|bench|examples|scripts)/|^node_modules/vitest/' },
   },
   {
     name: 'verify-uses-the-package',

@@ -1,4 +1,5 @@
 import { shapeError } from '../base/errors.js';
+import { escapeXml } from '../base/text.js';
 import { countBits } from '../masks/mask.js';
 import type { BlockMask } from './blockMask.js';
 
@@ -66,8 +67,6 @@ export function drawText(mask: BlockMask, options: DrawOptions & { readonly colu
   const legend = '██ full   ▒▒ partial   ·· empty   (rows: queries, columns: keys)';
   return [...(options.title ? [options.title] : []), ...lines, legend, describeMask(mask)].join('\n');
 }
-
-const escapeXml = (text: string) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
 
 const colours = { full: '#1b6ca8', partial: '#8cc3e8', empty: '#f3f5f7', ink: '#22303c' } as const;
 

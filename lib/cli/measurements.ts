@@ -6,6 +6,7 @@ import type { DType } from '../base/dtype.js';
 import { type DeviceName, measureTime, status } from '../devices/registry.js';
 import { type Tensor, tensor } from '../tensor/tensor.js';
 import { isEmulated, noise } from './selfTest.js';
+import { median } from './statistics.js';
 
 export interface BenchShape {
   readonly batch: number;
@@ -49,8 +50,6 @@ export function defaultSizes(device: DeviceName): readonly Sizes[] {
 }
 
 export const defaultDType = (device: DeviceName): DType => (status(device).device === 'wasm' ? 'float32' : 'bfloat16');
-
-const median = (values: readonly number[]) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
 const sampleMilliseconds = 3;
 const mostRuns = 64;
