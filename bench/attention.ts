@@ -1,6 +1,6 @@
 // Speed of forward and backward on WebAssembly against the arithmetic peak measured in the same run.
 //
-//   npm run bench -- [--rounds 5] [--shapes 1,8,1024,64;1,8,4096,64] [--json results.json]
+//   npm run bench -- [--rounds 5] [--shapes "1,1024,8,64;1,4096,8,64"] [--json results.json]
 //
 // One process for each number of threads; their samples alternate, so that both see the same noise of the machine.
 import { type ChildProcess, fork } from 'node:child_process';
@@ -10,6 +10,7 @@ import { availableParallelism, cpus } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { attention, attentionBackward, measurePeak, memory, status, type Tensor, tensor } from 'flashattn';
+import { median } from '../lib/cli/statistics.js';
 
 interface Shape {
   readonly batch: number;
@@ -26,8 +27,6 @@ interface Sample {
   readonly peak: number;
   readonly peakBytes: number;
 }
-
-const median = (values: number[]) => values.toSorted((a, b) => a - b)[values.length >> 1];
 
 /** 4 B H N M D forward, 2.5 times that backward, half of it when causal. */
 const forwardFlops = (s: Shape) => 4 * s.batch * s.heads * s.length ** 2 * s.dim * (s.causal ? 0.5 : 1);
@@ -136,7 +135,7 @@ function print(rows: Row[]): void {
     const { batch, heads, length, dim, causal } = r.shape;
     const speedup = (of: 'forwardMs' | 'backwardMs') => (one[of] / r[of]).toFixed(2);
     const cells = [
-      `(${batch},${heads},${length},${dim})`.padEnd(14),
+      `(${batch},${length},${heads},${dim})`.padEnd(14),
       (causal ? 'causal' : 'full').padEnd(6),
       String(r.threads).padStart(7),
       ...(['forward', 'backward', 'both'] as const).flatMap((name) => [
@@ -162,7 +161,7 @@ async function main(): Promise<void> {
     },
   });
   const rounds = Number(flags.rounds ?? 5);
-  const shapes = (flags.shapes ?? '1,8,1024,64;1,8,4096,64;1,8,2048,128')
+  const shapes = (flags.shapes ?? '1,1024,8,64;1,4096,8,64;1,2048,8,128')
     .split(';')
     .map((text) => text.split(',').map(Number));
   const threadCounts = (flags.threads ?? (availableParallelism() > 1 ? '1,2' : '1')).split(',').map(Number);
@@ -170,10 +169,10 @@ async function main(): Promise<void> {
   const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores; node ${process.versions.node}; ${simd} SIMD`;
   console.log(`${machine}; medians of ${rounds} interleaved rounds\n`);
   console.log(
-    '(B,H,N,D)      mask   threads   fwd ms GFLOP/s  peak   bwd ms GFLOP/s  peak  both ms GFLOP/s  GF/s    MiB  threads: fwd bwd',
+    '(B,N,H,D)      mask   threads   fwd ms GFLOP/s  peak   bwd ms GFLOP/s  peak  both ms GFLOP/s  GF/s    MiB  threads: fwd bwd',
   );
   const all: Row[] = [];
-  for (const [batch, heads, length, dim] of shapes)
+  for (const [batch, length, heads, dim] of shapes)
     for (const causal of [false, true]) {
       const rows = await benchmark({ batch, heads, length, dim, causal }, threadCounts, rounds);
       print(rows);

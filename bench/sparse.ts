@@ -5,11 +5,10 @@ import { writeFileSync } from 'node:fs';
 import { availableParallelism, cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import { attention, attentionBackward, type BlockMask, blockMask, masks, status, type Tensor, tensor } from 'flashattn';
+import { median } from '../lib/cli/statistics.js';
 
 const blockSize = 64;
 const dim = 64;
-
-const median = (values: number[]) => values.toSorted((a, b) => a - b)[values.length >> 1];
 
 interface Pattern {
   readonly name: string;
@@ -103,7 +102,7 @@ const { simd, threads } = status('wasm');
 const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores, ${threads} threads; node ${process.versions.node}; ${simd} SIMD`;
 console.log(`${machine}; D = ${dim}, blocks of ${blockSize}; medians of ${rounds} interleaved rounds`);
 console.log('ratio = time / (density x dense time)\n');
-console.log('(H,N)      pattern         density   fwd ms  ratio   bwd ms  ratio');
+console.log('(N,H)      pattern         density   fwd ms  ratio   bwd ms  ratio');
 const rows: Row[] = [];
 for (const [length, heads] of [
   [4096, 4],
@@ -111,7 +110,7 @@ for (const [length, heads] of [
 ] as const) {
   for (const r of await benchmark(length, heads, [0.5, 0.25, 0.1], rounds)) {
     const cells = [
-      `(${r.heads},${r.length})`.padEnd(10),
+      `(${r.length},${r.heads})`.padEnd(10),
       r.pattern.padEnd(15),
       `${(100 * r.density).toFixed(1)} %`.padStart(7),
       r.forwardMs.toFixed(1).padStart(8),

@@ -1,5 +1,6 @@
 /** Milliseconds of forward and backward on the device, medians. */
 import { type BlockMask, type DeviceName, measureTime, type Plan, plan } from 'flashattn';
+import { median } from '../../lib/cli/statistics.js';
 import { disposeInputs, type InputSets } from './inputs.js';
 import type { Shape, Sizes } from './shapes.js';
 
@@ -13,8 +14,6 @@ export interface Times {
   readonly forwardMs: number;
   readonly backwardMs: number;
 }
-
-const median = (values: readonly number[]) => values.toSorted((a, b) => a - b)[values.length >> 1];
 
 const mostRuns = 64;
 

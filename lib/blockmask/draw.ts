@@ -1,5 +1,6 @@
 import { checkInteger, checkOptions, checkString } from '../base/check.js';
 import { shapeError } from '../base/errors.js';
+import { escapeXml } from '../base/text.js';
 import { countBits } from '../masks/mask.js';
 import type { Drawable } from './parts.js';
 
@@ -72,8 +73,6 @@ export function drawText(mask: Drawable, options: DrawOptions & { readonly colum
   const legend = '██ full   ▒▒ partial   ·· empty   (rows: queries, columns: keys)';
   return [...(title ? [title] : []), ...lines, legend, describeMask(mask)].join('\n');
 }
-
-const escapeXml = (text: string) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;');
 
 const colours = { full: '#1b6ca8', partial: '#8cc3e8', empty: '#f3f5f7', ink: '#22303c' } as const;
 

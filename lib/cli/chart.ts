@@ -1,3 +1,5 @@
+import { escapeXml } from '../base/text.js';
+
 export interface Chart {
   readonly title: string;
   /** Of the values. */
@@ -10,9 +12,6 @@ export interface Chart {
 const colors = ['#2f6fb0', '#d9822b', '#4a9a5b', '#8a5cb8'];
 const [plotHeight, barWidth, groupGap] = [240, 22, 28];
 const [left, right, top, bottom] = [70, 30, 56, 64];
-
-const escapeXml = (text: string) =>
-  text.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll('"', '&quot;');
 
 /** The smallest of 1, 2 or 5 times a power of ten that cuts `most` into five steps or fewer. */
 function stepFor(most: number): number {

@@ -14,8 +14,10 @@ const usage = `flashattn ${version}: exact attention for Node.js
   flashattn doctor [--device auto|wasm|cuda|cuda:<index>] [--json]
       What this machine can do and why not more, with a numeric self-test of every device.
 
-  flashattn verify [--device auto|wasm|cuda|cuda:<index>] [--quick] [--golden <folder>] [--json <file>]
-      Golden vectors and property tests of the installed package on the installed device.
+  flashattn verify [--device auto|wasm|cuda|cuda:<index>] [--quick] [--group <name>] [--cases <n>] [--repeats <n>]
+                   [--golden <folder>] [--json <file>] [--case <json>]
+      Golden vectors and property tests of the installed package on the installed device: all groups or one, with so
+      many random cases of a kind and repeats. --case runs one case again, as a failure prints it.
 
   flashattn bench [--device auto|wasm|cuda|cuda:<index>] [--shapes B,N,H,D ...] [--dtype float32|float16|bfloat16]
                   [--causal] [--rounds 5] [--json <file>] [--svg <file>] [--baseline <file> [--slack 10]]

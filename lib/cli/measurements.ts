@@ -7,6 +7,7 @@ import { tensor } from '../devices/create.js';
 import { type DeviceName, measureTime, usableStatus } from '../devices/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { isEmulated, noise } from './selfTest.js';
+import { median } from './statistics.js';
 
 export interface BenchShape {
   readonly batch: number;
@@ -51,8 +52,6 @@ export function defaultSizes(device: DeviceName): readonly Sizes[] {
 
 export const defaultDType = (device: DeviceName): DType =>
   usableStatus(device).device === 'wasm' ? 'float32' : 'bfloat16';
-
-const median = (values: readonly number[]) => [...values].sort((a, b) => a - b)[values.length >> 1];
 
 const sampleMilliseconds = 3;
 const mostRuns = 64;

@@ -17,14 +17,13 @@ import type { Addon, EmulatorControls } from '../../lib/backends/cuda/addon.js';
 import type { Case } from '../cases/case.js';
 import { failureOf } from '../cases/check.js';
 import { goldenFiles, line, type Report, runFile } from '../golden/compute.js';
+import { messageOf, UsageError } from '../usage.js';
 import { type Check, CheckFailure, type Group, runCheck, type Settings, Unsupported } from './check.js';
 import { DTYPES } from './grid.js';
 import { suite } from './suite.js';
 
 const USAGE = `usage: verify [--device cuda|emulator|wasm] [--quick] [--cases <n>] [--repeats <n>] [--group <name>]
               [--golden <folder>] [--json <file>] [--case <json>]`;
-
-class UsageError extends Error {}
 
 interface Failure {
   readonly check: string;
@@ -81,8 +80,6 @@ function countOf(name: string, text: string | undefined): number | undefined {
   if (!Number.isInteger(count) || count < 0) throw new UsageError(`--${name} is ${text}; it must be a whole number`);
   return count;
 }
-
-const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 function parse(argv: readonly string[]) {
   const text = { type: 'string' } as const;

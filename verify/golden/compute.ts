@@ -3,6 +3,7 @@ import { readdirSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import type { DeviceName, DType } from 'flashattn';
 import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE, SENSITIVITY_FACTOR } from '../oracle/compare.js';
+import { messageOf } from '../usage.js';
 import { type ComputedTensor, Workspace } from './adapter.js';
 import { GoldenFile, isGradient } from './file.js';
 import { adapters } from './systems/index.js';
@@ -25,10 +26,6 @@ export interface Report {
 
 /** JSON has no Infinity. */
 const MISMATCH = Number.MAX_VALUE;
-
-export function message(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}
 
 function toleranceOf(file: GoldenFile, name: string): number {
   const gradient = isGradient(name, file);
@@ -92,7 +89,7 @@ export async function runFile(
   try {
     file = new GoldenFile(path);
   } catch (error) {
-    return { ...report, status: 'fail', reason: message(error) };
+    return { ...report, status: 'fail', reason: messageOf(error) };
   }
   if (system !== undefined && file.system !== system) return undefined;
   report.system = file.system;
@@ -119,7 +116,7 @@ export async function runFile(
     const reason = [...(result.reason ? [result.reason] : []), ...complaints].join('; ');
     return { ...report, errors, status: 'fail', reason };
   } catch (error) {
-    return { ...report, status: 'fail', reason: message(error) };
+    return { ...report, status: 'fail', reason: messageOf(error) };
   } finally {
     workspace.dispose();
   }

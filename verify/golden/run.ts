@@ -11,12 +11,11 @@ import { realpathSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { type DeviceName, type DType, status } from 'flashattn';
-import { goldenFiles, line, message, type Report, runFile, type Target } from './compute.js';
+import { messageOf, UsageError } from '../usage.js';
+import { goldenFiles, line, type Report, runFile, type Target } from './compute.js';
 
 const USAGE =
   'usage: golden --dir <folder> [--device wasm|cuda|emulator] [--dtype float32|float16|bfloat16] [--system <name>] [--json <file>]';
-
-class UsageError extends Error {}
 
 const DEVICES = /^(wasm|emulator|cuda(:\d+)?)$/;
 
@@ -26,7 +25,7 @@ function usableDevice(name: string): DeviceName {
   try {
     return status(name as DeviceName).requested;
   } catch (error) {
-    throw new UsageError(`device ${name} cannot be used: ${message(error)}`);
+    throw new UsageError(`device ${name} cannot be used: ${messageOf(error)}`);
   }
 }
 
@@ -34,7 +33,7 @@ function filesIn(folder: string): string[] {
   try {
     return goldenFiles(folder);
   } catch (error) {
-    throw new UsageError(`cannot read --dir ${folder}: ${message(error)}`);
+    throw new UsageError(`cannot read --dir ${folder}: ${messageOf(error)}`);
   }
 }
 
@@ -58,7 +57,7 @@ function parseArguments(argv: readonly string[]): Arguments {
   try {
     values = parseArgs({ args: [...argv], options }).values;
   } catch (error) {
-    throw new UsageError(`${message(error)}\n${USAGE}`);
+    throw new UsageError(`${messageOf(error)}\n${USAGE}`);
   }
   if (!values.dir) throw new UsageError(`--dir is missing\n${USAGE}`);
   const files = filesIn(values.dir);
