@@ -32,7 +32,7 @@ Past past_of(const Thread& thread) {
   past.add(warp.known);
   past.add(thread.known);
   past.add_block(block.number, block.synced);
-  past.add_warp(block.number, warp.index, warp.synced);
+  if (warp.synced > block.synced) past.add_warp(block.number, warp.index, warp.synced);
   past.add_thread(block.number, thread.index, ++machine.clock);
   return past;
 }

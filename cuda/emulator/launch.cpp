@@ -29,8 +29,7 @@ cudaError_t check(const Launch& launch) {
   return cudaSuccess;
 }
 
-void make_threads(Block& block, int place) {
-  block.place = place;
+void make_threads(Block& block) {
   if (!block.threads) block.threads = new Thread[kMaxThreads];
   for (; block.fibers < machine.threads; ++block.fibers) {
     const int index = block.fibers;
@@ -38,7 +37,7 @@ void make_threads(Block& block, int place) {
     thread.context = make_fiber(index);
     thread.index = index;
     thread.lane = index % kWarpSize;
-    thread.who = Stamp::who(place, index);
+    thread.who = Stamp::who(block.place, index);
     thread.warp = &block.warps[index / kWarpSize];
   }
 }
@@ -70,6 +69,7 @@ void begin_block(Block& block, uint64_t number) {
   block.barrier.arrived = 0;
   block.known.clear();
   block.has_news = false;
+  make_threads(block);
   begin_warps(block);
   begin_block_order(block);
   begin_shared_memory(block, machine.launch->shared_bytes);
@@ -111,7 +111,7 @@ void run_grid(const Launch& launch) {
   machine.threads = launch.threads;
   machine.warps = (launch.threads + kWarpSize - 1) / kWarpSize;
   machine.launch_start = ++machine.clock;
-  for (int place = 0; place < kPlaces; ++place) make_threads(machine.blocks[place], place);
+  for (int place = 0; place < kPlaces; ++place) machine.blocks[place].place = place;
   begin_schedule();
   begin_launch_order();
   const uint64_t count = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest';
 import { runProgram } from '../support/child.js';
 import { compileProgram, missingCompiler, type Patch, type Program } from './emulator/compile.js';
 
-const cuda = (name: string) => fileURLToPath(new URL(`../cuda/${name}`, import.meta.url));
+const cuda = (name: string) => fileURLToPath(new URL(`../../cuda/${name}`, import.meta.url));
 const sources = ['backward.cpp', cuda('backward_rows.cu'), cuda('launch_error.cu')];
 
 interface Instance {

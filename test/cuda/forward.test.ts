@@ -85,7 +85,7 @@ describe.skipIf(missingCompiler)(
     });
 
     test.each(bugs)('finds $bug', async ({ file, find, replace, report }) => {
-      const result = await runProgram(await program({ patches: [{ file, find, replace }] }));
+      const result = await runProgram(await program({ patches: [{ file, find, replace }], flags: ['-O1'] }));
       expect(result.code).not.toBe(0);
       expect(result.stdout).toMatch(report);
     });

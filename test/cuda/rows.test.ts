@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { runProgram } from '../support/child.js';
 import { compileProgram, missingCompiler, type Patch, type Program } from './emulator/compile.js';
 
-const cuda = (name: string) => fileURLToPath(new URL(`../cuda/${name}`, import.meta.url));
+const cuda = (name: string) => fileURLToPath(new URL(`../../cuda/${name}`, import.meta.url));
 
 const programs = {
   rows: ['rows.cpp', cuda('backward_rows.cu'), cuda('backward_sink.cu'), cuda('launch_error.cu')],
@@ -69,7 +69,7 @@ describe.skipIf(missingCompiler)('small kernels on the emulator', () => {
   ];
 
   test.each(bugs)('finds $bug', async ({ name, file, find, replace, report }) => {
-    const result = await runProgram(await program(name, { patches: [{ file, find, replace }] }));
+    const result = await runProgram(await program(name, { patches: [{ file, find, replace }], flags: ['-O1'] }));
     expect(result.code).not.toBe(0);
     expect(result.stdout).toMatch(report);
   });

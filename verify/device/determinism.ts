@@ -1,6 +1,6 @@
 /**
- * The same call gives the same bits. An emulated device runs blocks one after the other, so there only the order within
- * a block changes; it counts what blocks add to a sum in an order that only chance decides.
+ * The same call gives the same bits. An emulated device runs everything in the order of its schedule; it counts what
+ * threads add to a sum in an order that only chance decides.
  */
 import { type Case, instantiate } from '../cases/case.js';
 import { LibraryProblem } from '../cases/library.js';

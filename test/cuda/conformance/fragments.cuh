@@ -3,6 +3,7 @@
 #pragma once
 #include "../emulator/numbers.h"
 #include "device.h"
+#include "numbers.cuh"
 
 namespace flashattn::test {
 

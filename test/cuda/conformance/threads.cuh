@@ -1,6 +1,7 @@
 // Where a thread is, and how threads meet: within a warp, within a block, and across blocks.
 #pragma once
 #include "device.h"
+#include "numbers.cuh"
 
 namespace flashattn::test {
 

@@ -47,11 +47,14 @@ function digest(data: string | Buffer): string {
 
 // Cache ---------------------------------------------------------------------------------------------------------------
 
+/** The list in each directory of the cache. */
+const INPUTS = 'inputs.json';
+
 /** Files that went into something, by their contents. */
 type Inputs = Record<string, string>;
 
 function isCurrent(directory: string): boolean {
-  const list = join(directory, 'inputs.json');
+  const list = join(directory, INPUTS);
   if (!existsSync(list)) return false;
   const inputs: Inputs = JSON.parse(readFileSync(list, 'utf8'));
   return Object.entries(inputs).every(([file, hash]) => existsSync(file) && digest(readFileSync(file)) === hash);
@@ -112,7 +115,7 @@ async function cached(description: unknown, build: (directory: string) => Promis
     mkdirSync(directory);
     const files = await build(directory);
     const inputs: Inputs = Object.fromEntries(files.map((file) => [file, digest(readFileSync(file))]));
-    writeFileSync(join(directory, 'inputs.json'), JSON.stringify(inputs));
+    writeFileSync(join(directory, INPUTS), JSON.stringify(inputs));
   });
   return directory;
 }
@@ -188,6 +191,23 @@ function patchSources(directory: string, patches: readonly Patch[]): void {
   }
 }
 
+interface SharedObject {
+  readonly object: string;
+  /** What it was compiled from. */
+  readonly inputs: readonly string[];
+}
+
+/** The object of a device source as it is, compiled once for all programs that need it. */
+async function sharedObject(source: string, flags: readonly string[]): Promise<SharedObject> {
+  const directory = await cached(['object', source, flags], (directory) =>
+    compileObject(source, join(directory, '0.o'), { cuda: cudaDirectory, flags }),
+  );
+  const inputs: Inputs = JSON.parse(readFileSync(join(directory, INPUTS), 'utf8'));
+  return { object: join(directory, '0.o'), inputs: Object.keys(inputs) };
+}
+
+const isDeviceSource = (source: string) => source.startsWith(`${cudaDirectory}/`);
+
 /** Compiles a program, unless an earlier run has, and returns its path. */
 export async function compileProgram(program: Program): Promise<string> {
   const { patches = [], hooks = false, flags = [] } = program;
@@ -195,16 +215,23 @@ export async function compileProgram(program: Program): Promise<string> {
   const directory = await cached([program, emulator], async (directory) => {
     const cuda = patches.length ? join(directory, 'cuda') : cudaDirectory;
     if (patches.length) patchSources(cuda, patches);
-    const sources = program.sources.map((source) => {
-      if (!source.startsWith('/')) return join(testDirectory, source);
-      return source.startsWith(`${cudaDirectory}/`) ? join(cuda, source.slice(cudaDirectory.length)) : source;
-    });
-    const how = { cuda, flags: hooks ? [...flags, '-fsanitize=thread'] : flags };
-    const read = await compileObjects(sources, directory, how);
+    const changed = new Set(patches.map(({ file }) => join(cudaDirectory, file)));
+    const all = hooks ? [...flags, '-fsanitize=thread'] : flags;
+    // Definitions are for the program's own file.
+    const deviceFlags = all.filter((flag) => !flag.startsWith('-D'));
+    const shared: SharedObject[] = [];
+    const own: string[] = [];
+    for (const source of program.sources) {
+      const object = isDeviceSource(source) ? await sharedObject(source, deviceFlags) : undefined;
+      if (object && !object.inputs.some((file) => changed.has(file))) shared.push(object);
+      else if (object) own.push(join(cuda, source.slice(cudaDirectory.length)));
+      else own.push(source.startsWith('/') ? source : join(testDirectory, source));
+    }
+    const read = await compileObjects(own, directory, { cuda, flags: all });
     // Without the sanitizer's library: its functions are the emulator's.
-    const libraries = [emulator, '-ldl', '-lpthread'];
+    const libraries = [...shared.map(({ object }) => object), emulator, '-ldl', '-lpthread'];
     await run(COMPILER, [...objectsIn(directory), ...libraries, '-o', join(directory, 'program')]);
-    return [...read, emulator];
+    return [...read, ...shared.flatMap(({ inputs }) => inputs), emulator];
   });
   return join(directory, 'program');
 }
