@@ -79,12 +79,14 @@ struct AttentionParams {
   DropoutParams dropout;
   BlockMaskParams block_mask;
 
+  float* decode_states;  // [key splits, lse rows, decode_state], see decode.h; null: not decoding
+  uint32_t lse_rows;     // rows of lse over all batches and heads
+
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
   const float* d_lse;      // as lse
   float* row_terms;        // [3, lse rows]: see RowTerms in backward.h
   float* d_query_partial;  // [key_splits, d_query_planes, lse rows, padded head_dim]
-  uint32_t lse_rows;       // rows of lse over all batches and heads
   int32_t key_splits;
   double* d_relative_partial;                            // [key_splits, batch, heads, bucket_count]
   float* d_relative;                                     // [bucket_count, heads]

@@ -49,10 +49,11 @@ const kernel = {
   fill: 10,
   convert: 11,
   peak: 12,
+  finishDecode: 13,
 } as const;
 
 // Of native/cpu/params.h and merge.h.
-const attentionParamsBytes = 103 * 4;
+const attentionParamsBytes = 104 * 4;
 const gatherParamsBytes = 11 * 4;
 const mergePartBytes = 12 * 4;
 const mergeParamsBytes = 18 * 4;
@@ -65,6 +66,14 @@ interface Exports {
   query_tile(): number;
   key_tile(): number;
   max_tiles_per_item(): number;
+  decode_floats(
+    queryLength: number,
+    keyLength: number,
+    group: number,
+    valueDim: number,
+    headsDiffer: number,
+    blockMask: number,
+  ): number;
   d_query_planes(keyLength: number, keySplits: number): number;
   workspace_bytes(): number;
   queue_bytes(): number;
@@ -98,7 +107,7 @@ const divideUp = (n: number, by: number) => Math.ceil(n / by);
 const roundUp = (n: number, multiple: number) => divideUp(n, multiple) * multiple;
 
 /** What backward passes between its launches. */
-type PassedArray = 'rowTerms' | 'dQueryPartial' | 'dRelativePartial';
+type PassedArray = 'decodeStates' | 'rowTerms' | 'dQueryPartial' | 'dRelativePartial';
 type WasmScratch = ScratchMemory<PassedArray>;
 
 /** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
@@ -197,9 +206,12 @@ export class WasmBackend implements Backend {
       const memory = this.#prepare(problem, operands, own);
       const split = this.#split(problem);
       const used = this.#buffers(problem, operands, own);
-      this.#launch(kernel.forward, [operands.out.buffer, operands.lse.buffer], used, (w) =>
-        writeAttentionParams(w, problem, operands, memory, split),
-      );
+      const launch = (id: number) =>
+        this.#launch(id, [operands.out.buffer, operands.lse.buffer], used, (w) =>
+          writeAttentionParams(w, problem, operands, memory, split),
+        );
+      launch(kernel.forward);
+      if (memory.decodeStates) launch(kernel.finishDecode);
     });
   }
 
@@ -436,7 +448,7 @@ export class WasmBackend implements Backend {
     backward: boolean,
   ): Elements<PassedArray | OptionArray> {
     const wide = wideElements(p, extras, backward);
-    if (!backward) return wide;
+    if (!backward) return { ...wide, decodeStates: lseRows(p) * this.#decodeFloats(p) };
     const { keySplits } = this.#split(p);
     return {
       ...wide,
@@ -445,6 +457,13 @@ export class WasmBackend implements Backend {
         keySplits * this.#exports.d_query_planes(p.keyLength, keySplits) * lseRows(p) * roundUp(p.headDim, 4),
       dRelativePartial: 2 * keySplits * p.batch * (p.relative?.bucketCount ?? 0) * p.heads, // float64
     };
+  }
+
+  /** Floats that each row needs when few queries meet many keys; 0 for other problems. */
+  #decodeFloats(p: AttentionProblem): number {
+    const headsDiffer = p.biasShape || p.alibi || p.relative || p.dropout ? 1 : 0;
+    const group = p.heads / p.kvHeads;
+    return this.#exports.decode_floats(p.queryLength, p.keyLength, group, p.valueDim, headsDiffer, p.blockMask ? 1 : 0);
   }
 
   /** What a launch of the problem reads or writes besides the gradients. */
@@ -483,6 +502,7 @@ export class WasmBackend implements Backend {
     const mask = problem.blockMask && this.#masks.get(problem.blockMask);
     return {
       ...prepareOptions(operands, scratch, mask, this.#convert),
+      decodeStates: scratch.address('decodeStates'),
       rowTerms: scratch.address('rowTerms'),
       dQueryPartial: scratch.address('dQueryPartial'),
       dRelativePartial: scratch.address('dRelativePartial'),

@@ -53,6 +53,7 @@ export class StructWriter {
 
 /** Addresses of what a launch needs besides the tensors of the caller; 0 where there is none. */
 export interface AttentionMemory extends OptionMemory {
+  readonly decodeStates: number;
   readonly rowTerms: number;
   readonly dQueryPartial: number;
   readonly dRelativePartial: number;
@@ -90,9 +91,10 @@ export function writeAttentionParams(
   w.int(p.dropout?.threshold ?? 0).float(p.dropout?.keepScale ?? 1);
   w.int(p.dropout?.seedLow ?? 0, p.dropout?.seedHigh ?? 0);
   writeBlockMask(w, p.blockMask, memory.blockMask);
+  w.int(memory.decodeStates, lseRows(p));
 
   w.tensor(tensors.dOut).tensor(tensors.dQuery).tensor(tensors.dKey).tensor(tensors.dValue);
   w.int(addressOf(tensors.dLse), memory.rowTerms, memory.dQueryPartial);
-  w.int(lseRows(p), split.keySplits, memory.dRelativePartial, memory.dRelative, memory.dSink, memory.dBias);
+  w.int(split.keySplits, memory.dRelativePartial, memory.dRelative, memory.dSink, memory.dBias);
   w.int(...(p.biasShape ?? [1, 1, 1, 1]));
 }

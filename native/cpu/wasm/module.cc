@@ -1,5 +1,6 @@
 // The WebAssembly module: a table of kernels and the loop that worker threads run.
 #include "backward_extras.h"
+#include "decode.h"
 #include "elementwise.h"
 #include "gather.h"
 #include "merge.h"
@@ -30,6 +31,7 @@ enum class Kernel : uint32_t {
   Fill,
   Convert,
   Peak,
+  FinishDecode,
 };
 
 template <class Params>
@@ -40,7 +42,7 @@ const Params& as(const uint32_t* words) {
 
 int count_items(Kernel kernel, const uint32_t* words) {
   switch (kernel) {
-    case Kernel::Forward: return forward_items(as<AttentionParams>(words));
+    case Kernel::Forward: return attention_items(as<AttentionParams>(words));
     case Kernel::Backward: return backward_items(as<AttentionParams>(words));
     case Kernel::BackwardRows:
     case Kernel::FinishQueryGradients: return row_items(as<AttentionParams>(words));
@@ -53,13 +55,14 @@ int count_items(Kernel kernel, const uint32_t* words) {
     case Kernel::Fill: return chunks(as<FillParams>(words).count);
     case Kernel::Convert: return chunks(as<ConvertParams>(words).count);
     case Kernel::Peak: return as<PeakParams>(words).items;
+    case Kernel::FinishDecode: return finish_decode_items(as<AttentionParams>(words));
   }
   __builtin_trap();
 }
 
 __attribute__((noinline)) void run(Kernel kernel, const uint32_t* words, int item, Workspace& ws) {
   switch (kernel) {
-    case Kernel::Forward: return forward_item(as<AttentionParams>(words), item, ws.forward);
+    case Kernel::Forward: return attention_item(as<AttentionParams>(words), item, ws.forward);
     case Kernel::BackwardRows: return backward_rows(as<AttentionParams>(words), item, ws.backward);
     case Kernel::Backward: return backward_item(as<AttentionParams>(words), item, ws.backward);
     case Kernel::FinishQueryGradients: return finish_query_gradients(as<AttentionParams>(words), item, ws.backward);
@@ -72,6 +75,7 @@ __attribute__((noinline)) void run(Kernel kernel, const uint32_t* words, int ite
     case Kernel::Fill: return fill_item(as<FillParams>(words), item);
     case Kernel::Convert: return convert_item(as<ConvertParams>(words), item, ws.backward);
     case Kernel::Peak: return peak_item(as<PeakParams>(words));
+    case Kernel::FinishDecode: return finish_decode_item(as<AttentionParams>(words), item, ws.forward);
   }
   __builtin_trap();
 }
@@ -93,6 +97,12 @@ FLASHATTN_EXPORT(count_items) int count_items(uint32_t kernel, const uint32_t* p
 
 FLASHATTN_EXPORT(query_tile) int query_tile() { return flashattn::kQueryTile; }
 FLASHATTN_EXPORT(key_tile) int key_tile() { return flashattn::kKeyTile; }
+FLASHATTN_EXPORT(decode_floats)
+int decode_floats(int query_length, int key_length, int group, int value_dim, int heads_differ, int block_mask) {
+  const flashattn::DecodeColumns columns(group, query_length, heads_differ != 0);
+  return flashattn::decode_floats(columns, query_length, key_length, value_dim, block_mask != 0);
+}
+
 FLASHATTN_EXPORT(d_query_planes) int d_query_planes(int key_length, int key_splits) {
   return flashattn::d_query_planes(key_length, key_splits);
 }
