@@ -23,6 +23,7 @@ export default defineConfig([
       'bench/attention': 'bench/attention.ts',
       'bench/gpu': 'bench/gpu/attention.ts',
       'bench/merge': 'bench/gpu/merge.ts',
+      'bench/small': 'bench/small.ts',
       'bench/sparse': 'bench/sparse.ts',
       'device/verify': 'verify/device/verify.ts',
       'fuzz/run': 'test/fuzz/run.ts',

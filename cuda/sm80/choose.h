@@ -11,19 +11,17 @@ inline bool has_extras(const AttentionParams& p) {
 }
 
 inline AttentionShape shape_of(const AttentionParams& p) {
-  return {p.lse_rows,
-          p.query.dtype,
-          p.batch,
-          p.heads,
-          p.kv_heads,
-          p.head_dim,
-          p.value_dim,
-          p.query_length,
-          p.key_length,
-          p.block_mask.block_size,
-          p.relative.table ? p.relative.bucket_count : 0,
-          has_extras(p),
-          p.deterministic};
+  AttentionShape shape{};
+  shape.lse_rows = p.lse_rows;
+  shape.dtype = p.query.dtype;
+  shape.batch = p.batch, shape.heads = p.heads, shape.kv_heads = p.kv_heads;
+  shape.head_dim = p.head_dim, shape.value_dim = p.value_dim;
+  shape.query_length = p.query_length, shape.key_length = p.key_length;
+  shape.block_size = p.block_mask.block_size;
+  shape.bucket_count = p.relative.table ? p.relative.bucket_count : 0;
+  shape.extras = has_extras(p);
+  shape.deterministic = p.deterministic;
+  return shape;
 }
 
 /** Large tiles where they fit, lie within the blocks of the mask, and leave no multiprocessor without work. */

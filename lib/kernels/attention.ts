@@ -112,6 +112,8 @@ const shapeFields = {
   bucketCount: 'int32',
   extras: 'int32',
   deterministic: 'int32',
+  headsDiffer: 'int32',
+  reserved: 'int32',
 } as const;
 
 /** A problem without its tensors: what tiles and scratch memory depend on. */
@@ -133,11 +135,13 @@ export function shapeOf(p: AttentionProblem): ValuesOf<typeof shapeFields> {
     bucketCount: p.relative?.bucketCount ?? 0,
     extras: extras ? 1 : 0,
     deterministic: p.deterministic ? 1 : 0,
+    headsDiffer: p.biasShape || p.alibi || p.relative || p.dropout ? 1 : 0,
   };
 }
 
 const partitionFields = {
   items: 'int64',
+  decodeStates: 'int64',
   rowTerms: 'int64',
   dQuerySum: 'int64',
   turns: 'int64',
@@ -172,6 +176,7 @@ export interface AttentionMemory {
   readonly dRelative: number;
   readonly dSink: number;
   readonly dBias: number;
+  readonly decodeStates: number;
   readonly rowTerms: number;
   readonly dQuerySum: number;
   readonly turns: number;
@@ -269,6 +274,8 @@ const fields = {
   deterministic: 'int32',
   tilesPerItem: 'int32',
   reserved: 'int32',
+  decodeStates: 'address',
+  lseRows: 'int64',
   // Backward only.
   dOut: tensorRef,
   dQuery: tensorRef,
@@ -282,7 +289,6 @@ const fields = {
   dRelative: 'address',
   dSink: 'address',
   dBias: 'address',
-  lseRows: 'int64',
   biasBatch: 'int32',
   biasHeads: 'int32',
   biasQuery: 'int32',
@@ -336,6 +342,8 @@ function paramsOf(
     offset: p.offset,
     deterministic: p.deterministic ? 1 : 0,
     tilesPerItem: partition.tilesPerItem,
+    decodeStates: memory.decodeStates,
+    lseRows: lseRows(p),
     dOut: refOf(backward?.dOut),
     dQuery: refOf(backward?.dQuery),
     dKey: refOf(backward?.dKey),
@@ -348,7 +356,6 @@ function paramsOf(
     dRelative: memory.dRelative,
     dSink: memory.dSink,
     dBias: memory.dBias,
-    lseRows: lseRows(p),
     biasBatch,
     biasHeads,
     biasQuery,

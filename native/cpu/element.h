@@ -36,6 +36,17 @@ FLASHATTN_INLINE UintVec narrow_bfloat(Vec x) {
   return select_bits((bits & 0x7fffffffu) > 0x7f800000u, nan, rounded);
 }
 
+/** kLanes 16-bit elements. */
+FLASHATTN_INLINE UintVec load_halves(const uint16_t* from) {
+#if defined(__wasm__)
+  return (UintVec)wasm_u32x4_load16x4(from);
+#else
+  UintVec h{};
+  for (int lane = 0; lane < kLanes; ++lane) h[lane] = from[lane];
+  return h;
+#endif
+}
+
 namespace detail {
 template <class Widen>
 FLASHATTN_INLINE void widen_row(float* to, const uint16_t* from, int n, Widen widen) {
@@ -43,7 +54,7 @@ FLASHATTN_INLINE void widen_row(float* to, const uint16_t* from, int n, Widen wi
     UintVec h{};
     const int count = min(kLanes, n - i);
     if (count == kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) h[lane] = from[i + lane];
+      h = load_halves(from + i);
     } else {
       for (int lane = 0; lane < count; ++lane) h[lane] = from[i + lane];
     }

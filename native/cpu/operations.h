@@ -2,6 +2,7 @@
 #pragma once
 #include "backward_extras.h"
 #include "copy.h"
+#include "decode.h"
 #include "gather.h"
 #include "merge.h"
 #include "partition.h"
@@ -66,7 +67,8 @@ inline constexpr Operation kOperations[] = {
     {"attentionForward",
      detail::describe<TensorRef, BlockLists, BiasParams, AlibiParams, RelativeParams, DropoutParams, BlockMaskParams,
                       AttentionShape, AttentionPartition, AttentionParams>,
-     {detail::phase<AttentionParams, forward_items, forward_item>}},
+     {detail::phase<AttentionParams, attention_items, attention_item>,
+      detail::phase<AttentionParams, finish_decode_items, finish_decode_item>}},
     {"attentionBackward",
      detail::describe<>,
      {detail::phase<AttentionParams, row_items, backward_rows>,

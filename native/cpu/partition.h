@@ -1,6 +1,7 @@
 // How attention is cut into items: enough to keep every thread busy, few enough to reuse each tile of keys.
 #pragma once
 #include "backward.h"
+#include "decode.h"
 
 namespace flashattn {
 
@@ -22,6 +23,9 @@ inline AttentionPartition partition(const AttentionShape& p, int threads) {
   result.items = static_cast<int64_t>(p.batch) * p.heads * divide_up(query_tiles, result.tiles_per_item);
   result.key_splits = max(1, splits);
   result.relative_slices = result.key_splits * p.batch;
+  const DecodeColumns columns(p.heads / p.kv_heads, p.query_length, p.heads_differ);
+  result.decode_states =
+      p.lse_rows * decode_floats(columns, p.query_length, p.key_length, p.value_dim, p.block_size != 0);
   result.row_terms = kRowTerms * p.lse_rows;
   result.d_query_sum = static_cast<int64_t>(result.key_splits) * d_query_planes(p.key_length, result.key_splits) *
                        p.lse_rows * round_up(p.head_dim, kLanes);

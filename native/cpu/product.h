@@ -57,8 +57,7 @@ FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, f
       float* to = c + r * c_row + v * kLanes;
       if constexpr (kMode == Accumulate::No) store(to, acc[r][v]);
       if constexpr (kMode == Accumulate::Yes) store(to, load(to) + acc[r][v]);
-      if constexpr (kMode == Accumulate::Scaled)
-        store(to, multiply_add(load(to), load_splat(row_scale + r), acc[r][v]));
+      if constexpr (kMode == Accumulate::Scaled) store(to, load(to) * load_splat(row_scale + r) + acc[r][v]);
     }
   }
 }
@@ -91,21 +90,20 @@ inline void product(int rows, int vectors, int inner, const float* a, const floa
 }
 
 /**
- * The accumulating product, skipping every pair that `hidden` marks (same layout as A): zero times NaN is NaN,
- * so a value that must not be seen has to be skipped, not weighted by zero. For the rare tile that needs it.
+ * The accumulating product, in the same order of additions, without the pairs that `hidden` marks (same layout as A):
+ * zero times NaN is NaN, so a value that must not be seen has to be skipped, not weighted by zero. For the rare tile that needs it.
  */
 template <class S>
 inline void product_visible(int rows, int vectors, int inner, const float* a, const uint32_t* hidden, const float* b,
                             float* c, size_t c_row) {
   for (int r = 0; r < rows; ++r) {
-    for (int k = 0; k < inner; ++k) {
-      const int at = r * S::kRow + k * S::kInner;
-      if (hidden[at]) continue;
-      const Vec element = load_splat(a + at);
-      for (int v = 0; v < vectors; ++v) {
-        float* target = c + r * c_row + v * kLanes;
-        store(target, multiply_add(element, load(b + k * S::kOuter + v * kLanes), load(target)));
+    for (int v = 0; v < vectors * kLanes; v += kLanes) {
+      Vec sum{};
+      for (int k = 0; k < inner; ++k) {
+        const int at = r * S::kRow + k * S::kInner;
+        if (!hidden[at]) sum = multiply_add(load_splat(a + at), load(b + k * S::kOuter + v), sum);
       }
+      store(c + r * c_row + v, load(c + r * c_row + v) + sum);
     }
   }
 }

@@ -71,6 +71,10 @@ struct AttentionParams {
   int32_t tiles_per_item;             // query tiles that share each loaded key tile, on processors
   int32_t reserved;
 
+  // Where few queries meet many keys on processors (native/cpu/decode.h); null otherwise.
+  Pointer<float> decode_states;  // [key splits, lse rows, state]
+  int64_t lse_rows;              // rows of lse over all batches and heads
+
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
   Pointer<const float> d_lse;        // as lse, or null
@@ -81,7 +85,6 @@ struct AttentionParams {
   Pointer<float> d_relative;         // [bucket_count, heads], or null
   Pointer<float> d_sink;             // [heads], or null
   Pointer<float> d_bias;             // contiguous, the shape of the bias, or null
-  int64_t lse_rows;                  // rows of lse over all batches and heads
   int32_t bias_batch, bias_heads, bias_query, bias_key;  // the shape of the bias
   int32_t relative_slices, key_splits;
 
@@ -94,8 +97,9 @@ struct AttentionParams {
 FLASHATTN_FIELDS(AttentionParams, query, key, value, out, lse, lse_batch, lse_head, sequences, bias, alibi, relative,
                  sink, block_mask, dropout, batch, heads, kv_heads, head_dim, value_dim, query_length, key_length,
                  scale, softcap, window_left, window_right, top_left, offset, deterministic, tiles_per_item, reserved,
-                 d_out, d_query, d_key, d_value, d_lse, row_terms, d_query_sum, turns, d_relative_partial, d_relative,
-                 d_sink, d_bias, lse_rows, bias_batch, bias_heads, bias_query, bias_key, relative_slices, key_splits);
+                 decode_states, lse_rows, d_out, d_query, d_key, d_value, d_lse, row_terms, d_query_sum, turns,
+                 d_relative_partial, d_relative, d_sink, d_bias, bias_batch, bias_heads, bias_query, bias_key,
+                 relative_slices, key_splits);
 
 inline constexpr int kUnbounded = 0x3fffffff;
 
@@ -108,20 +112,23 @@ struct AttentionShape {
   int32_t bucket_count;  // of the table of relative positions; 0: none
   int32_t extras;        // scores need more than a positive scale and the mask
   int32_t deterministic;
+  int32_t heads_differ;  // what is added to scores, or dropped, is not the same for all heads
+  int32_t reserved;
 };
 FLASHATTN_FIELDS(AttentionShape, lse_rows, dtype, batch, heads, kv_heads, head_dim, value_dim, query_length, key_length,
-                 block_size, bucket_count, extras, deterministic);
+                 block_size, bucket_count, extras, deterministic, heads_differ, reserved);
 
 /** How a device cuts a problem into pieces, and what its launches need besides the tensors. */
 struct AttentionPartition {
   int64_t items;                                              // independent pieces of forward: blocks of CUDA
-  int64_t row_terms, d_query_sum, turns, d_relative_partial;  // words of the scratch arrays of backward
+  int64_t decode_states;                                      // words of a scratch array of forward
+  int64_t row_terms, d_query_sum, turns, d_relative_partial;  // and of backward
   int32_t relative_slices, key_splits, tiles_per_item;        // for AttentionParams
   int32_t query_tile, key_tile;
   int32_t threads, shared_memory;  // of a block of CUDA, forward
   int32_t reserved;
 };
-FLASHATTN_FIELDS(AttentionPartition, items, row_terms, d_query_sum, turns, d_relative_partial, relative_slices,
-                 key_splits, tiles_per_item, query_tile, key_tile, threads, shared_memory, reserved);
+FLASHATTN_FIELDS(AttentionPartition, items, decode_states, row_terms, d_query_sum, turns, d_relative_partial,
+                 relative_slices, key_splits, tiles_per_item, query_tile, key_tile, threads, shared_memory, reserved);
 
 }  // namespace flashattn

@@ -2,6 +2,7 @@
 #include "backward_extras.h"
 #include "cases.h"
 #include "check.h"
+#include "decode.h"
 #include "reference.h"
 
 namespace flashattn::test {
@@ -18,7 +19,10 @@ void run_items(int items, Run run) {
 }
 
 void run_forward(const AttentionParams& p) {
-  run_items<ForwardWorkspace>(forward_items(p), [&](int item, ForwardWorkspace& ws) { forward_item(p, item, ws); });
+  run_items<ForwardWorkspace>(attention_items(p), [&](int item, ForwardWorkspace& ws) { attention_item(p, item, ws); });
+  if (!p.decode_states) return;
+  run_items<ForwardWorkspace>(finish_decode_items(p),
+                              [&](int item, ForwardWorkspace& ws) { finish_decode_item(p, item, ws); });
 }
 
 void run_backward(const AttentionParams& p) {

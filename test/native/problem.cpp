@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backward.h"
+#include "decode.h"
 
 namespace flashattn::test {
 
@@ -126,12 +127,13 @@ Problem::Problem(uint64_t seed) : seed(seed) {
   heads = kv_heads * random.integer(1, 3);
   head_dim = random.chance(10) ? random.integer(129, 256) : random.integer(1, 70);
   value_dim = random.chance(50) ? head_dim : random.integer(1, 70);
-  query_length = random.chance(10) ? 1 : random.integer(1, 140);
-  key_length = random.chance(30) ? query_length : random.integer(1, 140);
+  query_length = random.chance(10) ? 1 : random.chance(20) ? random.integer(2, 8) : random.integer(1, 140);
+  key_length = random.chance(30) ? query_length : random.integer(1, query_length <= 8 ? 600 : 140);
   dtype = static_cast<DType>(random.integer(0, 2));
   draw_sequences(random);
   draw_tensors(random);
   draw_options(random);
+  draw_decoding();
   poison_unseen_keys();
 }
 
@@ -218,6 +220,13 @@ void Problem::draw_options(Random& random) {
   }
 }
 
+void Problem::draw_decoding() {
+  const bool heads_differ = bias.size() || alibi.size() || bucket_count || dropout.threshold;
+  const DecodeColumns columns(heads / kv_heads, query_length, heads_differ);
+  decode_states =
+      Array<float>(lse.size() * decode_floats(columns, query_length, key_length, value_dim, mask.block_size != 0));
+}
+
 void Problem::draw_relative(Random& random) {
   bucket_count = random.integer(1, 20);
   table = random_array(bucket_count * heads, random);
@@ -290,6 +299,7 @@ AttentionParams Problem::params() const {
   p.row_terms = row_terms.data();
   p.d_query_sum = d_query_partial.data();
   p.lse_rows = static_cast<int64_t>(lse.size());
+  p.decode_states = decode_states.size() ? decode_states.data() : nullptr;
   p.key_splits = key_splits;
   return p;
 }

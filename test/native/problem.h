@@ -54,7 +54,7 @@ struct Problem {
   DType dtype;
   Tensor query, key, value, out, d_out, d_query, d_key, d_value;
   Array<Sequence> sequences;  // empty: every sequence is whole
-  Array<float> lse, d_lse, row_terms, d_query_partial;
+  Array<float> lse, decode_states, d_lse, row_terms, d_query_partial;
   Array<float> bias, d_bias;
   int bias_shape[4] = {1, 1, 1, 1};
   Array<float> alibi;
@@ -88,6 +88,7 @@ struct Problem {
   void draw_sequences(Random& random);
   void draw_tensors(Random& random);
   void draw_options(Random& random);
+  void draw_decoding();
   void draw_relative(Random& random);
 };
 

@@ -67,6 +67,7 @@ function prepare(
     dRelative: scratch.address('dRelative') || addressOf(gradients?.dRelativeTable),
     dSink: scratch.address('dSink') || addressOf(gradients?.dSink),
     dBias: scratch.address('dBias') || addressOf(gradients?.dBias),
+    decodeStates: scratch.address('decodeStates'),
     rowTerms: scratch.address('rowTerms'),
     dQuerySum: scratch.address('dQuerySum'),
     turns: scratch.address('turns'),
@@ -165,6 +166,6 @@ export function describeKernels(backend: Backend, problem: AttentionProblem, bac
     keyTile,
     items,
     ...(threads > 0 && { block: { threads, sharedMemoryBytes: sharedMemory } }),
-    workspaceBytes: backend.workspaceBytes + (backward ? passedBytes(partition) : 0),
+    workspaceBytes: backend.workspaceBytes + passedBytes(partition, backward),
   };
 }

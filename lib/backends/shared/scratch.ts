@@ -9,8 +9,8 @@ type HostArrayName = 'sequences' | 'alibi' | 'buckets' | 'queryPosition' | 'keyP
 export type WidenedTensor = 'bias' | 'relativeTable' | 'sink';
 /** float32 gradients of those tensors, before they are rounded to the caller's dtype. */
 export type WideGradient = 'dBias' | 'dRelative' | 'dSink';
-/** What backward passes between its kernels. */
-type PassedArray = 'rowTerms' | 'dQuerySum' | 'turns' | 'dRelativePartial';
+/** What kernels pass on to the next. */
+type PassedArray = 'decodeStates' | 'rowTerms' | 'dQuerySum' | 'turns' | 'dRelativePartial';
 type ArrayName = HostArrayName | WidenedTensor | WideGradient | PassedArray;
 
 const product = (shape: readonly number[] | undefined) => shape?.reduce((a, b) => a * b, 1) ?? 0;
@@ -28,16 +28,14 @@ function wideElements(p: AttentionProblem, extras: AttentionExtras, backward: bo
   return { bias, relativeTable, sink, dBias: bias, dRelative: relativeTable, dSink: sink };
 }
 
-const passedElements = ({ rowTerms, dQuerySum, turns, dRelativePartial }: AttentionPartition) => ({
-  rowTerms,
-  dQuerySum,
-  turns,
-  dRelativePartial,
-});
+const passedElements = (partition: AttentionPartition, backward: boolean): Elements => {
+  const { decodeStates, rowTerms, dQuerySum, turns, dRelativePartial } = partition;
+  return backward ? { rowTerms, dQuerySum, turns, dRelativePartial } : { decodeStates };
+};
 
-/** Bytes of what backward passes between its kernels. */
-export const passedBytes = (partition: AttentionPartition): number =>
-  4 * Object.values(passedElements(partition)).reduce((sum, n) => sum + n, 0);
+/** Bytes of what the kernels of a launch pass on to the next. */
+export const passedBytes = (partition: AttentionPartition, backward: boolean): number =>
+  4 * Object.values(passedElements(partition, backward)).reduce((sum, n) => sum + n, 0);
 
 /** Device memory of one problem: the host's arrays, and what launches write and read besides the caller's tensors. */
 export class Scratch {
@@ -49,7 +47,7 @@ export class Scratch {
     this.#backend = backend;
     this.partition = backend.partition(problem);
     const { sequences, alibi, relative } = problem;
-    const passed = backward ? passedElements(this.partition) : {};
+    const passed = passedElements(this.partition, backward);
     const elements: Elements = { ...wideElements(problem, extras, backward), ...passed };
     try {
       this.#upload('sequences', sequences);

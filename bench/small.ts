@@ -1,0 +1,164 @@
+// Small calls and decoding on WebAssembly.
+//
+//   npm run bench:small -- [--rounds 15] [--json results.json]
+//
+// Decoding is held against a plain read of the same bytes, one after the other in each round; calls that are too small
+// to be bound by arithmetic against nothing: their time is the library's own.
+import { execFileSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { attention, attentionBackward, status, type Tensor, tensor } from 'flashattn';
+import { createReader } from './readBandwidth.js';
+
+const median = (values: number[]) => values.toSorted((a, b) => a - b)[values.length >> 1];
+
+function random(...shape: [number, number, number, number]) {
+  const size = shape.reduce((a, b) => a * b);
+  return tensor(
+    Float32Array.from({ length: size }, () => 2 * Math.random() - 1),
+    shape,
+  );
+}
+
+async function finish(results: object): Promise<void> {
+  const tensors = Object.values(results).filter((x): x is Tensor => x && typeof x.ready === 'function');
+  await Promise.all(tensors.map((t) => t.ready()));
+  for (const t of tensors) t.dispose();
+}
+
+interface DecodeRow {
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly keys: number;
+  readonly dim: number;
+  readonly milliseconds: number;
+  /** Bytes a second of K and V. */
+  readonly bandwidth: number;
+  /** Bytes a second of a plain read of as many. */
+  readonly readBandwidth: number;
+  /** Median over rounds of the one over the other. */
+  readonly share: number;
+}
+
+/** One query over many keys, [1, keys, kvHeads, dim] in float32. */
+async function decode(heads: number, kvHeads: number, rounds: number): Promise<DecodeRow> {
+  const [keys, dim] = [4096, 128];
+  const [q, k, v] = [random(1, 1, heads, dim), random(1, keys, kvHeads, dim), random(1, keys, kvHeads, dim)];
+  const bytes = 2 * 4 * keys * kvHeads * dim;
+  const read = await createReader(bytes, status('wasm').threads ?? 1);
+  const once = async () => {
+    const start = performance.now();
+    await finish(attention(q, k, v));
+    return performance.now() - start;
+  };
+  for (let i = 0; i < 10; i++) await once();
+  const samples: { ms: number; read: number }[] = [];
+  for (let i = 0; i < rounds; i++) samples.push({ ms: await once(), read: await read() });
+  for (const t of [q, k, v]) t.dispose();
+  const bandwidth = (ms: number) => (bytes * 1000) / ms;
+  return {
+    heads,
+    kvHeads,
+    keys,
+    dim,
+    milliseconds: median(samples.map((s) => s.ms)),
+    bandwidth: median(samples.map((s) => bandwidth(s.ms))),
+    readBandwidth: median(samples.map((s) => s.read)),
+    share: median(samples.map((s) => bandwidth(s.ms) / s.read)),
+  };
+}
+
+/** Microseconds. */
+interface CallRow {
+  readonly name: string;
+  /** From the call to its results. */
+  readonly whole: number;
+  /** Until the call returns. */
+  readonly host: number;
+}
+
+async function calls(name: string, run: () => object, rounds: number): Promise<CallRow> {
+  const [whole, host]: number[][] = [[], []];
+  for (let i = 0; i < 200 + 20 * rounds; i++) {
+    const start = performance.now();
+    const results = run();
+    const returned = performance.now();
+    await finish(results);
+    if (i < 200) continue;
+    host.push(1000 * (returned - start));
+    whole.push(1000 * (performance.now() - start));
+  }
+  return { name, whole: median(whole), host: median(host) };
+}
+
+/** Milliseconds to import the package and for the first result, in a process of its own. */
+interface FirstCall {
+  readonly load: number;
+  readonly call: number;
+}
+
+const firstCallProgram = `
+const start = performance.now();
+const { attention, tensor } = await import('flashattn');
+const loaded = performance.now();
+const x = tensor(new Float32Array(8192), [1, 32, 8, 32]);
+await attention(x, x, x).out.data();
+console.log(JSON.stringify({ load: loaded - start, call: performance.now() - loaded }));
+process.exit();
+`;
+
+function firstCall(rounds: number): FirstCall {
+  const cwd = fileURLToPath(new URL('../..', import.meta.url)); // where 'flashattn' is this package
+  const runs = Array.from({ length: rounds }, (): FirstCall => {
+    const args = ['--input-type=module', '--eval', firstCallProgram];
+    return JSON.parse(execFileSync(process.execPath, args, { cwd, encoding: 'utf8' }));
+  });
+  return { load: median(runs.map((r) => r.load)), call: median(runs.map((r) => r.call)) };
+}
+
+const { values: flags } = parseArgs({ options: { rounds: { type: 'string' }, json: { type: 'string' } } });
+const rounds = Number(flags.rounds ?? 15);
+const { simd, threads } = status('wasm');
+const machine = `${cpus()[0]?.model.trim()}, ${threads} threads; node ${process.versions.node}; ${simd} SIMD`;
+console.log(`${machine}; medians of ${rounds} rounds\n`);
+
+console.log('one query, float32     heads  kv heads   keys  dim      ms    GB/s  read GB/s  share');
+const decoding: DecodeRow[] = [];
+for (const kvHeads of [32, 8]) {
+  const row = await decode(32, kvHeads, rounds);
+  decoding.push(row);
+  const cells = [
+    (kvHeads === row.heads ? 'MHA' : 'GQA').padEnd(22),
+    ...[row.heads, row.kvHeads, row.keys].map((n, i) => String(n).padStart([6, 10, 7][i])),
+    String(row.dim).padStart(5),
+    row.milliseconds.toFixed(2).padStart(8),
+    (row.bandwidth / 1e9).toFixed(1).padStart(8),
+    (row.readBandwidth / 1e9).toFixed(1).padStart(11),
+    `${(100 * row.share).toFixed(0)} %`.padStart(7),
+  ];
+  console.log(cells.join(''));
+}
+
+console.log('\ncall                          whole us   host us');
+const small = [random(1, 32, 8, 32), random(1, 32, 8, 32), random(1, 32, 8, 32), random(1, 32, 8, 32)] as const;
+const one = [random(1, 1, 8, 32), random(1, 32, 8, 32), random(1, 32, 8, 32)] as const;
+const [q, k, v, dOut] = small;
+const saved = { q, k, v, ...attention(q, k, v) };
+const callRows = [
+  await calls('forward 8 x 32 x 32', () => ({ ...attention(q, k, v) }), rounds),
+  await calls('backward 8 x 32 x 32', () => ({ ...attentionBackward(dOut, saved) }), rounds),
+  await calls('forward 8 x 1 x 32', () => ({ ...attention(...one) }), rounds),
+];
+for (const { name, whole, host } of callRows)
+  console.log(name.padEnd(28), whole.toFixed(0).padStart(9), host.toFixed(0).padStart(9));
+
+const first = firstCall(5);
+console.log(`\nfirst call of a process: ${first.call.toFixed(0)} ms, after ${first.load.toFixed(0)} ms to import`);
+if (flags.json)
+  writeFileSync(
+    flags.json,
+    `${JSON.stringify({ date: new Date().toISOString(), machine, rounds, decoding, calls: callRows, first }, null, 2)}\n`,
+  );
+process.exit(0);
