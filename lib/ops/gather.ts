@@ -1,6 +1,8 @@
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
+import { release } from '../base/released.js';
 import type { RowLists } from '../kernels/gather.js';
+import { Mask } from '../masks/mask.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /**
@@ -41,6 +43,11 @@ export class RowMap implements RowLists {
     return this.offsets.length - 1;
   }
 
+  /** @internal */
+  get hasTransposed(): boolean {
+    return this.#transposed !== undefined;
+  }
+
   transposed(): RowMap {
     if (!this.#transposed) {
       const lists: number[][] = Array.from({ length: this.sourceRows }, () => []);
@@ -49,6 +56,23 @@ export class RowMap implements RowLists {
       this.#transposed = RowMap.fromLists(lists, this.rows);
     }
     return this.#transposed;
+  }
+}
+
+/**
+ * Frees the device copies of the row maps and masks in what a cache lets go of; they are made again should somebody still
+ * use it.
+ *
+ * @internal
+ */
+export function releaseCopies(value: unknown): void {
+  if (value instanceof RowMap) {
+    release(value);
+    if (value.hasTransposed) release(value.transposed());
+  } else if (value instanceof Mask) {
+    release(value);
+  } else if (value !== null && typeof value === 'object' && !Array.isArray(value) && !ArrayBuffer.isView(value)) {
+    for (const part of Object.values(value)) releaseCopies(part);
   }
 }
 

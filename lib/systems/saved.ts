@@ -4,7 +4,7 @@ import type { AttentionOptions } from '../attention/options.js';
 import type { DType } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
-import { gatherRows, RowMap } from '../ops/gather.js';
+import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
 import { checkTensor, elementCount, type Shape, type Tensor, zeros } from '../tensor/tensor.js';
 
 /** The softmax scale, which every pattern takes. */
@@ -51,8 +51,8 @@ export class SavedAttention<D extends DType = DType, Layout = unknown> implement
     readonly shapes: PatternShapes,
     /** How tokens were regrouped. */
     readonly layout: Layout,
-    /** Tensors of the options that nobody else owns. */
-    readonly owned: readonly Tensor[] = [],
+    /** What the options hold that nobody else owns. */
+    readonly owned: readonly { dispose(): void }[] = [],
   ) {
     this.q = tensors.q;
     this.k = tensors.k;
@@ -165,7 +165,7 @@ export function checkOptions(options: unknown, names: readonly string[]): void {
 /** The options of `scale` alone. */
 export const scaleOf = ({ scale }: ScaleOption) => (scale === undefined ? {} : { scale });
 
-const identities = new Remember<RowMap>();
+const identities = new Remember<RowMap>(releaseCopies);
 
 /** A sum of tensors of one shape. Takes them over. */
 export function sumOf<T extends Tensor>(terms: readonly T[]): T {

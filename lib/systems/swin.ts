@@ -5,7 +5,7 @@ import type { DType } from '../base/dtype.js';
 import { optionError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { type Coverage, Mask, type Region, type Row, showKeys } from '../masks/mask.js';
-import { gatherRows, RowMap } from '../ops/gather.js';
+import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   checkGradient,
@@ -87,7 +87,7 @@ export interface SwinLayout {
   readonly mask: Mask | undefined;
 }
 
-const known = new Remember<SwinLayout>();
+const known = new Remember<SwinLayout>(releaseCopies);
 
 function windowsOf(batch: number, y: Axis, x: Axis): SwinLayout {
   return known.get([batch, y, x], () => {
