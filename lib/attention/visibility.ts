@@ -3,7 +3,7 @@
 import { isTyped } from '../base/arrays.js';
 import { checkBoolean, checkInteger, checkOptions, checkWord, mustBe } from '../base/check.js';
 import { optionError, shapeError, show } from '../base/errors.js';
-import { release } from '../base/released.js';
+import { onReleased, release } from '../base/released.js';
 import { Remember } from '../base/remember.js';
 import { BlockMask } from '../blockmask/blockMask.js';
 import { blockMask } from '../blockmask/build.js';
@@ -138,12 +138,13 @@ function readBooleans(attnMask: BooleanMask, heads: number, sequences: Sequences
 const lengthsKept = 8;
 
 const compiled = new WeakMap<Mask, Remember<BlockMask>>();
+onReleased((owner) => compiled.get(owner as Mask)?.clear());
 
 /** Compiles a mask once for each of the lengths that it met last; device copies of the others are freed. */
 function compileMask(mask: Mask, heads: number, s: Sequences): BlockMask {
   let known = compiled.get(mask);
   if (!known) {
-    known = new Remember<BlockMask>(lengthsKept, release);
+    known = new Remember<BlockMask>(release, lengthsKept);
     compiled.set(mask, known);
   }
   const { batch, queryLength: nq, keyLength: nk } = s;

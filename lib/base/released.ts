@@ -1,4 +1,5 @@
-// Immutable objects (block masks, row maps) whose arrays devices keep copies of. When a cache lets go of one, the copies go
+// Immutable objects (block masks, row maps) whose arrays devices keep copies of, and masks, of which there are compiled ones
+// that are. When a cache lets go of one, the copies go
 // at once: the collector, which would see to them otherwise, does not know how large they are.
 
 const listeners: ((owner: object) => void)[] = [];

@@ -8,10 +8,10 @@ export class Remember<T> {
   readonly #forget: ((value: T) => void) | undefined;
 
   /**
-   * @param capacity how many are kept
    * @param forget called with what is kept no longer
+   * @param capacity how many are kept
    */
-  constructor(capacity = 16, forget?: (value: T) => void) {
+  constructor(forget?: (value: T) => void, capacity = 16) {
     this.#capacity = capacity;
     this.#forget = forget;
   }
@@ -25,6 +25,11 @@ export class Remember<T> {
     this.#made.set(key, known);
     if (this.#made.size > this.#capacity) this.#dropFirst();
     return known;
+  }
+
+  /** Forgets everything. */
+  clear(): void {
+    while (this.#made.size > 0) this.#dropFirst();
   }
 
   #dropFirst(): void {

@@ -8,8 +8,15 @@ import {
   mustBe,
 } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
+<<<<<<< HEAD
 import { shapeError, show } from '../base/errors.js';
 import { gather, type RowLists } from '../kernels/gather.js';
+=======
+import { optionError, shapeError, show } from '../base/errors.js';
+import { release } from '../base/released.js';
+import type { RowLists } from '../kernels/gather.js';
+import { Mask } from '../masks/mask.js';
+>>>>>>> attn
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /** Kernels count rows in 32 bits. */
@@ -71,6 +78,11 @@ export class RowMap implements RowLists {
     return this.offsets.length - 1;
   }
 
+  /** @internal */
+  get hasTransposed(): boolean {
+    return this.#transposed !== undefined;
+  }
+
   transposed(): RowMap {
     this.#transposed ??= this.#transpose();
     return this.#transposed;
@@ -85,6 +97,23 @@ export class RowMap implements RowLists {
     for (let row = 0; row < this.rows; row++)
       for (let at = this.offsets[row]; at < this.offsets[row + 1]; at++) indices[next[this.indices[at]]++] = row;
     return new RowMap(offsets, indices, this.rows);
+  }
+}
+
+/**
+ * Frees the device copies of the row maps and masks in what a cache lets go of; they are made again should somebody still
+ * use it.
+ *
+ * @internal
+ */
+export function releaseCopies(value: unknown): void {
+  if (value instanceof RowMap) {
+    release(value);
+    if (value.hasTransposed) release(value.transposed());
+  } else if (value instanceof Mask) {
+    release(value);
+  } else if (value !== null && typeof value === 'object' && !Array.isArray(value) && !ArrayBuffer.isView(value)) {
+    for (const part of Object.values(value)) releaseCopies(part);
   }
 }
 

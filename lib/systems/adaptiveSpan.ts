@@ -5,7 +5,7 @@ import { type DType, encode } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { perHead, slidingWindow } from '../masks/index.js';
-import { gatherRows, RowMap } from '../ops/gather.js';
+import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
 import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   checkGradient,
@@ -150,7 +150,7 @@ function positionBias(
   return hostTensor(bias, [batch, heads, queries, keys] as Shape, q, 'float32');
 }
 
-const maps = new Remember<RowMap>();
+const maps = new Remember<RowMap>(releaseCopies);
 
 /** Appends a row of zeros, so that there are `rows`. */
 const withZeroRow = (rows: number): RowMap =>

@@ -2,6 +2,7 @@ import { checkIntegers } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { optionError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
+import { releaseCopies } from '../ops/gather.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence, unpack } from './packing.js';
 import {
@@ -29,7 +30,7 @@ export interface AxialLayout {
   readonly packing: Packing;
 }
 
-const layouts = new Remember<AxialLayout>();
+const layouts = new Remember<AxialLayout>(releaseCopies);
 
 /** The lines of the grid along each of the axes. */
 function layoutOf(grid: readonly number[], axes: readonly number[]): AxialLayout {

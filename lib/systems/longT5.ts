@@ -6,7 +6,7 @@ import { checkInteger, checkIntegers, checkOptions as checkNames, mustBe } from 
 import type { DType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
-import { gatherRows, RowMap } from '../ops/gather.js';
+import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   checkGradient,
@@ -153,7 +153,7 @@ export function longT5LocalAttentionBackward<D extends DType>(
 /** How many global tokens a batch entry with so many tokens has. */
 const blocksOf = (length: number, blockSize: number) => Math.floor(length / blockSize);
 
-const blockMaps = new Remember<RowMap>();
+const blockMaps = new Remember<RowMap>(releaseCopies);
 
 /** The rows of x, of all batch entries one after the other, that make each global token. */
 const blockMap = (batch: number, tokens: number, blockSize: number, lens: readonly number[]): RowMap =>

@@ -4,7 +4,7 @@ import { checkBoolean, checkIntegers, checkWord, mustBe } from '../base/check.js
 import type { DType } from '../base/dtype.js';
 import { optionError, shapeError } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
-import { gatherRows, RowMap } from '../ops/gather.js';
+import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence } from './packing.js';
 import {
@@ -64,7 +64,7 @@ export interface LongnetLayout {
   readonly results: readonly RowMap[];
 }
 
-const layouts = new Remember<LongnetLayout>();
+const layouts = new Remember<LongnetLayout>(releaseCopies);
 
 function layoutOf(tokens: number, heads: number, kvHeads: number, options: LongnetOptions): LongnetLayout {
   const { segmentLengths, dilatedRatios, causal = false } = options;

@@ -5,8 +5,13 @@ import { mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
+<<<<<<< HEAD
 import { type Coverage, Mask, mostTokens, type Region, type Row, showKeys } from '../masks/mask.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
+=======
+import { type Coverage, Mask, type Region, type Row, showKeys } from '../masks/mask.js';
+import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
+>>>>>>> attn
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   checkGradient,
@@ -88,7 +93,7 @@ export interface SwinLayout {
   readonly mask: Mask | undefined;
 }
 
-const known = new Remember<SwinLayout>();
+const known = new Remember<SwinLayout>(releaseCopies);
 
 function windowsOf(batch: number, y: Axis, x: Axis): SwinLayout {
   return known.get([batch, y, x], () => {

@@ -3,7 +3,7 @@ import { checkInteger, checkWord } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { shapeError } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
-import { RowMap } from '../ops/gather.js';
+import { RowMap, releaseCopies } from '../ops/gather.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { Packing, pack, packedAttention, packedBackward, type Sequence, unpack } from './packing.js';
 import {
@@ -42,7 +42,7 @@ export interface TimesformerLayout {
   readonly scale: number;
 }
 
-const layouts = new Remember<TimesformerLayout>();
+const layouts = new Remember<TimesformerLayout>(releaseCopies);
 
 function layoutOf({ frames, patches, pattern }: TimesformerOptions): TimesformerLayout {
   return layouts.get([frames, patches, pattern], () => {

@@ -1,11 +1,20 @@
 import { attention, attentionBackward, type Saved, type Shape4 } from '../attention/attention.js';
 import { checkBoolean, checkInteger } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
+<<<<<<< HEAD
 import { optionError, shapeError } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { and, causal as causalMask } from '../masks/index.js';
 import { type Coverage, checkMask, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
+=======
+import { optionError, shapeError, show } from '../base/errors.js';
+import { release } from '../base/released.js';
+import { Remember } from '../base/remember.js';
+import { and, causal as causalMask } from '../masks/index.js';
+import { type Coverage, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
+import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
+>>>>>>> attn
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import {
   checkGradient,
@@ -139,7 +148,7 @@ export interface TopKLayout {
   readonly values: RowMap;
 }
 
-const layouts = new Remember<TopKLayout>();
+const layouts = new Remember<TopKLayout>(releaseCopies);
 
 /** Keys twice, values once: a copy without value stands in the denominator and nowhere else. */
 const doubled = (keys: number): TopKLayout =>
@@ -188,7 +197,8 @@ export function topKAttention<D extends DType>(
     const value = keep(maps ? gatherRows<D>(v, maps.values) : viewOfAll(v)) as Tensor<D, Shape4>;
     const { out, lse } = attention(query, key, value, attentionOptions);
     const tensors: Saved<D, Shape> = { q: query, k: key, v: value, out, lse };
-    const saved = new SavedAttention(pattern, tensors, attentionOptions, shapesOf(q, k, v), maps);
+    const mask = { dispose: () => release(attentionOptions.mask) };
+    const saved = new SavedAttention(pattern, tensors, attentionOptions, shapesOf(q, k, v), maps, [mask]);
     return { out: viewOfAll(out), lse: viewOfAll(lse), saved };
   });
 }
