@@ -8,15 +8,10 @@ import {
   mustBe,
 } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-<<<<<<< HEAD
 import { shapeError, show } from '../base/errors.js';
-import { gather, type RowLists } from '../kernels/gather.js';
-=======
-import { optionError, shapeError, show } from '../base/errors.js';
 import { release } from '../base/released.js';
-import type { RowLists } from '../kernels/gather.js';
+import { gather, type RowLists } from '../kernels/gather.js';
 import { Mask } from '../masks/mask.js';
->>>>>>> attn
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /** Kernels count rows in 32 bits. */

@@ -2,15 +2,8 @@ import type { Saved } from '../attention/attention.js';
 import type { AttentionOptions } from '../attention/options.js';
 import { checkFloat32, checkOptions as checkNames, mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-<<<<<<< HEAD
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
 import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-=======
-import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
-import { Remember } from '../base/remember.js';
-import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
-import { checkTensor, elementCount, type Shape, type Tensor, zeros } from '../tensor/tensor.js';
->>>>>>> attn
 
 /** The softmax scale, which every pattern takes. */
 export interface ScaleOption {
@@ -166,11 +159,6 @@ export function checkOptions(options: ScaleOption, names: readonly string[]): vo
 /** The options of `scale` alone. */
 export const scaleOf = ({ scale }: ScaleOption) => (scale === undefined ? {} : { scale });
 
-<<<<<<< HEAD
-=======
-const identities = new Remember<RowMap>(releaseCopies);
-
->>>>>>> attn
 /** A sum of tensors of one shape. Takes them over. */
 export function sumOf<T extends Tensor>(terms: readonly T[]): T {
   const [first] = terms;

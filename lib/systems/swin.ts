@@ -5,13 +5,8 @@ import { mustBe } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
 import { show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
-<<<<<<< HEAD
 import { type Coverage, Mask, mostTokens, type Region, type Row, showKeys } from '../masks/mask.js';
-import { gatherRows, RowMap } from '../ops/gather.js';
-=======
-import { type Coverage, Mask, type Region, type Row, showKeys } from '../masks/mask.js';
 import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
->>>>>>> attn
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   checkGradient,

@@ -1,20 +1,12 @@
 import { attention, attentionBackward, type Saved, type Shape4 } from '../attention/attention.js';
 import { checkBoolean, checkInteger } from '../base/check.js';
 import type { DType } from '../base/dtype.js';
-<<<<<<< HEAD
 import { optionError, shapeError } from '../base/errors.js';
-import { Remember } from '../base/remember.js';
-import { and, causal as causalMask } from '../masks/index.js';
-import { type Coverage, checkMask, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
-import { gatherRows, RowMap } from '../ops/gather.js';
-=======
-import { optionError, shapeError, show } from '../base/errors.js';
 import { release } from '../base/released.js';
 import { Remember } from '../base/remember.js';
 import { and, causal as causalMask } from '../masks/index.js';
-import { type Coverage, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
+import { type Coverage, checkMask, type Grid, Mask, type Row, setBits } from '../masks/mask.js';
 import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
->>>>>>> attn
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import {
   checkGradient,
