@@ -39,7 +39,8 @@ export function missingTools({ emulator }) {
   return missing;
 }
 
-function build({ emulator }) {
+/** `steps`: those of cmake-js. 'build' alone would not configure again after a failure. */
+export function build({ emulator, steps = ['configure', 'build'] }) {
   const missing = missingTools({ emulator });
   if (missing.length > 0) throw new Error(`the addon cannot be built; missing: ${missing.join(', ')}`);
   const output = join(root, 'build', emulator ? 'emulator' : 'addon');
@@ -47,11 +48,12 @@ function build({ emulator }) {
   const args = ['--log-level', 'warn', '--directory', root, '--out', output];
   args.push('--parallel', String(availableParallelism()));
   args.push(emulator ? '--CDFLASHATTN_EMULATOR=ON' : '--CDFLASHATTN_CUDA=ON');
-  // 'build' alone would not configure again after a failure.
-  for (const step of ['configure', 'build']) {
+  args.push('--CDCMAKE_EXPORT_COMPILE_COMMANDS=ON'); // what scripts/kernel-units.mjs reads
+  for (const step of steps) {
     const { status, error } = spawnSync(process.execPath, [cmakeJs, step, ...args], { cwd: root, stdio: 'inherit' });
     if (status !== 0) throw new Error(`cmake-js ${step} failed${error ? `: ${error.message}` : ''}`);
   }
+  if (!steps.includes('build')) return output;
   const made = join(output, 'Release', emulator ? 'flashattn_emulator.node' : 'flashattn.node');
   if (emulator) return made;
   // Nothing else may ever lie there: node-gyp-build and prebuildify take the first addon of that folder.

@@ -1,20 +1,21 @@
 // Checks what the compiled kernels take of a multiprocessor: registers, spills, stack and shared memory, on every
 // architecture that the CUDA addon is built for.
 //
-//   npm run kernels:check [-- --write] [-- --no-build]
+//   npm run kernels:check [-- --write] [-- --all]
 //
-// Builds the addon, whose build leaves what ptxas says beside the objects, and compares with cuda/resources.json:
-// spills and stack must not grow; registers are for information. --write records the kernels as they are now.
-import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+// Compiles the units whose sources are others than those recorded in cuda/resources.json, or with --all every one, and
+// compares with what is recorded there: spills and stack must not grow; registers are for information. --write records
+// the kernels as they are now.
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
-import { missingTools } from './build-addon.mjs';
+import { build, missingTools } from './build-addon.mjs';
+import { compileUnits, hashUnits, readUnits } from './kernel-units.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const recordPath = join(root, 'cuda', 'resources.json');
-const logs = join(root, 'build', 'addon', 'CMakeFiles', 'flashattn_kernels.dir');
 const variants = ['Large', 'Small', 'Extras']; // of cuda/sm80/tiles.cuh
 const sharedMemoryFloor = 99 * 1024; // what a block can have on every architecture
 const sharedMemoryCeiling = 227 * 1024; // on any
@@ -96,25 +97,46 @@ function readShapes() {
   return JSON.parse(execFileSync(program, { encoding: 'utf8' }));
 }
 
-function readLogs() {
-  const files = existsSync(logs) ? readdirSync(logs, { recursive: true }) : [];
-  const current = files.filter(
-    (file) => file.endsWith('.o.log') && existsSync(join(logs, file.slice(0, -'.log'.length))),
+/** The kernels that units had when they were recorded. */
+function readRecorded(record, units) {
+  const names = units.flatMap((unit) => record.units[unit].kernels);
+  return names.flatMap((name) =>
+    record.architectures.map((architecture, i) => {
+      const [registers, stack, spillStores, spillLoads] = parseCell(record.kernels[name][i]);
+      return { name, architecture: String(architecture), registers, stack, spillStores, spillLoads };
+    }),
   );
-  if (current.length === 0) throw new Error(`there are no logs in ${relative(root, logs)}: build the addon first`);
-  return current.flatMap((file) => readLog(readFileSync(join(logs, file), 'utf8')));
 }
 
-/** { [kernel]: { threads, shared, [architecture]: [registers, stack, spill stores, spill loads] } }, in order. */
-function collect() {
+/**
+ * kernels: { [kernel]: { threads, shared, [architecture]: [registers, stack, spill stores, spill loads] } }, in order;
+ * units: { [unit]: { hash, kernels } }
+ */
+async function collect(record, toolkit) {
   const shapes = readShapes();
+  const units = readUnits(build({ emulator: false, steps: ['configure'] }));
+  const hashes = await hashUnits(units);
+  const isRecorded = ({ name }) => record?.nvcc === toolkit && record.units?.[name]?.hash === hashes[name];
+  const same = units.filter(isRecorded).map(({ name }) => name);
+  const changed = units.filter((unit) => !isRecorded(unit));
+  console.log(`${changed.length} of ${units.length} units have changed since they were recorded`);
+  const found = new Map(same.map((name) => [name, readRecorded(record, [name])]));
+  for (const [name, log] of Object.entries(await compileUnits(changed))) found.set(name, readLog(log));
+
   const kernels = {};
   const order = new Intl.Collator('en', { numeric: true });
-  for (const { name, architecture, ...values } of readLogs().sort((a, b) => order.compare(a.name, b.name))) {
+  const all = [...found.values()].flat().sort((a, b) => order.compare(a.name, b.name));
+  for (const { name, architecture, ...values } of all) {
     kernels[name] ??= { ...shapes[name] };
     kernels[name][architecture] = columns.map((column) => values[column]);
   }
-  return { kernels, shapes };
+  const recorded = [...found]
+    .sort(([a], [b]) => order.compare(a, b))
+    .map(([name, list]) => [
+      name,
+      { hash: hashes[name], kernels: [...new Set(list.map((kernel) => kernel.name))].sort(order.compare) },
+    ]);
+  return { kernels, shapes, units: Object.fromEntries(recorded) };
 }
 
 const architecturesOf = (kernels) =>
@@ -197,33 +219,36 @@ function print({ kernels }) {
 }
 
 /** JSON with a line for each kernel, as the formatter has it. */
-function write({ kernels }, toolkit) {
+function write({ kernels, units }, toolkit) {
   const architectures = architecturesOf(kernels).map(Number);
   const line = (value) => JSON.stringify(value).replaceAll(',', ', ');
   const lines = Object.entries(kernels).map(([name, kernel]) => {
     const cells = architectures.map((architecture) => `"${formatCell(kernel[architecture])}"`);
     return `    ${JSON.stringify(name)}: [${cells.join(', ')}]`;
   });
+  const unitLines = Object.entries(units).map(
+    ([name, { hash, kernels: names }]) => `    "${name}": { "hash": "${hash}", "kernels": ${line(names)} }`,
+  );
   const head = `  "nvcc": "${toolkit}",\n  "architectures": ${line(architectures)},\n`;
-  writeFileSync(recordPath, `{\n${head}  "kernels": {\n${lines.join(',\n')}\n  }\n}\n`);
+  writeFileSync(
+    recordPath,
+    `{\n${head}  "kernels": {\n${lines.join(',\n')}\n  },\n  "units": {\n${unitLines.join(',\n')}\n  }\n}\n`,
+  );
   console.log(`\nrecorded ${lines.length} kernels in ${relative(root, recordPath)}`);
 }
 
-function main() {
-  const { values: flags } = parseArgs({ options: { write: { type: 'boolean' }, 'no-build': { type: 'boolean' } } });
+async function main() {
+  const { values: flags } = parseArgs({ options: { write: { type: 'boolean' }, all: { type: 'boolean' } } });
   const missing = missingTools({ emulator: false });
   if (missing.length > 0) {
     console.log(`the resources of the kernels were not checked: install ${missing.join(' and ')}`);
     return 0;
   }
-  if (!flags['no-build']) {
-    const built = spawnSync(process.execPath, [join(root, 'scripts', 'build-addon.mjs')], { stdio: 'inherit' });
-    if (built.status !== 0) return 1;
-  }
+  const recorded = existsSync(recordPath) ? JSON.parse(readFileSync(recordPath, 'utf8')) : undefined;
   const toolkit = toolkitVersion();
-  const collected = collect();
+  const collected = await collect(flags.all ? undefined : recorded, toolkit);
   print(collected);
-  const record = existsSync(recordPath) && !flags.write ? JSON.parse(readFileSync(recordPath, 'utf8')) : undefined;
+  const record = flags.write ? undefined : recorded;
   if (!record && !flags.write) throw new Error(`${relative(root, recordPath)} is missing: run with --write`);
   const found = problems(collected, record, toolkit);
   for (const problem of found) console.error(problem);
@@ -237,7 +262,7 @@ function main() {
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   try {
-    process.exitCode = main();
+    process.exitCode = await main();
   } catch (error) {
     console.error(error.message);
     process.exitCode = 1;
