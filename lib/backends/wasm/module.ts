@@ -20,7 +20,6 @@ function cannot(step: string, cause: unknown, hint = ''): FlashAttnError {
 
 /** Node 20 knows relaxed SIMD behind a flag that can be set at run time; later versions warn about the flag. */
 function allowRelaxedSimd(bytes: Uint8Array<ArrayBuffer>): boolean {
-  if (process.env.FLASHATTN_RELAXED_SIMD === '0') return false;
   if (WebAssembly.validate(bytes)) return true;
   if (process.versions.node.split('.')[0] !== '20') return false;
   setFlagsFromString('--experimental-wasm-relaxed-simd');
@@ -53,8 +52,10 @@ function load(): LoadedModule {
       'ERR_DEVICE',
       'wasm cannot be used: this process runs without WebAssembly, as under --jitless',
     );
-  const relaxed = readAsset('flashattn.relaxed.wasm');
-  if (allowRelaxedSimd(relaxed)) return { module: compile(relaxed), simd: 'relaxed' };
+  if (process.env.FLASHATTN_RELAXED_SIMD !== '0') {
+    const relaxed = readAsset('flashattn.relaxed.wasm');
+    if (allowRelaxedSimd(relaxed)) return { module: compile(relaxed), simd: 'relaxed' };
+  }
   return { module: compile(readAsset('flashattn.simd.wasm')), simd: 'plain' };
 }
 
