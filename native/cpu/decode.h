@@ -99,13 +99,21 @@ template <class E, int kKeys, int kColumns>
 FLASHATTN_INLINE void dot_block(const SourceRows& keys, int j, const float* queries /* [column][kMaxDim] */, int dim,
                                 float* scores /* [key][kQueryTile] */) {
   Vec sum[kKeys][kColumns] = {};
+  const uint8_t* row[kKeys];
+#pragma clang loop unroll(full)
+  for (int k = 0; k < kKeys; ++k) row[k] = keys[j + k];
+#pragma clang loop unroll(disable)
   for (int d = 0; d < dim; d += kLanes) {
     Vec query[kColumns];
 #pragma clang loop unroll(full)
-    for (int c = 0; c < kColumns; ++c) query[c] = load(queries + c * kMaxDim + d);
+    for (int c = 0; c < kColumns; ++c) query[c] = load(queries + c * kMaxDim);
+    queries += kLanes;
+    keep_as_pointer(queries);
 #pragma clang loop unroll(full)
     for (int k = 0; k < kKeys; ++k) {
-      const Vec key = E::read(keys[j + k], d);
+      const Vec key = E::read(row[k], 0);
+      row[k] += kLanes * E::kSize;
+      keep_as_pointer(row[k]);
 #pragma clang loop unroll(full)
       for (int c = 0; c < kColumns; ++c) sum[k][c] = multiply_add(query[c], key, sum[k][c]);
     }
@@ -169,18 +177,22 @@ template <class E, int kColumns, int kVecs>
 FLASHATTN_INLINE void weigh_block(const SourceRows& values, int j, int count, int d,
                                   const float* weights /* [key][kQueryTile] */, float* out /* [column][kRowStride] */) {
   Vec sum[kColumns][kVecs] = {};
+  const uint8_t* row = values[j] + d * E::kSize;
 #pragma clang loop unroll(disable)
   for (int k = 0; k < count; ++k) {
-    const uint8_t* row = values[j + k];
     Vec value[kVecs];
 #pragma clang loop unroll(full)
-    for (int v = 0; v < kVecs; ++v) value[v] = E::read(row, d + v * kLanes);
+    for (int v = 0; v < kVecs; ++v) value[v] = E::read(row, v * kLanes);
+    row += values.stride;
+    keep_as_pointer(row);
 #pragma clang loop unroll(full)
     for (int c = 0; c < kColumns; ++c) {
-      const Vec weight = load_splat(weights + k * kQueryTile + c);
+      const Vec weight = load_splat(weights + c);
 #pragma clang loop unroll(full)
       for (int v = 0; v < kVecs; ++v) sum[c][v] = multiply_add(weight, value[v], sum[c][v]);
     }
+    weights += kQueryTile;
+    keep_as_pointer(weights);
   }
 #pragma clang loop unroll(full)
   for (int c = 0; c < kColumns; ++c) {

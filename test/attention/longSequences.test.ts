@@ -15,12 +15,12 @@ const rows = (length: number, f: (i: number) => number) =>
     { device },
   );
 
-function expectNear(actual: ArrayLike<number>, expected: ArrayLike<number>): void {
+function expectNear(actual: ArrayLike<number>, expected: ArrayLike<number>, limit = tolerance): void {
   expect(actual.length).toBe(expected.length);
   let worst = 0;
   for (let n = 0; n < expected.length; n++)
     worst = Math.max(worst, Math.abs((actual[n] as number) / (expected[n] as number) - 1) || 0);
-  expect(worst).toBeLessThan(tolerance);
+  expect(worst).toBeLessThan(limit);
 }
 
 const sum = (length: number, f: (i: number) => number) => {
@@ -64,7 +64,7 @@ describe.each(lengths)('%i keys', (length) => {
   });
 });
 
-it.each(lengths)('%i queries see few keys', (length) => {
+it.each(lengths)('%i queries see few keys', { timeout: 600_000 }, (length) => {
   const keys = 3;
   const query = (i: number) => Math.fround(0.3 + 0.5 * Math.sin(i * 12.9898));
   const gradient = (i: number) => Math.fround(0.1 + 0.05 * Math.sin(i));
