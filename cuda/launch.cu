@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "element.cuh"
+#include "range.cuh"
 #include "sm80/backward_parts.h"
 #include "sm80/choose.h"
 
@@ -67,9 +68,9 @@ BackwardScratch backward_scratch(const AttentionParams& p, const DeviceLimits& l
   const int64_t wanted = divide_up(2 * limits.multiprocessors, p.heads);  // blocks a head
   const int slices = static_cast<int>(tiles < wanted ? tiles : wanted) * (gradient.query_tile / 16);
   const int turn_tile = backward_shape(element_bytes(p), head_dim_bucket(p), backward_variant(p, limits)).query_tile;
-  return {p.lse_rows, p.lse_rows * head_dim_bucket(p),
+  return {2 * p.lse_rows + head_range_floats(p), p.lse_rows * head_dim_bucket(p),
           p.deterministic ? 1 + tiles_of(p, p.query_length, turn_tile, p.heads) : 0,
-          p.relative.table ? static_cast<int64_t>(slices) * p.heads * p.relative.bucket_count : 0,
+          p.relative.table ? static_cast<int64_t>(slices) * p.heads * p.relative.bucket_count * 2 : 0,
           p.relative.table ? slices : 0};
 }
 

@@ -79,10 +79,10 @@ struct AttentionParams {
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
   const float* d_lse;         // as lse, or null
-  float* delta;               // as lse: sum(d_out * out) - d_lse
+  float* delta;               // as lse: sum(d_out * out) - d_lse; behind it row weights, as lse, and head ranges
   float* d_query_sum;         // [lse rows, bucket of head_dim]: the sum that becomes d_query
   int32_t* turns;             // [1 + batch * heads * query tiles]: tickets, then whose turn it is per query tile
-  float* d_relative_partial;  // [relative_slices, heads, bucket_count]
+  float* d_relative_partial;  // [relative_slices, heads, bucket_count, 2]: sums, and what they are too large by
   float* d_relative;          // [bucket_count, heads], or null
   float* d_sink;              // [heads], or null
   float* d_bias;              // contiguous, the shape of the bias, or null

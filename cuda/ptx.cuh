@@ -188,6 +188,8 @@ FLASHATTN_DEVICE float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+/** a b, rounded by itself: the compiler does not merge it with an addition. */
+FLASHATTN_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 FLASHATTN_DEVICE float log(float x) { return logf(x); }
 FLASHATTN_DEVICE float tanh(float x) { return tanhf(x); }
 /** The position of the lowest 1 of a mask that has one. */
@@ -211,7 +213,9 @@ cudaError_t launch(void (*kernel)(Params), const char* /*name*/, dim3 grid, int 
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, threads, shared_bytes, stream> > >(params);
+  // clang-format off
+  kernel<<<grid, threads, shared_bytes, stream>>>(params);
+  // clang-format on
   return cudaGetLastError();
 }
 

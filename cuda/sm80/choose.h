@@ -5,9 +5,13 @@
 
 namespace flashattn {
 
-/** Whether scores need more than their scale and the mask. The plain kernels also rely on a positive scale. */
+/**
+ * Whether scores need more than their scale and the mask. The plain kernels also rely on a positive scale, whose product
+ * with log2 e and whose inverse are normal numbers.
+ */
 inline bool has_extras(const AttentionParams& p) {
-  return p.softcap > 0 || p.bias.data || p.relative.table || p.alibi.slopes || p.dropout.threshold || !(p.scale > 0);
+  return p.softcap > 0 || p.bias.data || p.relative.table || p.alibi.slopes || p.dropout.threshold ||
+         !(p.scale > 1e-36f && p.scale < 1e36f);
 }
 
 inline int element_bytes(const AttentionParams& p) { return p.dtype == DType::Float32 ? 4 : 2; }
