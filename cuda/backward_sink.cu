@@ -36,7 +36,7 @@ FLASHATTN_KERNEL(kThreads) sink_kernel(AttentionParams p) {
     const int64_t row = b * p.lse_batch + h * p.lse_head + s.query_begin + i;
     const float lse = ptx::load_global(p.lse + row);
     if (lse == -INFINITY) continue;
-    const float weight = is_coarse(lse) ? ptx::load_global(p.delta + p.lse_rows + row) : 1.0f;
+    const float weight = is_coarse_lse(lse) ? ptx::load_global(p.delta + p.lse_rows + row) : 1.0f;
     sum -= static_cast<double>(ptx::exp2((sink - lse) * kLog2E) / weight) * ptx::load_global(p.delta + row);
   }
   sum = sum_block(sum);

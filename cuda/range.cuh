@@ -25,7 +25,8 @@ FLASHATTN_DEVICE int dropout_exponent(const AttentionParams& p) {
 
 /**
  * Forward keeps 2^this P. Float16: close to its largest number, so that the smallest P that counts is the smallest that
- * the sum of 2^28 keys could notice. The others: so small that a sum over all keys is at most half the largest value.
+ * the sum of 2^28 keys could notice. The others: so small that a sum over all keys is at most half the largest value, at
+ * the cost of what is smaller than the number of keys times the smallest normal number.
  */
 template <class Element>
 FLASHATTN_DEVICE int forward_exponent(const AttentionParams& p) {

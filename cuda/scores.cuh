@@ -19,7 +19,8 @@ inline constexpr float kLargest = 3.4028234663852886e38f;
  * would else get probabilities of 0 or Infinity.
  */
 inline constexpr float kCoarse = 1024.0f;
-FLASHATTN_DEVICE bool is_coarse(float logit) { return fabsf(logit) >= kCoarse && logit != -kInfinity; }
+FLASHATTN_DEVICE bool is_coarse(float logit) { return fabsf(logit) >= kCoarse; }
+FLASHATTN_DEVICE bool is_coarse_lse(float lse) { return is_coarse(lse) && lse != -kInfinity; }
 
 enum class RowsAre { Queries, Keys };
 
@@ -157,7 +158,7 @@ struct SavedRow {
   FLASHATTN_DEVICE static SavedRow load(const Head& head, int query) {
     const int64_t row = head.lse_row(query);
     const float lse = ptx::load_global(head.p.lse + row);
-    const float weight = is_coarse(lse) ? ptx::load_global(head.row_weight(query)) : 1.0f;
+    const float weight = is_coarse_lse(lse) ? ptx::load_global(head.row_weight(query)) : 1.0f;
     return {lse == -kInfinity ? kInfinity : lse, 1.0f / weight, ptx::load_global(head.p.delta + row)};
   }
   FLASHATTN_DEVICE bool is_empty() const { return lse == kInfinity; }

@@ -149,7 +149,7 @@ class BackwardBlock {
     const int64_t row = head.lse_row(query);
     const float lse = ptx::load_global(p_.lse + row), shift = static_cast<float>(backward_exponent<Element>(p_));
     const float fine = lse == -kInfinity ? kInfinity : lse * kLog2E - shift;
-    return make_float2(is_coarse(lse) ? -kInfinity : fine, ptx::load_global(p_.delta + row) * d_score_factor());
+    return make_float2(is_coarse_lse(lse) ? -kInfinity : fine, ptx::load_global(p_.delta + row) * d_score_factor());
   }
 
   FLASHATTN_DEVICE void put_row_stats(float2 stats) const {

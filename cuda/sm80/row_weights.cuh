@@ -14,7 +14,7 @@ namespace detail {
 FLASHATTN_DEVICE bool has_coarse_rows(const Head& head, int first, int count) {
   bool found = false;
   for (int i = first + ptx::thread() % kWarpSize; i < head.queries_at(first, count).end; i += kWarpSize)
-    found = found || is_coarse(ptx::load_global(head.p.lse + head.lse_row(i)));
+    found = found || is_coarse_lse(ptx::load_global(head.p.lse + head.lse_row(i)));
   return ptx::ballot(found);
 }
 
