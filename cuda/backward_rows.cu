@@ -49,8 +49,8 @@ FLASHATTN_KERNEL(kFlatThreads) range_kernel(RowLaunch<AttentionParams> launch) {
   const Sequence s = sequence_of(p, b);
 
   HeadRange range{};
-  range.value = longest_row(p.value, p.dtype, {b, kv_head, 0, 0, false}, s.key_begin,
-                            {slice * rows, s.key_length}, step, launch.lanes, p.value_dim);
+  range.value = longest_row(p.value, p.dtype, {b, kv_head, 0, 0, false}, s.key_begin, {slice * rows, s.key_length},
+                            step, launch.lanes, p.value_dim);
   for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
     range.d_out = fmaxf(range.d_out, longest_row(p.d_out, p.dtype, {b, h, 0, 0, false}, s.query_begin,
                                                  {slice * rows, s.query_length}, step, launch.lanes, p.value_dim));

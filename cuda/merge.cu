@@ -27,8 +27,7 @@ FLASHATTN_DEVICE float part_weight(float lse_part, float lse) {
 
 FLASHATTN_DEVICE float sum_weights(const MergeParams& p, const Row& row, float lse) {
   float sum = 0, lost = 0;
-  for (int i = 0; i < p.part_count; ++i)
-    add_compensated(sum, lost, part_weight(load_lse(p.parts + i, row), lse));
+  for (int i = 0; i < p.part_count; ++i) add_compensated(sum, lost, part_weight(load_lse(p.parts + i, row), lse));
   return sum - lost;
 }
 

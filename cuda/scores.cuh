@@ -162,9 +162,7 @@ struct SavedRow {
     return {lse == -kInfinity ? kInfinity : lse, 1.0f / weight, ptx::load_global(head.p.delta + row)};
   }
   FLASHATTN_DEVICE bool is_empty() const { return lse == kInfinity; }
-  FLASHATTN_DEVICE float probability(float logit) const {
-    return ptx::exp2((logit - lse) * kLog2E) * inverse_weight;
-  }
+  FLASHATTN_DEVICE float probability(float logit) const { return ptx::exp2((logit - lse) * kLog2E) * inverse_weight; }
 };
 
 /** Hidden scores become -Infinity, whatever they were. */

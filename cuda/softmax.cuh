@@ -20,7 +20,9 @@ struct SoftmaxUnit {
   /** A score times this is a logit in units of log 2. */
   FLASHATTN_DEVICE float log2() const { return logit * kLog2E; }
   /** What is taken from scores in units of log 2: the largest of them, but for a rounding that all share, and the shift. */
-  FLASHATTN_DEVICE float origin(float largest) const { return ptx::product(largest, log2()) - static_cast<float>(shift); }
+  FLASHATTN_DEVICE float origin(float largest) const {
+    return ptx::product(largest, log2()) - static_cast<float>(shift);
+  }
 };
 
 template <int RowTiles>
@@ -60,8 +62,7 @@ struct SoftmaxState {
         const float origin = coarse ? unit.origin(0.0f) : fine;
         // Most tiles leave every maximum of the warp as it is: then nothing has to be rescaled.
         if (ptx::ballot(largest != maximum[m][lower] || coarse)) {
-          const float step =
-              coarse ? (maximum[m][lower] - largest) * log2 : unit.origin(maximum[m][lower]) - origin;
+          const float step = coarse ? (maximum[m][lower] - largest) * log2 : unit.origin(maximum[m][lower]) - origin;
           const float correction = maximum[m][lower] == largest ? 1.0f : ptx::exp2(step);
           maximum[m][lower] = largest;
           sum[m][lower] *= correction;

@@ -49,8 +49,7 @@ struct TileList {
     if (!m.block_size) return {first + index * Size, -1};
     const int position = index * Size, within = position & (m.block_size - 1);
     const int entry = position >> (m.block_size == 64 ? 6 : 7);
-    if (entry < full_count)
-      return {ptx::load_global(full.indices + full_begin + entry) * m.block_size + within, -1};
+    if (entry < full_count) return {ptx::load_global(full.indices + full_begin + entry) * m.block_size + within, -1};
     const int number = partial_begin + entry - full_count;
     return {ptx::load_global(partial.indices + number) * m.block_size + within,
             blocks ? ptx::load_global(blocks + number) : number};

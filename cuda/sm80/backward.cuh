@@ -95,8 +95,7 @@ class BackwardBlock {
     const int tiles = divide_up(p_.key_length, Tiles::kKeyTile), head = index / tiles;
     const int b = head / p_.kv_heads, kv_head = head % p_.kv_heads;
     const int exponent = d_score_exponent<Element>(p_, b, kv_head);
-    if (ptx::thread() == 0)
-      ptx::store_shared(work(), int4{b, kv_head, index % tiles * Tiles::kKeyTile, exponent});
+    if (ptx::thread() == 0) ptx::store_shared(work(), int4{b, kv_head, index % tiles * Tiles::kKeyTile, exponent});
   }
 
   FLASHATTN_DEVICE void locate() {
@@ -305,15 +304,15 @@ class BackwardBlock {
         const FragmentB<Element> b = column.load(Which * Tiles::kQueryTile + n * 16, d);
         // Keys are the first factor here, the second in forward: their scores are to be the same to the last bit.
 #pragma unroll
-        for (int m = 0; m < kRowTiles; ++m)
-          multiply<SmallFirst::OfB>(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
+        for (int m = 0; m < kRowTiles; ++m) multiply<SmallFirst::OfB>(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
       }
     }
   }
 
   /** Bits of the queries from row `chunk` of the tile on whose lse is coarse. */
   FLASHATTN_DEVICE static uint32_t coarse_queries(int chunk) {
-    const uint32_t bits = ptx::load_shared<uint32_t>(coarse_rows() + static_cast<uint32_t>(chunk / 32 * 4)) >> chunk % 32;
+    const uint32_t bits =
+        ptx::load_shared<uint32_t>(coarse_rows() + static_cast<uint32_t>(chunk / 32 * 4)) >> chunk % 32;
     return Tiles::kChunk == 32 ? bits : bits & ((1u << Tiles::kChunk % 32) - 1);
   }
 

@@ -56,9 +56,7 @@ class GradientBlock {
   }
 
   /** e^(logit - lse) of a logit in row group + 8 `lower` of the warp. */
-  FLASHATTN_DEVICE float weight(float logit, int lower) const {
-    return ptx::exp2((logit - rows_[lower].lse) * kLog2E);
-  }
+  FLASHATTN_DEVICE float weight(float logit, int lower) const { return ptx::exp2((logit - rows_[lower].lse) * kLog2E); }
 
   /** dS of the loaded queries and the keys from `first_key` on; 0 where hidden. The whole block takes part. */
   FLASHATTN_DEVICE ScoreTile score_gradients(const Head& head, int first_query, int first_key, const uint32_t* bits) {
