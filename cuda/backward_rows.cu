@@ -1,4 +1,5 @@
 // The row-wise launches of backward, before and after its main kernel.
+#include "range.cuh"
 #include "rows.cuh"
 #include "sm80/backward_parts.h"
 #include "sm80/repair_backward.cuh"
@@ -17,6 +18,52 @@ FLASHATTN_KERNEL(kFlatThreads) delta_kernel(RowLaunch<AttentionParams> launch) {
   const float sum = sum_lanes(dot(out, d_out), launch.lanes);
   if (row.exists && first == 0)
     ptx::store_global(p.row_terms + row.lse, sum - (p.d_lse ? ptx::load_global(p.d_lse + row.lse) : 0.0f));
+}
+
+/** x, or 0: what is not finite has no place in any range. */
+FLASHATTN_DEVICE float finite_or_zero(float x) { return fabsf(x) < INFINITY ? fabsf(x) : 0.0f; }
+
+/** The largest length of rows [first, end) in steps, of one head; for all lanes of a row. */
+FLASHATTN_DEVICE float longest_row(const TensorRef& tensor, Row row, int begin, Range rows, int step, int lanes,
+                                   int dim) {
+  float longest = 0;
+  for (int first = rows.begin; first < rows.end; first += step) {
+    row.i = first + ptx::thread() % kWarpSize / lanes;
+    row.exists = row.i < rows.end;
+    row.i += begin;
+    float x[kVector];
+    load_row(x, tensor, row, first_element(lanes), dim);
+    longest = fmaxf(longest, finite_or_zero(sqrtf(sum_lanes(dot(x, x), lanes))));
+  }
+  return longest;
+}
+
+/** A warp is a slice of a key/value head: see range.cuh. */
+FLASHATTN_KERNEL(kFlatThreads) range_kernel(RowLaunch<AttentionParams> launch) {
+  const AttentionParams& p = launch.params;
+  const int slices = range_slices(p), lane = ptx::thread() % kWarpSize, rows = kWarpSize / launch.lanes;
+  const int64_t index = flat_thread() / kWarpSize, head = index / slices;
+  const int slice = static_cast<int>(index % slices), b = static_cast<int>(head / p.kv_heads);
+  const int kv_head = static_cast<int>(head % p.kv_heads), group = p.heads / p.kv_heads, step = slices * rows;
+  if (b >= p.batch) return;
+  const Sequence s = sequence_of(p, b);
+
+  HeadRange range{};
+  range.value = longest_row(p.value, {b, kv_head, 0, 0, false}, s.key_begin, {slice * rows, s.key_length}, step,
+                            launch.lanes, p.value_dim);
+  for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+    range.d_out = fmaxf(range.d_out, longest_row(p.d_out, {b, h, 0, 0, false}, s.query_begin,
+                                                 {slice * rows, s.query_length}, step, launch.lanes, p.value_dim));
+    const float* delta = p.row_terms + b * p.lse_batch + h * p.lse_head + s.query_begin;
+    for (int i = slice * kWarpSize + lane; i < s.query_length; i += slices * kWarpSize)
+      range.delta = fmaxf(range.delta, finite_or_zero(ptx::load_global(delta + i)));
+  }
+  range = {warp_max(range.d_out), warp_max(range.value), warp_max(range.delta)};
+  if (lane > 0) return;
+  HeadRange* to = head_ranges(p) + index;
+  ptx::store_global(&to->d_out, range.d_out);
+  ptx::store_global(&to->value, range.value);
+  ptx::store_global(&to->delta, range.delta);
 }
 
 /** Computes the rows that a lane has found a NaN in again. A whole warp. */
@@ -49,7 +96,11 @@ FLASHATTN_KERNEL(kFlatThreads, 4) d_query_kernel(const FLASHATTN_CONSTANT RowLau
 }  // namespace
 
 cudaError_t launch_backward_rows(const AttentionParams& p, cudaStream_t stream) {
-  return launch_rows("backward_rows", delta_kernel, p.value_dim, stream, p);
+  if (const cudaError_t error = launch_rows("backward_rows", delta_kernel, p.value_dim, stream, p)) return error;
+  if (p.d_out.dtype != DType::Float16) return cudaSuccess;
+  const int64_t warps = static_cast<int64_t>(p.batch) * p.kv_heads * range_slices(p);
+  return launch_flat("backward_range", range_kernel, warps * kWarpSize, stream,
+                     RowLaunch<AttentionParams>{p, lanes_for(p.value_dim), 0});
 }
 
 cudaError_t launch_backward_finish(const AttentionParams& p, cudaStream_t stream) {

@@ -1,5 +1,6 @@
 // d_sink[h] = -sum over rows of e^(sink - lse) * delta: the sink's value is zero, so its dP is too.
 #include "rows.cuh"
+#include "scores.cuh"
 #include "sm80/backward_parts.h"
 
 namespace flashattn {
@@ -7,7 +8,6 @@ namespace flashattn {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr float kLog2E = 1.4426950408889634f;
 
 /** The sum over a block, in its first thread: always the same pairs in the same order. */
 FLASHATTN_DEVICE double sum_block(double x) {
@@ -36,7 +36,8 @@ FLASHATTN_KERNEL(kThreads) sink_kernel(AttentionParams p) {
     const int64_t row = b * p.lse_batch + h * p.lse_head + s.query_begin + i;
     const float lse = ptx::load_global(p.lse + row);
     if (lse == -INFINITY) continue;
-    sum -= static_cast<double>(ptx::exp2((sink - lse) * kLog2E)) * ptx::load_global(p.row_terms + row);
+    const float weight = is_coarse_lse(lse) ? ptx::load_global(p.row_terms + p.lse_rows + row) : 1.0f;
+    sum -= static_cast<double>(ptx::exp2((sink - lse) * kLog2E) / weight) * ptx::load_global(p.row_terms + row);
   }
   sum = sum_block(sum);
   if (ptx::thread() == 0) ptx::store_global(p.d_sink + h, static_cast<float>(sum));

@@ -16,9 +16,11 @@ FLASHATTN_KERNEL(kThreads) tables_kernel(const FLASHATTN_CONSTANT AttentionParam
   if (entry >= entries) return;
   const int64_t bucket = entry / p.heads, h = entry % p.heads;
   double sum = 0;
-  for (int slice = 0; slice < p.relative_slices; ++slice)
-    sum += ptx::load_global(static_cast<const float*>(p.d_relative_partial) + slice * entries +
-                            h * p.relative.bucket_count + bucket);
+  const float2* partial = reinterpret_cast<const float2*>(p.d_relative_partial) + h * p.relative.bucket_count + bucket;
+  for (int slice = 0; slice < p.relative_slices; ++slice) {
+    const float2 part = ptx::load_global(partial + slice * entries);
+    sum += static_cast<double>(part.x) - part.y;
+  }
   ptx::store_global(p.d_relative + entry, static_cast<float>(sum));
 }
 

@@ -9,6 +9,7 @@ namespace flashattn {
 struct Float32 {
   using Storage = float;
   static constexpr DType kDType = DType::Float32;
+  static constexpr bool kNarrow = false;  // whether its range is smaller than float32's
   static FLASHATTN_DEVICE float load(Storage x) { return x; }
   static FLASHATTN_DEVICE Storage store(float x) { return x; }
 };
@@ -16,6 +17,7 @@ struct Float32 {
 struct Float16 {
   using Storage = uint16_t;
   static constexpr DType kDType = DType::Float16;
+  static constexpr bool kNarrow = true;
   static FLASHATTN_DEVICE float load(Storage bits) { return ptx::from_f16(bits); }
   static FLASHATTN_DEVICE Storage store(float x) { return static_cast<Storage>(pack(x, 0.0f)); }
   /** `low` in the low half. */
@@ -25,6 +27,7 @@ struct Float16 {
 struct BFloat16 {
   using Storage = uint16_t;
   static constexpr DType kDType = DType::BFloat16;
+  static constexpr bool kNarrow = false;
   static FLASHATTN_DEVICE float load(Storage bits) { return ptx::from_bf16(bits); }
   static FLASHATTN_DEVICE Storage store(float x) { return static_cast<Storage>(pack(x, 0.0f)); }
   /** `low` in the low half. */

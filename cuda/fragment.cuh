@@ -51,7 +51,10 @@ FLASHATTN_DEVICE void mma(BFloat16, float (&c)[4], const uint32_t (&a)[4], uint3
 
 }  // namespace detail
 
-template <class Element>
+/** Which of the two factors' small parts are added first, where there are some. */
+enum class SmallFirst { OfA, OfB };
+
+template <SmallFirst = SmallFirst::OfA, class Element>
 FLASHATTN_DEVICE void multiply(float (&left)[4], float (&right)[4], const FragmentA<Element>& a,
                                const FragmentB<Element>& b) {
   detail::mma(Element{}, left, a.r, b.r[0], b.r[1]);
@@ -64,6 +67,9 @@ struct Split {
   uint32_t big, small;
 
   FLASHATTN_DEVICE explicit Split(uint32_t bits) : big(ptx::to_tf32(ptx::float_of(bits))) {
+    constexpr uint32_t kMagnitude = 0x7fffffffu, kInfinite = 0x7f800000u, kKept = 0xffffe000u;
+    // The largest numbers are cut: rounded they would be infinite, and a product with their rest a NaN.
+    if ((big & kMagnitude) == kInfinite) big = bits & kKept;
     // An infinity minus itself would make every product a NaN.
     const float rest = ptx::float_of(bits) - ptx::float_of(big);
     small = ptx::to_tf32(rest == rest ? rest : 0.0f);
@@ -76,6 +82,7 @@ struct Split {
  * Tensor cores cut sums towards zero, which adds up: over thousands of keys to far more than float32 rounds away. They
  * only add what belongs to one product; the sums that go on are left to additions that round (Ootomo and Yokota too).
  */
+template <SmallFirst Order = SmallFirst::OfA>
 FLASHATTN_DEVICE void multiply(float (&left)[4], float (&right)[4], const FragmentA<Float32>& a,
                                const FragmentB<Float32>& b) {
   float left_part[4] = {}, right_part[4] = {};
@@ -89,11 +96,17 @@ FLASHATTN_DEVICE void multiply(float (&left)[4], float (&right)[4], const Fragme
       small[i] = split.small;
     }
     const detail::Split b0(b.r[half][0]), b1(b.r[half][1]), b2(b.r[half][2]), b3(b.r[half][3]);
-    ptx::mma_tf32(left_part, small, b0.big, b1.big);
+    if (Order == SmallFirst::OfA) {
+      ptx::mma_tf32(left_part, small, b0.big, b1.big);
+      ptx::mma_tf32(right_part, small, b2.big, b3.big);
+    }
     ptx::mma_tf32(left_part, big, b0.small, b1.small);
-    ptx::mma_tf32(left_part, big, b0.big, b1.big);
-    ptx::mma_tf32(right_part, small, b2.big, b3.big);
     ptx::mma_tf32(right_part, big, b2.small, b3.small);
+    if (Order == SmallFirst::OfB) {
+      ptx::mma_tf32(left_part, small, b0.big, b1.big);
+      ptx::mma_tf32(right_part, small, b2.big, b3.big);
+    }
+    ptx::mma_tf32(left_part, big, b0.big, b1.big);
     ptx::mma_tf32(right_part, big, b2.big, b3.big);
   }
 #pragma unroll

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "element.cuh"
+#include "range.cuh"
 #include "sm80/backward_parts.h"
 #include "sm80/choose.h"
 
@@ -63,10 +64,10 @@ AttentionPartition attention_partition(const AttentionShape& p, const DeviceLimi
   result.shared_memory = forward_shared_bytes(bytes, bucket, variant);
   result.tiles_per_item = 1;
   result.key_splits = 1;
-  result.row_terms = p.lse_rows;
+  result.row_terms = 2 * p.lse_rows + head_range_floats(p);
   result.d_query_sum = p.lse_rows * bucket;
   result.turns = p.deterministic ? 1 + tiles_of(p, p.query_length, turn_tile, p.heads) : 0;
-  result.d_relative_partial = p.bucket_count ? static_cast<int64_t>(slices) * p.heads * p.bucket_count : 0;
+  result.d_relative_partial = p.bucket_count ? int64_t{2} * slices * p.heads * p.bucket_count : 0;
   result.relative_slices = p.bucket_count ? slices : 0;
   return result;
 }

@@ -3,6 +3,7 @@
 //   lse = log sum_p e^lse_p      out = sum_p e^(lse_p - lse) out_p
 #include "launch.h"
 #include "rows.cuh"
+#include "sum.cuh"
 
 namespace flashattn {
 
@@ -24,6 +25,12 @@ FLASHATTN_DEVICE float part_weight(float lse_part, float lse) {
   return lse_part == -INFINITY ? 0.0f : ptx::exp2((lse_part - lse) * kLog2E);
 }
 
+FLASHATTN_DEVICE float sum_weights(const MergeParams& p, const Row& row, float lse) {
+  float sum = 0, lost = 0;
+  for (int i = 0; i < p.part_count; ++i) add_compensated(sum, lost, part_weight(load_lse(p.parts + i, row), lse));
+  return sum - lost;
+}
+
 FLASHATTN_KERNEL(kFlatThreads) merge_kernel(RowLaunch<MergeParams> launch) {
   const MergeParams& p = launch.params;
   const Row row = row_at(row_index(launch.lanes), p.batch, p.heads, p.query_length);
@@ -35,17 +42,18 @@ FLASHATTN_KERNEL(kFlatThreads) merge_kernel(RowLaunch<MergeParams> launch) {
     if (!(lse <= maximum)) maximum = lse;  // a NaN reaches the sum of weights in any case
   }
 
-  float sum = 0, merged[kVector] = {}, out[kVector];
+  const float sum = sum_weights(p, row, maximum);
+
+  // Weights that add up to 1, so that merging values never leaves their range.
+  float merged[kVector] = {}, lost_of_merged[kVector] = {}, out[kVector];
   for (int i = 0; i < p.part_count; ++i) {
     const MergePart* part = p.parts + i;
-    const float weight = part_weight(load_lse(part, row), maximum);
+    const float weight = sum == 0 ? 0.0f : part_weight(load_lse(part, row), maximum) / sum;
     if (weight == 0) continue;  // whatever the part's out holds
-    sum += weight;
     load_row(out, load_tensor(&part->out), row, first, p.value_dim);
-    for (int e = 0; e < kVector; ++e) merged[e] += weight * out[e];
+    for (int e = 0; e < kVector; ++e) add_compensated(merged[e], lost_of_merged[e], weight * out[e]);
   }
-
-  multiply(merged, sum == 0 ? 0.0f : 1 / sum);
+  for (int e = 0; e < kVector; ++e) merged[e] -= lost_of_merged[e];
   store_row(p.out, row, first, p.value_dim, merged);
   if (row.exists && first == 0)
     ptx::store_global(p.lse + row.lse, sum > 0 ? maximum + ptx::log(sum) : sum == 0 ? -INFINITY : sum);
@@ -62,10 +70,12 @@ FLASHATTN_KERNEL(kFlatThreads) merge_backward_kernel(RowLaunch<MergeParams> laun
   load_row(out, p.out, row, first, p.value_dim);
   const float lse = row.exists ? ptx::load_global(p.lse + row.lse) : 0.0f;
   const float d_lse = p.d_lse && row.exists ? ptx::load_global(p.d_lse + row.lse) : 0.0f;
+  // 1, but for the rounding of lse, which is large where lse is.
+  const float sum = sum_weights(p, row, lse);
 
   for (int i = 0; i < p.part_count; ++i) {
     const MergePart* part = p.parts + i;
-    const float weight = part_weight(load_lse(part, row), lse);
+    const float weight = sum == 0 ? 0.0f : part_weight(load_lse(part, row), lse) / sum;
     load_row(part_out, load_tensor(&part->out), row, first, p.value_dim);
     for (int e = 0; e < kVector; ++e) part_out[e] -= out[e];
     const float d_weight = sum_lanes(dot(d_out, part_out), launch.lanes) + d_lse;

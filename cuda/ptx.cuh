@@ -188,6 +188,8 @@ FLASHATTN_DEVICE float exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+/** a b, rounded by itself: the compiler does not merge it with an addition. */
+FLASHATTN_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 FLASHATTN_DEVICE float log(float x) { return logf(x); }
 FLASHATTN_DEVICE float tanh(float x) { return tanhf(x); }
 /** The position of the lowest 1 of a mask that has one. */

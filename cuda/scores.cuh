@@ -1,6 +1,6 @@
 // From Q K^T to logits: scale, softcap, bias, relative positions, ALiBi and the mask, on the accumulators of one warp.
-// Logits are in units of log 2, so that softmax needs exp2 alone. Forward has queries down the rows of its score tile and
-// keys along its columns, backward the other way round.
+// Logits are natural, so that no finite one becomes infinite on the way. Forward has queries down the rows of its score
+// tile and keys along its columns, backward the other way round.
 #pragma once
 #include "band.cuh"
 #include "fragment.cuh"
@@ -11,6 +11,16 @@ namespace flashattn {
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr float kLn2 = 0.69314718055994530942f;
 inline constexpr float kInfinity = __builtin_huge_valf();
+inline constexpr float kLargest = 3.4028234663852886e38f;
+
+/**
+ * Logits of this size are subtracted from each other before they are scaled to units of log 2, and rows with such an lse
+ * know what their probabilities add up to (row_weights.cuh). Where float32 numbers lie far apart, a row of equal logits
+ * would else get probabilities of 0 or Infinity.
+ */
+inline constexpr float kCoarse = 1024.0f;
+FLASHATTN_DEVICE bool is_coarse(float logit) { return fabsf(logit) >= kCoarse; }
+FLASHATTN_DEVICE bool is_coarse_lse(float lse) { return is_coarse(lse) && lse != -kInfinity; }
 
 enum class RowsAre { Queries, Keys };
 
@@ -77,6 +87,8 @@ struct Head {
   FLASHATTN_DEVICE int64_t lse_row(int query) const {
     return b * p.lse_batch + h * p.lse_head + sequence.query_begin + query;
   }
+  /** Of backward: the sum of e^(logit - lse) over a row, 1 but for the rounding of lse. Where lse is coarse. */
+  FLASHATTN_DEVICE float* row_weight(int query) const { return p.row_terms + p.lse_rows + lse_row(query); }
   FLASHATTN_DEVICE Range keys_at(int begin, int count) const {
     return {begin, min_of(begin + count, sequence.key_length)};
   }
@@ -137,6 +149,22 @@ FLASHATTN_DEVICE void hide_by_bits(const BlockMaskParams& mask, const uint32_t* 
 
 }  // namespace detail
 
+/** What backward knows of a row of forward. */
+struct SavedRow {
+  float lse;             // of an empty row +Infinity, so that every probability is 0
+  float inverse_weight;  // 1 / Head::row_weight
+  float delta;
+
+  FLASHATTN_DEVICE static SavedRow load(const Head& head, int query) {
+    const int64_t row = head.lse_row(query);
+    const float lse = ptx::load_global(head.p.lse + row);
+    const float weight = is_coarse_lse(lse) ? ptx::load_global(head.row_weight(query)) : 1.0f;
+    return {lse == -kInfinity ? kInfinity : lse, 1.0f / weight, ptx::load_global(head.p.row_terms + row)};
+  }
+  FLASHATTN_DEVICE bool is_empty() const { return lse == kInfinity; }
+  FLASHATTN_DEVICE float probability(float logit) const { return ptx::exp2((logit - lse) * kLog2E) * inverse_weight; }
+};
+
 /** Hidden scores become -Infinity, whatever they were. */
 template <RowsAre Orientation, int RowTiles, int ColumnTiles>
 FLASHATTN_DEVICE void hide_scores(const Head& head, const uint32_t* bits, const Positions<Orientation>& at,
@@ -150,12 +178,13 @@ FLASHATTN_DEVICE void hide_scores(const Head& head, const uint32_t* bits, const 
 // The steps from q.k to a logit, for one pair. Biases are read for pairs within both lengths only.
 
 struct Capped {
-  float score, slope;  // in units of log 2; d(softcap) / d(its argument)
+  float score, slope;  // d(softcap) / d(its argument)
 };
 
 FLASHATTN_DEVICE Capped cap_score(const AttentionParams& p, float score) {
-  const float t = ptx::tanh(score * (p.scale / p.softcap));
-  return {t * (p.softcap * kLog2E), 1.0f - t * t};
+  // Of a subnormal softcap 1 / softcap may be infinite, and its product with 0 no number.
+  const float t = ptx::tanh(score * p.scale * fminf(1.0f / p.softcap, kLargest));
+  return {ptx::product(t, p.softcap), 1.0f - t * t};
 }
 
 /** A bias of -Infinity hides a key, and its NaN with it. */
@@ -163,7 +192,7 @@ FLASHATTN_DEVICE float add_bias(const Head& head, float score, int query, int ke
   const BiasParams& bias = head.p.bias;
   const float value =
       ptx::load_global(bias.data + head.b * bias.batch + head.h * bias.head + query * bias.query + key * bias.key);
-  return value == -kInfinity ? value : score + value * kLog2E;
+  return value == -kInfinity ? value : score + value;
 }
 
 namespace detail {
@@ -182,11 +211,11 @@ FLASHATTN_DEVICE int relative_bucket(const RelativeParams& r, int query, int key
 FLASHATTN_DEVICE float add_relative(const Head& head, float score, int query, int key) {
   const RelativeParams& r = head.p.relative;
   const int64_t row = relative_bucket(r, query, key);
-  return score + ptx::load_global(r.table + row * head.p.heads + head.h) * kLog2E;
+  return score + ptx::load_global(r.table + row * head.p.heads + head.h);
 }
 
 FLASHATTN_DEVICE float alibi_slope(const Head& head) {
-  return ptx::load_global(head.p.alibi.slopes + head.b * head.p.alibi.batch + head.h) * kLog2E;
+  return ptx::load_global(head.p.alibi.slopes + head.b * head.p.alibi.batch + head.h);
 }
 
 FLASHATTN_DEVICE float add_alibi(const Head& head, float score, float slope, int query, int key) {
@@ -194,10 +223,10 @@ FLASHATTN_DEVICE float add_alibi(const Head& head, float score, float slope, int
   return score - slope * static_cast<float>(distance < 0 ? -distance : distance);
 }
 
-/** In: q.k of a pair. Out: its logit / ln 2, and the softcap's slope. */
+/** In: q.k of a pair. Out: its logit, and the softcap's slope. */
 FLASHATTN_DEVICE Capped finish_score(const Head& head, float dot, int query, int key) {
   const AttentionParams& p = head.p;
-  Capped capped = p.softcap > 0 ? cap_score(p, dot) : Capped{dot * (p.scale * kLog2E), 1.0f};
+  Capped capped = p.softcap > 0 ? cap_score(p, dot) : Capped{ptx::product(dot, p.scale), 1.0f};
   if (p.bias.data) capped.score = add_bias(head, capped.score, query, key);
   if (p.relative.table) capped.score = add_relative(head, capped.score, query, key);
   if (p.alibi.slopes) capped.score = add_alibi(head, capped.score, alibi_slope(head), query, key);
@@ -224,7 +253,7 @@ FLASHATTN_DEVICE void finish_scores(const Head& head, const Positions<Orientatio
           if (slopes) slopes->s[m][n][e] = capped.slope;
         }
   } else {
-    for_each_score(scores, at, [&](float& score, int, int) { score *= p.scale * kLog2E; });
+    for_each_score(scores, at, [&](float& score, int, int) { score = ptx::product(score, p.scale); });
   }
   if (p.bias.data)
     for_each_score(scores, at, [&](float& score, int query, int key) {

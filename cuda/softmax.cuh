@@ -1,20 +1,41 @@
 // Online softmax (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018) over the key tiles of one
 // warp's query rows: what FlashAttention keeps instead of the score matrix.
+//
+// Sums over keys do not lose more the more keys there are: those of a tile are few, and what an addition of a tile cuts
+// off is added with the next (sum.cuh). That holds for the denominator. The sums of out are left to tensor cores in 16 bits, which keep no more than float32 and cut below it: of
+// values of one sign over N keys they lose up to N / 16 units of 2^-24, more than half a unit of float16 from about 130,000
+// keys on, of bfloat16 from a million. In float32 they are rounded once for every 16 keys.
 #pragma once
+#include "range.cuh"
 #include "scores.cuh"
+#include "sum.cuh"
 
 namespace flashattn {
+
+/** From scores to logits, and to the exponentials that are kept. */
+struct SoftmaxUnit {
+  float logit;  // a score times this is a logit
+  int shift;    // exponentials are kept as 2^shift times their value
+
+  /** A score times this is a logit in units of log 2. */
+  FLASHATTN_DEVICE float log2() const { return logit * kLog2E; }
+  /** What is taken from scores in units of log 2: the largest of them, but for a rounding that all share, and the shift. */
+  FLASHATTN_DEVICE float origin(float largest) const {
+    return ptx::product(largest, log2()) - static_cast<float>(shift);
+  }
+};
 
 template <int RowTiles>
 struct SoftmaxState {
   float maximum[RowTiles][2];  // of the scores so far, in their own unit
   float sum[RowTiles][2];      // of this lane's exponentials
+  float lost[RowTiles][2];     // what `sum` is too large by
 
   FLASHATTN_DEVICE SoftmaxState() {
 #pragma unroll
     for (int m = 0; m < RowTiles; ++m) {
       maximum[m][0] = maximum[m][1] = -kInfinity;
-      sum[m][0] = sum[m][1] = 0.0f;
+      sum[m][0] = sum[m][1] = lost[m][0] = lost[m][1] = 0.0f;
     }
   }
 
@@ -23,7 +44,9 @@ struct SoftmaxState {
    * under the old one.
    */
   template <int ColumnTiles, int OutTiles>
-  FLASHATTN_DEVICE void advance(Scores<RowTiles, ColumnTiles>& scores, float unit, Scores<RowTiles, OutTiles>& out) {
+  FLASHATTN_DEVICE void advance(Scores<RowTiles, ColumnTiles>& scores, SoftmaxUnit unit,
+                                Scores<RowTiles, OutTiles>& out) {
+    const float log2 = unit.log2();
 #pragma unroll
     for (int m = 0; m < RowTiles; ++m)
 #pragma unroll
@@ -34,25 +57,36 @@ struct SoftmaxState {
           largest = fmaxf(largest, fmaxf(scores.s[m][n][lower * 2], scores.s[m][n][lower * 2 + 1]));
         largest = fmaxf(largest, ptx::shuffle_xor(largest, 1));
         largest = fmaxf(largest, ptx::shuffle_xor(largest, 2));
-        const float origin = largest == -kInfinity ? 0.0f : largest * unit;
+        const float fine = unit.origin(largest == -kInfinity ? 0.0f : largest);
+        const bool coarse = is_coarse(fine);
+        const float origin = coarse ? unit.origin(0.0f) : fine;
         // Most tiles leave every maximum of the warp as it is: then nothing has to be rescaled.
-        if (ptx::ballot(largest != maximum[m][lower])) {
-          const float correction = ptx::exp2(maximum[m][lower] * unit - origin);
+        if (ptx::ballot(largest != maximum[m][lower] || coarse)) {
+          const float step = coarse ? (maximum[m][lower] - largest) * log2 : unit.origin(maximum[m][lower]) - origin;
+          const float correction = maximum[m][lower] == largest ? 1.0f : ptx::exp2(step);
           maximum[m][lower] = largest;
           sum[m][lower] *= correction;
+          lost[m][lower] *= correction;
 #pragma unroll
           for (int d = 0; d < OutTiles; ++d) {
             out.s[m][d][lower * 2] *= correction;
             out.s[m][d][lower * 2 + 1] *= correction;
           }
+#pragma unroll
+          for (int n = 0; n < ColumnTiles; ++n)
+#pragma unroll
+            for (int e = lower * 2; e < lower * 2 + 2; ++e)
+              if (coarse) scores.s[m][n][e] -= largest;
         }
+        float tile = 0.0f;
 #pragma unroll
         for (int n = 0; n < ColumnTiles; ++n)
 #pragma unroll
           for (int e = lower * 2; e < lower * 2 + 2; ++e) {
-            scores.s[m][n][e] = ptx::exp2(scores.s[m][n][e] * unit - origin);
-            sum[m][lower] += scores.s[m][n][e];
+            scores.s[m][n][e] = ptx::exp2(scores.s[m][n][e] * log2 - origin);
+            tile += scores.s[m][n][e];
           }
+        add_compensated(sum[m][lower], lost[m][lower], tile);
       }
   }
 
@@ -61,18 +95,30 @@ struct SoftmaxState {
     float lse;     // natural logarithm; -Infinity for a row that sees nothing
   };
 
-  /** Of row group + 8 `lower` of row tile m; `sink` in units of log 2, -Infinity for none. All lanes of a group agree. */
-  FLASHATTN_DEVICE Row finish(int m, int lower, float unit, float sink) const {
-    float total = sum[m][lower];
+  /** Of row group + 8 `lower` of row tile m; `sink`: a logit, -Infinity for none. All lanes of a group agree. */
+  FLASHATTN_DEVICE Row finish(int m, int lower, SoftmaxUnit unit, float sink) const {
+    float total = sum[m][lower] - lost[m][lower];
     total += ptx::shuffle_xor(total, 1);
     total += ptx::shuffle_xor(total, 2);
-    const float largest = maximum[m][lower] == -kInfinity ? -kInfinity : maximum[m][lower] * unit;
-    const float top = fmaxf(largest, sink);
+    total *= power_of_two(-unit.shift);
+    const float largest = maximum[m][lower];
+    const bool empty = largest == -kInfinity;
+    // As in `advance`, in units of log 2 as long as that is exact enough.
+    float top_of_keys = unit.origin(largest) + static_cast<float>(unit.shift), top_of_sink = sink * kLog2E;
+    float to_log2 = 1.0f, to_natural = kLn2;
+    if (empty || is_coarse(unit.origin(largest)) || top_of_sink >= kCoarse) {
+      top_of_keys = empty ? largest : ptx::product(largest, unit.logit);
+      top_of_sink = sink;
+      to_log2 = kLog2E;
+      to_natural = 1.0f;
+    }
+    const float top = fmaxf(top_of_keys, top_of_sink);
     if (top == -kInfinity) return {total == 0.0f ? 0.0f : 1.0f / total, total == 0.0f ? -kInfinity : total};
     // The sink is a key of value zero: it takes its share of the sum and adds nothing to out.
-    const float weight = ptx::exp2(largest - top);
-    const float whole = total * weight + (sink == -kInfinity ? 0.0f : ptx::exp2(sink - top));
-    return {whole == 0.0f ? 0.0f : weight / whole, top * kLn2 + ptx::log(whole)};
+    const float weight = ptx::exp2((top_of_keys - top) * to_log2);
+    const float whole = total * weight + (sink == -kInfinity ? 0.0f : ptx::exp2((top_of_sink - top) * to_log2));
+    const float factor = whole == 0.0f ? 0.0f : weight / whole * power_of_two(-unit.shift);
+    return {factor, ptx::product(top, to_natural) + ptx::log(whole)};
   }
 };
 

@@ -7,9 +7,14 @@ namespace flashattn {
 
 /** One step of a walk. */
 struct Met {
-  int begin;             // first position of the tile; negative: the walk is over
-  const uint32_t* bits;  // [block_size, block_size / 32] of the partial block it lies in, or null
+  int begin;  // first position of the tile; negative: the walk is over
+  int block;  // which block of the mask's bits it lies in, if a partial one; negative: none
 };
+
+/** [block_size, block_size / 32] of a partial block, or null. */
+FLASHATTN_DEVICE const uint32_t* bits_of(const BlockMaskParams& m, int block) {
+  return block < 0 ? nullptr : m.bits + static_cast<int64_t>(block) * m.block_size * (m.block_size / 32);
+}
 
 namespace detail {
 
@@ -41,15 +46,13 @@ struct TileList {
   /** `blocks`: see BlockMaskParams::partial_blocks; null: an entry is its block. */
   FLASHATTN_DEVICE Met at(int index, const BlockMaskParams& m, const BlockLists& full, const BlockLists& partial,
                           const int32_t* blocks) const {
-    if (!m.block_size) return {first + index * Size, nullptr};
+    if (!m.block_size) return {first + index * Size, -1};
     const int position = index * Size, within = position & (m.block_size - 1);
     const int entry = position >> (m.block_size == 64 ? 6 : 7);
-    if (entry < full_count)
-      return {ptx::load_global(full.indices + full_begin + entry) * m.block_size + within, nullptr};
+    if (entry < full_count) return {ptx::load_global(full.indices + full_begin + entry) * m.block_size + within, -1};
     const int number = partial_begin + entry - full_count;
-    const int block = blocks ? ptx::load_global(blocks + number) : number;
     return {ptx::load_global(partial.indices + number) * m.block_size + within,
-            m.bits + static_cast<int64_t>(block) * m.block_size * (m.block_size / 32)};
+            blocks ? ptx::load_global(blocks + number) : number};
   }
 };
 
@@ -72,7 +75,7 @@ FLASHATTN_DEVICE Meeting meeting_of(const BlockMaskParams& m, int b, int h, int 
   };
   if (find(m.full) >= 0) return {true, nullptr};
   const int block = find(m.partial);
-  return {block >= 0, block >= 0 ? m.bits + static_cast<int64_t>(block) * m.block_size * (m.block_size / 32) : nullptr};
+  return {block >= 0, bits_of(m, block)};
 }
 
 /** The key tiles that some query of a tile may see. */
@@ -94,7 +97,7 @@ class KeyWalk {
       const Met met = list_.at(next_++, mask_, mask_.full, mask_.partial, nullptr);
       if (met.begin < visible_.end && met.begin + KeyTile > visible_.begin) return met;
     }
-    return {-1, nullptr};
+    return {-1, -1};
   }
 
  private:
@@ -125,7 +128,7 @@ class QueryWalk {
           list_.at(list_.count - ++taken_, mask_, mask_.full_queries, mask_.partial_queries, mask_.partial_blocks);
       if (met.begin < seeing_.end && met.begin + QueryTile > seeing_.begin) return met;
     }
-    return {-1, nullptr};
+    return {-1, -1};
   }
 
   /** Where another walk over the same tiles goes on. */

@@ -38,7 +38,7 @@ void print_head_dim(const std::string& element) {
   print_variant<Element, HeadDim, Variant::Small>(instance);
   print_variant<Element, HeadDim, Variant::Extras>(instance);
   using Gradient = GradientTiles<Element, HeadDim>;
-  for (const char* kernel : {"backward_bias_kernel", "backward_relative_kernel"})
+  for (const char* kernel : {"backward_bias_kernel", "backward_relative_kernel", "row_weights_kernel"})
     print(kernel, instance, Gradient::kThreads, Gradient::kSharedBytes);
 }
 

@@ -124,6 +124,7 @@ FLASHATTN_DEVICE float exp2(float x) {
   constexpr float kSmallestNormal = -126;
   return x < kSmallestNormal ? 0.0f : ::exp2f(x);
 }
+FLASHATTN_DEVICE float product(float a, float b) { return a * b; }
 FLASHATTN_DEVICE float log(float x) { return ::logf(x); }
 FLASHATTN_DEVICE float tanh(float x) { return ::tanhf(x); }
 FLASHATTN_DEVICE int lowest_bit(uint32_t mask) { return std::countr_zero(mask); }

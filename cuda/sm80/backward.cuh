@@ -11,14 +11,18 @@
 // Accumulators leave few registers for the rest. What a phase needs to know is therefore asked for when it begins
 // (`locate`, `head`, `after`), from shared memory and parameters, rather than kept.
 //
+// P and dS are multiplied by powers of two before they are rounded to float16, and the sums divided by them (range.cuh).
+//
 // A hidden pair has P = dS = 0, but 0 * NaN is NaN: rows that turn out NaN where something was hidden are computed
 // again, pair by pair (repair_backward.cuh).
 #pragma once
 #include "../launch_error.h"
+#include "../range.cuh"
 #include "../scores.cuh"
 #include "../walk.cuh"
 #include "choose.h"
 #include "repair_backward.cuh"
+#include "row_weights.cuh"
 #include "turns.cuh"
 
 namespace flashattn {
@@ -41,7 +45,7 @@ class BackwardBlock {
   FLASHATTN_DEVICE explicit BackwardBlock(const AttentionParams& p) : p_(p), lane_(0) {}
 
   FLASHATTN_DEVICE void run() {
-    if (ptx::thread() == 0) choose_work();
+    if (ptx::thread() < kWarpSize) choose_work();
     ptx::sync_threads();
     locate();
     if (first_key_ >= head(0).sequence.key_length) return;
@@ -59,7 +63,7 @@ class BackwardBlock {
   struct Visit {
     int h, taken;  // query tiles of this head so far
     int begin;     // first query of the tile; negative: the walk is over
-    int bits;      // of a partial block: where they begin in the mask's words; negative: none
+    int block;     // see Met
   };
 
   // Shared memory -----------------------------------------------------------------------------------------------------
@@ -72,20 +76,26 @@ class BackwardBlock {
   FLASHATTN_DEVICE static QueryTile d_outs(int slot) { return {queries(slot).base + QueryTile::kBytes}; }
   FLASHATTN_DEVICE static ScoreTile d_scores() { return {queries(Tiles::kSlots).base}; }
   FLASHATTN_DEVICE static ScoreTile probabilities() { return {d_scores().base + ScoreTile::kBytes}; }
-  /** [query tile] pairs of lse, in units of log 2, and delta. */
+  /** [query tile] pairs of lse, in units of log 2, and delta, both as `differentiate` wants them. */
   FLASHATTN_DEVICE static uint32_t row_stats() {
     return d_scores().base + (Tiles::kExchange ? 2 : 1) * ScoreTile::kBytes;
   }
-  /** Batch entry, key/value head and first key of this block. */
+  /** Batch entry, key/value head and first key of this block, and the exponent of its dS. */
   FLASHATTN_DEVICE static uint32_t work() { return row_stats() + Tiles::kQueryTile * sizeof(float2); }
+  /** [2] bits of the query tile: whose lse is coarse. */
+  FLASHATTN_DEVICE static uint32_t coarse_rows() { return work() + sizeof(int4); }
 
   // Where this block and thread are -----------------------------------------------------------------------------------
 
+  /** One warp. */
   FLASHATTN_DEVICE void choose_work() const {
-    const int index = p_.deterministic ? ptx::fetch_add(p_.turns, 1) : static_cast<int>(ptx::block().x);
+    int index = static_cast<int>(ptx::block().x);
+    if (p_.deterministic) index = ptx::shuffle(ptx::thread() == 0 ? ptx::fetch_add(p_.turns, 1) : 0, 0);
     // Under a causal mask the first keys have the most work: they go first.
     const int tiles = divide_up(p_.key_length, Tiles::kKeyTile), head = index / tiles;
-    ptx::store_shared(work(), int4{head / p_.kv_heads, head % p_.kv_heads, index % tiles * Tiles::kKeyTile, 0});
+    const int b = head / p_.kv_heads, kv_head = head % p_.kv_heads;
+    const int exponent = d_score_exponent<Element>(p_, b, kv_head);
+    if (ptx::thread() == 0) ptx::store_shared(work(), int4{b, kv_head, index % tiles * Tiles::kKeyTile, exponent});
   }
 
   FLASHATTN_DEVICE void locate() {
@@ -102,6 +112,17 @@ class BackwardBlock {
 
   FLASHATTN_DEVICE Head head(int h) const { return Head(p_, b_, h); }
 
+  /** What dP - delta are multiplied by, besides 2^backward_exponent P. */
+  FLASHATTN_DEVICE static float d_score_factor() {
+    return Element::kNarrow ? power_of_two(ptx::load_shared<int32_t>(work() + 3 * sizeof(int32_t))) : 1.0f;
+  }
+  /** What sums of P, and of dS, are multiplied by in the end. */
+  FLASHATTN_DEVICE float of_probabilities() const { return power_of_two(-backward_exponent<Element>(p_)); }
+  FLASHATTN_DEVICE float of_d_scores() const {
+    if constexpr (!Element::kNarrow) return 1.0f;
+    return of_probabilities() * power_of_two(-ptx::load_shared<int32_t>(work() + 3 * sizeof(int32_t)));
+  }
+
   // Copies ------------------------------------------------------------------------------------------------------------
 
   FLASHATTN_DEVICE void load(const Visit& visit, int slot) const {
@@ -115,20 +136,28 @@ class BackwardBlock {
     ptx::cp_async_commit();
   }
 
-  /** Of this thread's query, if it has one. An empty row, or none: +Infinity, so that every probability is 0. */
+  /**
+   * Of this thread's query, if it has one. An empty row, or none: +Infinity, so that every probability is 0. A coarse one:
+   * -Infinity, a sign that `centre` has to do its part.
+   */
   FLASHATTN_DEVICE float2 row_stats_of(const Visit& visit) const {
     const Head head = this->head(visit.h);
     const int query = visit.begin + thread_;
     if (visit.begin < 0 || thread_ >= Tiles::kQueryTile || query >= head.sequence.query_length)
       return make_float2(kInfinity, 0.0f);
     const int64_t row = head.lse_row(query);
-    const float lse = ptx::load_global(p_.lse + row);
-    return make_float2(lse == -kInfinity ? kInfinity : lse * kLog2E, ptx::load_global(p_.row_terms + row));
+    const float lse = ptx::load_global(p_.lse + row), shift = static_cast<float>(backward_exponent<Element>(p_));
+    const float fine = lse == -kInfinity ? kInfinity : lse * kLog2E - shift;
+    return make_float2(is_coarse_lse(lse) ? -kInfinity : fine, ptx::load_global(p_.row_terms + row) * d_score_factor());
   }
 
   FLASHATTN_DEVICE void put_row_stats(float2 stats) const {
+    if (warp_ * kWarpSize >= Tiles::kQueryTile) return;
+    const uint32_t coarse = ptx::ballot(stats.x == -kInfinity);
+    if (stats.x == -kInfinity) stats.x = -static_cast<float>(backward_exponent<Element>(p_));
     if (thread_ < Tiles::kQueryTile)
       ptx::store_shared(row_stats() + static_cast<uint32_t>(thread_ * sizeof(float2)), stats);
+    if (lane_.index == 0) ptx::store_shared(coarse_rows() + static_cast<uint32_t>(warp_ * sizeof(uint32_t)), coarse);
   }
 
   // The walk ----------------------------------------------------------------------------------------------------------
@@ -142,7 +171,7 @@ class BackwardBlock {
       const Met met = walk.take();
       visit.taken = walk.taken();
       visit.begin = met.begin;
-      visit.bits = met.bits ? static_cast<int>(met.bits - p_.block_mask.bits) : -1;
+      visit.block = met.block;
       if (visit.begin >= 0 || (visit.h + 1) % (p_.heads / p_.kv_heads) == 0) return visit;
       visit = {visit.h + 1, 0, 0, 0};
     }
@@ -226,7 +255,7 @@ class BackwardBlock {
     if (rows.end <= rows.begin || columns.end <= columns.begin) return Cover::Empty;
     const Cover cover = head.band.cover(columns, rows);
     const bool cut = rows.end - rows.begin < Tiles::kWarpRows || columns.end - columns.begin < count;
-    return cover == Cover::Full && (cut || visit.bits >= 0) ? Cover::Partial : cover;
+    return cover == Cover::Full && (cut || visit.block >= 0) ? Cover::Partial : cover;
   }
 
   /** P^T and dS^T of this warp's keys and kChunk queries of a tile, from its row `chunk` on. */
@@ -243,8 +272,10 @@ class BackwardBlock {
     const Positions<RowsAre::Keys> at(first_key_ + warp_row_, visit.begin + chunk, lane_);
     ChunkScores slopes;
     if constexpr (kExtras) finish_scores(head, at, p, &slopes);
-    if (cover == Cover::Partial) hide_scores(head, visit.bits < 0 ? nullptr : p_.block_mask.bits + visit.bits, at, p);
+    if (cover == Cover::Partial) hide_scores(head, bits_of(p_.block_mask, visit.block), at, p);
     add_scores<1>(row, column, d);
+    const uint32_t coarse = coarse_queries(chunk);
+    if (coarse) centre(coarse, head, visit.begin + chunk, p);
     ChunkScores factors;
     if constexpr (kExtras)
       if (p_.dropout.threshold) {
@@ -271,16 +302,44 @@ class BackwardBlock {
 #pragma unroll
       for (int n = 0; n < Tiles::kChunk / 16; ++n) {
         const FragmentB<Element> b = column.load(Which * Tiles::kQueryTile + n * 16, d);
+        // Keys are the first factor here, the second in forward: their scores are to be the same to the last bit.
 #pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) multiply(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
+        for (int m = 0; m < kRowTiles; ++m) multiply<SmallFirst::OfB>(sums.s[m][2 * n], sums.s[m][2 * n + 1], a[m], b);
       }
     }
   }
 
+  /** Bits of the queries from row `chunk` of the tile on whose lse is coarse. */
+  FLASHATTN_DEVICE static uint32_t coarse_queries(int chunk) {
+    const uint32_t bits =
+        ptx::load_shared<uint32_t>(coarse_rows() + static_cast<uint32_t>(chunk / 32 * 4)) >> chunk % 32;
+    return Tiles::kChunk == 32 ? bits : bits & ((1u << Tiles::kChunk % 32) - 1);
+  }
+
+  /** What scores are multiplied by to be logits. */
+  FLASHATTN_DEVICE float logit_unit() const { return kExtras ? 1.0f : p_.scale; }
+
+  /** Takes the lse of coarse rows from their scores, in an order that loses nothing. */
+  FLASHATTN_DEVICE void centre(uint32_t coarse, const Head& head, int first, ChunkScores& scores) const {
+#pragma unroll
+    for (int n = 0; n < Tiles::kChunk / 8; ++n)
+#pragma unroll
+      for (int right = 0; right < 2; ++right) {
+        const int column = n * 8 + lane_.quad * 2 + right;
+        if (!(coarse >> column & 1)) continue;
+        const SavedRow row = SavedRow::load(head, first + column);
+        const float weight = ptx::log(row.inverse_weight), to_score = 1.0f / logit_unit();
+#pragma unroll
+        for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+          for (int e = right; e < 4; e += 2)
+            scores.s[m][n][e] = (ptx::product(scores.s[m][n][e], logit_unit()) - row.lse + weight) * to_score;
+      }
+  }
+
   /** In: logits and dP. Out: P and dS. */
   FLASHATTN_DEVICE void differentiate(int chunk, ChunkScores& p, ChunkScores& d) const {
-    // What scores are multiplied by to be in units of log 2.
-    const float unit = kExtras ? 1.0f : p_.scale * kLog2E;
+    const float unit = logit_unit() * kLog2E, factor = d_score_factor();
 #pragma unroll
     for (int n = 0; n < Tiles::kChunk / 8; ++n) {
       const uint32_t at = row_stats() + static_cast<uint32_t>((chunk + n * 8 + lane_.quad * 2) * sizeof(float2));
@@ -291,7 +350,7 @@ class BackwardBlock {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           p.s[m][n][e] = ptx::exp2(p.s[m][n][e] * unit - lse[e % 2]);
-          d.s[m][n][e] = p.s[m][n][e] * (d.s[m][n][e] - delta[e % 2]);
+          d.s[m][n][e] = p.s[m][n][e] * (d.s[m][n][e] * factor - delta[e % 2]);
         }
     }
   }
@@ -377,6 +436,7 @@ class BackwardBlock {
     }
     const int first = visit.begin + row + lane_.group;
     float* to = p_.d_query_sum + head.lse_row(first) * HeadDim + column + lane_.quad * 2;
+    const float unit = of_d_scores();
 #pragma unroll
     for (int m = 0; m < Tiles::kQueryBlocks; ++m)
 #pragma unroll
@@ -386,7 +446,7 @@ class BackwardBlock {
 #pragma unroll
         for (int n = 0; n < Tiles::kDimBlocks * 2; ++n)
           ptx::add_global(reinterpret_cast<float2*>(to + below * HeadDim + n / 2 * kColumnStep + n % 2 * 8),
-                          make_float2(sums.s[m][n][lower * 2], sums.s[m][n][lower * 2 + 1]));
+                          make_float2(sums.s[m][n][lower * 2] * unit, sums.s[m][n][lower * 2 + 1] * unit));
       }
     if (p_.deterministic) {
       ptx::sync_threads();
@@ -418,8 +478,8 @@ class BackwardBlock {
 
   /** Through the tiles of keys and values, so that whole rows are written. */
   FLASHATTN_DEVICE void store() {
-    store_sums(keys(), d_key_, p_.scale);
-    store_sums(values(), d_value_, 1.0f);
+    store_sums(keys(), d_key_, of_d_scores(), p_.scale);
+    store_sums(values(), d_value_, of_probabilities(), 1.0f);
     ptx::sync_threads();
     constexpr int kRows = Tiles::kKeyTile / Tiles::kWarps;
     const Sequence s = sequence_of(p_, b_);
@@ -430,7 +490,7 @@ class BackwardBlock {
   }
 
   template <class Sums>
-  FLASHATTN_DEVICE void store_sums(KeyTile tile, const Sums& sums, float factor) const {
+  FLASHATTN_DEVICE void store_sums(KeyTile tile, const Sums& sums, float unit, float factor) const {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll
@@ -438,8 +498,8 @@ class BackwardBlock {
 #pragma unroll
         for (int e = 0; e < 4; e += 2)
           store_pair(tile, warp_row_ + m * 16 + e / 2 * 8 + lane_.group,
-                     (n / 2 * kColumnWarps + warp_column_) * 16 + n % 2 * 8 + lane_.quad * 2, sums.s[m][n][e] * factor,
-                     sums.s[m][n][e + 1] * factor);
+                     (n / 2 * kColumnWarps + warp_column_) * 16 + n % 2 * 8 + lane_.quad * 2,
+                     sums.s[m][n][e] * unit * factor, sums.s[m][n][e + 1] * unit * factor);
   }
 
   const AttentionParams& p_;
@@ -467,9 +527,10 @@ cudaError_t launch_backward_kernel(const AttentionParams& p, cudaStream_t stream
                               Tiles::kThreads, Tiles::kSharedBytes, stream, p));
 }
 
-/** d_key and d_value of every row of every sequence, and d_query / scale added to d_query_sum. */
+/** Row weights, d_key and d_value of every row of every sequence, and d_query / scale added to d_query_sum. */
 template <class Element, int HeadDim>
 cudaError_t launch_backward_bucket(const AttentionParams& p, const DeviceLimits& limits, cudaStream_t stream) {
+  if (const cudaError_t error = launch_row_weights<Element, HeadDim>(p, stream)) return error;
   const Variant variant = backward_variant(shape_of(p), limits);
   if constexpr (sizeof(typename Element::Storage) == 2)
     if (variant == Variant::Large) return launch_backward_kernel<Element, HeadDim, Variant::Large>(p, stream);

@@ -1,7 +1,8 @@
 // d_bias = dS summed over every (batch, head, query, key) that the bias was broadcast to. A block owns a tile of the bias
-// itself and visits all that shares it.
+// itself and visits all that shares it, however many: the sums are compensated.
 #pragma once
 #include "../launch_error.h"
+#include "../sum.cuh"
 #include "gradient_block.cuh"
 
 namespace flashattn {
@@ -32,6 +33,7 @@ class BiasBlock {
     head_ = index % p.bias_heads;
     batch_ = index / p.bias_heads;
     sums_.clear();
+    lost_.clear();
   }
 
   FLASHATTN_DEVICE void run() {
@@ -59,7 +61,7 @@ class BiasBlock {
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) sums_.s[0][n][e] += d_score.s[0][n][e];
+          for (int e = 0; e < 4; ++e) add_compensated(sums_.s[0][n][e], lost_.s[0][n][e], d_score.s[0][n][e]);
       }
       block_.finish_queries();
     }
@@ -120,7 +122,7 @@ class BiasBlock {
   const AttentionParams& p_;
   Block block_;
   int batch_, head_, query_tile_, key_tile_;
-  typename Block::ScoreTile sums_;  // 16 queries x the key tile, positions of the bias
+  typename Block::ScoreTile sums_, lost_;  // 16 queries x the key tile, positions of the bias
 };
 
 template <class Element, int HeadDim>

@@ -6,7 +6,10 @@
 
 namespace flashattn {
 
-/** delta = sum_d d_out * out - d_lse, of every row of every sequence: what softmax's Jacobian subtracts from dP. */
+/**
+ * delta = sum_d d_out * out - d_lse, of every row of every sequence: what softmax's Jacobian subtracts from dP. And the
+ * head ranges, where the dtype needs them.
+ */
 cudaError_t launch_backward_rows(const AttentionParams&, cudaStream_t);
 
 /** d_query = scale * d_query_sum, of every row of every sequence. d_query_sum is aligned to 16 bytes. */

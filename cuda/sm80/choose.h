@@ -5,10 +5,11 @@
 
 namespace flashattn {
 
-/** Whether scores need more than their scale and the mask. The plain kernels also rely on a positive scale. */
-inline bool has_extras(const AttentionParams& p) {
-  return p.softcap > 0 || p.bias.data || p.relative.table || p.alibi.slopes || p.dropout.threshold || !(p.scale > 0);
-}
+/**
+ * Whether scores need more than their scale and the mask. The plain kernels also rely on a positive scale, whose product
+ * with log2 e and whose inverse are normal numbers.
+ */
+inline bool has_extras(const AttentionShape& p) { return p.options || !(p.scale > 1e-36f && p.scale < 1e36f); }
 
 inline AttentionShape shape_of(const AttentionParams& p) {
   AttentionShape shape{};
@@ -19,14 +20,15 @@ inline AttentionShape shape_of(const AttentionParams& p) {
   shape.query_length = p.query_length, shape.key_length = p.key_length;
   shape.block_size = p.block_mask.block_size;
   shape.bucket_count = p.relative.table ? p.relative.bucket_count : 0;
-  shape.extras = has_extras(p);
+  shape.options = p.softcap > 0 || p.bias.data || p.relative.table || p.alibi.slopes || p.dropout.threshold;
+  shape.scale = p.scale;
   shape.deterministic = p.deterministic;
   return shape;
 }
 
 /** Large tiles where they fit, lie within the blocks of the mask, and leave no multiprocessor without work. */
 inline Variant forward_variant(const AttentionShape& p, const DeviceLimits& limits) {
-  if (p.extras) return Variant::Extras;
+  if (has_extras(p)) return Variant::Extras;
   const int bytes = element_size(p.dtype), bucket = head_dim_bucket(p);
   const int tile = forward_shape(bytes, bucket, Variant::Large).query_tile;
   const bool fits = forward_shared_bytes(bytes, bucket, Variant::Large) <= limits.shared_memory;
@@ -37,7 +39,7 @@ inline Variant forward_variant(const AttentionShape& p, const DeviceLimits& limi
 
 /** The same for backward, whose blocks are tiles of keys of a key/value head. */
 inline Variant backward_variant(const AttentionShape& p, const DeviceLimits& limits) {
-  if (p.extras) return Variant::Extras;
+  if (has_extras(p)) return Variant::Extras;
   const int bytes = element_size(p.dtype), bucket = head_dim_bucket(p);
   const BackwardShape shape = backward_shape(bytes, bucket, Variant::Large);
   const bool fits = backward_shared_bytes(bytes, bucket, Variant::Large) <= limits.shared_memory;

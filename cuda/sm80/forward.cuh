@@ -41,23 +41,12 @@ class ForwardBlock {
   }
 
  private:
-  /** A key tile; in fewer registers than `Met`. */
-  struct Visit {
-    int begin;  // first key of the tile; negative: the walk is over
-    int bits;   // of a partial block: where they begin in the mask's words; negative: none
-  };
-
-  FLASHATTN_DEVICE Visit next(KeyWalk<Tiles::kKeyTile>& walk) const {
-    const Met met = walk.take();
-    return {met.begin, met.bits ? static_cast<int>(met.bits - p_.block_mask.bits) : -1};
-  }
-
   FLASHATTN_DEVICE KeyTile slot(int number) const {
     return {queries_.base + static_cast<uint32_t>(QueryTile::kBytes + number * KeyTile::kBytes)};
   }
 
   /** One group of copies, also where there is nothing left to copy: waiting counts groups. */
-  FLASHATTN_DEVICE void load(const TensorRef& from, int dim, int slot_number, Visit met) {
+  FLASHATTN_DEVICE void load(const TensorRef& from, int dim, int slot_number, Met met) {
     if (met.begin >= 0) {
       // Made anew for each tile: kept from the start, addresses would take registers that accumulators need.
       const int b = ptx::opaque(head_.b), thread = ptx::opaque(ptx::thread());
@@ -66,8 +55,8 @@ class ForwardBlock {
     }
     ptx::cp_async_commit();
   }
-  FLASHATTN_DEVICE void load_keys(int slot_number, Visit met) { load(p_.key, p_.head_dim, slot_number, met); }
-  FLASHATTN_DEVICE void load_values(int slot_number, Visit met) { load(p_.value, p_.value_dim, slot_number, met); }
+  FLASHATTN_DEVICE void load_keys(int slot_number, Met met) { load(p_.key, p_.head_dim, slot_number, met); }
+  FLASHATTN_DEVICE void load_values(int slot_number, Met met) { load(p_.value, p_.value_dim, slot_number, met); }
 
   FLASHATTN_DEVICE void wait_for_oldest() const {
     ptx::cp_async_wait<Tiles::kSlots - 2>();
@@ -78,12 +67,12 @@ class ForwardBlock {
     out_.clear();
     const Range queries = head_.queries_at(first_query_, Tiles::kQueryTile);
     KeyWalk<Tiles::kKeyTile> walk(p_, head_.band, head_.b, head_.h, queries, head_.sequence.key_length);
-    Visit met[kAhead + 1];
+    Met met[kAhead + 1];
     const Rows rows = Rows::of<Element>(p_.query, head_.b, head_.sequence.query_begin, head_.h, p_.head_dim);
     load_rows<Tiles::kThreads>(queries_, rows, first_query_, head_.sequence.query_length, ptx::thread());
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      met[i] = next(walk);
+      met[i] = walk.take();
       load_keys(2 * i, met[i]);
       if (i + 1 < kAhead) load_values(2 * i + 1, met[i]);
     }
@@ -96,7 +85,7 @@ class ForwardBlock {
       if (cover != Cover::Empty) score(slot(2 * turn), met[0], cover, scores);
 
       wait_for_oldest();  // the values have landed, and nobody reads the keys' slot
-      met[kAhead] = next(walk);
+      met[kAhead] = walk.take();
       load_keys(2 * turn, met[kAhead]);
       if (cover != Cover::Empty) add_values(slot(2 * turn + 1), met[0].begin, scores);
 #pragma unroll
@@ -107,10 +96,10 @@ class ForwardBlock {
   }
 
   /** How this warp's queries meet a key tile. */
-  FLASHATTN_DEVICE Cover cover_of(Visit met, Range keys) const {
+  FLASHATTN_DEVICE Cover cover_of(Met met, Range keys) const {
     const int first = first_query_ + warp_row_;
     const Cover cover = head_.band.cover({first, first + Tiles::kShape.warp_rows}, keys);
-    const bool whole = met.bits < 0 && met.begin + Tiles::kKeyTile <= head_.sequence.key_length;
+    const bool whole = met.block < 0 && met.begin + Tiles::kKeyTile <= head_.sequence.key_length;
     return cover == Cover::Full && !whole ? Cover::Partial : cover;
   }
 
@@ -119,7 +108,7 @@ class ForwardBlock {
   }
 
   template <class ScoreTile>
-  FLASHATTN_DEVICE void score(KeyTile tile, Visit met, Cover cover, ScoreTile& scores) {
+  FLASHATTN_DEVICE void score(KeyTile tile, Met met, Cover cover, ScoreTile& scores) {
     scores.clear();
     const RowsAsA<QueryTile> query(queries_, warp_row_, lane_);
     const RowsAsB<KeyTile> key(tile, 0, lane_);
@@ -140,13 +129,12 @@ class ForwardBlock {
       hid_ = hid_ || p_.bias.data;
     }
     if (cover == Cover::Partial) {
-      hide_scores(head_, met.bits < 0 ? nullptr : p_.block_mask.bits + met.bits, positions(met.begin), scores);
+      hide_scores(head_, bits_of(p_.block_mask, met.block), positions(met.begin), scores);
       hid_ = true;
     }
   }
 
-  /** What scores are multiplied by to be in units of log 2. */
-  FLASHATTN_DEVICE float unit() const { return kExtras ? 1.0f : p_.scale * kLog2E; }
+  FLASHATTN_DEVICE SoftmaxUnit unit() const { return {kExtras ? 1.0f : p_.scale, forward_exponent<Element>(p_)}; }
 
   template <class ScoreTile>
   FLASHATTN_DEVICE void add_values(KeyTile tile, int first_key, ScoreTile& scores) {
@@ -181,7 +169,7 @@ class ForwardBlock {
 
   /** Through the warp's own rows of the query tile, so that whole rows are written. */
   FLASHATTN_DEVICE void store() {
-    const float sink = p_.sink ? ptx::load_global(p_.sink + head_.h) * kLog2E : -kInfinity;
+    const float sink = p_.sink ? ptx::load_global(p_.sink + head_.h) : -kInfinity;
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m)
 #pragma unroll

@@ -1,5 +1,5 @@
-// dS = P * (dP - delta) of one tile of queries by keys, recomputed from the inputs: what the gradients of bias and
-// relative positions are sums of. They are formed apart from backward.cuh, at the cost of two more products, so that they
+// Logits of one tile of queries by keys, and dS = P * (dP - delta), recomputed from the inputs: what row weights and the
+// gradients of bias and relative positions are sums of. The gradients are formed apart from backward.cuh, at the cost of two more products, so that they
 // need no atomics: every sum has a fixed order.
 #pragma once
 #include "../scores.cuh"
@@ -29,7 +29,7 @@ class GradientBlock {
   FLASHATTN_DEVICE int warp_row() const { return warp_row_; }
   FLASHATTN_DEVICE Lane lane() const { return lane_; }
 
-  /** Between `finish_queries` and the next come any number of `score_gradients`. */
+  /** Between `load_queries` and `finish_queries` come any number of `score` and `score_gradients`. */
   FLASHATTN_DEVICE void load_queries(const Head& head, int first) {
     const Sequence& s = head.sequence;
     load_rows<Tiles::kThreads>(query_, rows(p_.query, head, s.query_begin, head.h, p_.head_dim), first, s.query_length,
@@ -40,22 +40,27 @@ class GradientBlock {
     for (int lower = 0; lower < 2; ++lower) {
       const int i = first + warp_row_ + lower * 8 + lane_.group;
       const bool exists = i < s.query_length;
-      const float lse = exists ? ptx::load_global(p_.lse + head.lse_row(i)) : -kInfinity;
-      lse_[lower] = lse == -kInfinity ? kInfinity : lse * kLog2E;  // an empty row: every probability is 0
-      delta_[lower] = exists ? ptx::load_global(p_.row_terms + head.lse_row(i)) : 0.0f;
+      rows_[lower] = exists ? SavedRow::load(head, i) : SavedRow{kInfinity, 1.0f, 0.0f};
     }
   }
 
+  /** Logits of the loaded queries and the keys from `first_key` on, -Infinity where hidden. The whole block takes part. */
+  FLASHATTN_DEVICE ScoreTile score(const Head& head, int first_query, int first_key, const uint32_t* bits) {
+    load_keys(head, first_key);
+    ScoreTile score = product(query_, key_);
+    ptx::sync_threads();  // the tiles may be loaded again
+    const auto at = positions(first_query, first_key);
+    finish_scores(head, at, score);
+    hide_scores(head, bits, at, score);
+    return score;
+  }
+
+  /** e^(logit - lse) of a logit in row group + 8 `lower` of the warp. */
+  FLASHATTN_DEVICE float weight(float logit, int lower) const { return ptx::exp2((logit - rows_[lower].lse) * kLog2E); }
+
   /** dS of the loaded queries and the keys from `first_key` on; 0 where hidden. The whole block takes part. */
   FLASHATTN_DEVICE ScoreTile score_gradients(const Head& head, int first_query, int first_key, const uint32_t* bits) {
-    const Sequence& s = head.sequence;
-    load_rows<Tiles::kThreads>(key_, rows(p_.key, head, s.key_begin, head.kv_head(), p_.head_dim), first_key,
-                               s.key_length, ptx::thread());
-    load_rows<Tiles::kThreads>(value_, rows(p_.value, head, s.key_begin, head.kv_head(), p_.value_dim), first_key,
-                               s.key_length, ptx::thread());
-    ptx::cp_async_commit();
-    ptx::cp_async_wait<0>();
-    ptx::sync_threads();
+    load_keys(head, first_key);
     ScoreTile score = product(query_, key_), d_score = product(d_out_, value_);
     ptx::sync_threads();  // the tiles may be loaded again
     const auto at = positions(first_query, first_key);
@@ -66,8 +71,8 @@ class GradientBlock {
     for (int n = 0; n < Tiles::kKeyTile / 8; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float probability = ptx::exp2(score.s[0][n][e] - lse_[e / 2]);
-        const float gradient = probability * (d_score.s[0][n][e] - delta_[e / 2]);
+        const SavedRow& row = rows_[e / 2];
+        const float gradient = row.probability(score.s[0][n][e]) * (d_score.s[0][n][e] - row.delta);
         d_score.s[0][n][e] = score.s[0][n][e] == -kInfinity ? 0.0f : gradient;
       }
     return d_score;
@@ -81,6 +86,17 @@ class GradientBlock {
   }
 
  private:
+  FLASHATTN_DEVICE void load_keys(const Head& head, int first) const {
+    const Sequence& s = head.sequence;
+    load_rows<Tiles::kThreads>(key_, rows(p_.key, head, s.key_begin, head.kv_head(), p_.head_dim), first, s.key_length,
+                               ptx::thread());
+    load_rows<Tiles::kThreads>(value_, rows(p_.value, head, s.key_begin, head.kv_head(), p_.value_dim), first,
+                               s.key_length, ptx::thread());
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+    ptx::sync_threads();
+  }
+
   FLASHATTN_DEVICE static Rows rows(const TensorRef& t, const Head& head, int first, int h, int dim) {
     return Rows::of<Element>(t, head.b, first, h, dim);
   }
@@ -105,7 +121,7 @@ class GradientBlock {
   int warp_row_;
   typename Tiles::QueryTile query_, d_out_;
   typename Tiles::KeyTile key_, value_;
-  float lse_[2], delta_[2];  // of this lane's two rows, lse in units of log 2
+  SavedRow rows_[2];  // of this lane
 };
 
 }  // namespace flashattn

@@ -32,11 +32,11 @@ FLASHATTN_DEVICE PairGradient pair_gradient(const Head& head, int i, int j, cons
                                             const LaneDims& d_out, const LaneDims& value) {
   const AttentionParams& p = head.p;
   const Capped capped = finish_score(head, query.dot(key), i, j);
-  const float lse = ptx::load_global(p.lse + head.lse_row(i));
-  if (capped.score == -kInfinity || lse == -kInfinity) return {0.0f, 0.0f, false};
+  const SavedRow row = SavedRow::load(head, i);
+  if (capped.score == -kInfinity || row.is_empty()) return {0.0f, 0.0f, false};
   const float kept = p.dropout.threshold ? keep_factor(head, random_of(head, i, j), j) : 1.0f;
-  const float probability = ptx::exp2(capped.score - lse * kLog2E);
-  const float d_score = probability * (d_out.dot(value) * kept - ptx::load_global(p.row_terms + head.lse_row(i)));
+  const float probability = row.probability(capped.score);
+  const float d_score = probability * (d_out.dot(value) * kept - row.delta);
   return {probability * kept, p.softcap > 0 ? d_score * capped.slope : d_score, true};
 }
 
@@ -83,8 +83,9 @@ FLASHATTN_CALLED void repair_d_keys(const AttentionParams& p, int b, int kv_head
       const detail::HeadRows at = detail::HeadRows::of<Element>(head);
       QueryWalk<kTile> walk(p, head.band, b, h, {j, j + 1}, s.query_length);
       for (Met met = walk.take(); met.begin >= 0 && !done; met = walk.take()) {
+        const uint32_t* bits = bits_of(p.block_mask, met.block);
         for (int i = met.begin; i < met.begin + kTile; ++i) {
-          if (!is_visible(head, met.bits, i, j)) continue;
+          if (!is_visible(head, bits, i, j)) continue;
           const LaneDims query = LaneDims::load<Element>(at.query, i, lane);
           const LaneDims d_out = LaneDims::load<Element>(at.d_out, i, lane);
           const detail::PairGradient pair = detail::pair_gradient(head, i, j, query, key, d_out, value);
@@ -115,8 +116,9 @@ FLASHATTN_CALLED void repair_d_query(const AttentionParams& p, int b, int h, int
   bool done = false;
   KeyWalk<kTile> walk(p, head.band, b, h, {query, query + 1}, head.sequence.key_length);
   for (Met met = walk.take(); met.begin >= 0 && !done; met = walk.take()) {
+    const uint32_t* bits = bits_of(p.block_mask, met.block);
     for (int j = met.begin; j < met.begin + kTile; ++j) {
-      if (!is_visible(head, met.bits, query, j)) continue;
+      if (!is_visible(head, bits, query, j)) continue;
       const LaneDims key = LaneDims::load<Element>(rows.key, j, lane);
       const detail::PairGradient pair =
           detail::pair_gradient(head, query, j, own, key, d_out, LaneDims::load<Element>(rows.value, j, lane));

@@ -2,6 +2,7 @@
 // hidden values by 0, this leaves them out.
 #pragma once
 #include "../scores.cuh"
+#include "../sum.cuh"
 #include "../walk.cuh"
 
 namespace flashattn {
@@ -69,17 +70,22 @@ FLASHATTN_CALLED void repair_forward(const AttentionParams& p, int b, int h, int
     const LaneDims query = LaneDims::load<Element>(queries, i, lane);
     LaneDims out;
     out.clear();
+    float sum = 0.0f, lost = 0.0f;  // 1, but for the rounding of lse
     KeyWalk<kTile> walk(p, head.band, b, h, {i, i + 1}, head.sequence.key_length);
     for (Met met = walk.take(); met.begin >= 0; met = walk.take()) {
+      const uint32_t* bits = bits_of(p.block_mask, met.block);
       for (int j = met.begin; j < met.begin + kTile; ++j) {
-        if (!is_visible(head, met.bits, i, j)) continue;
+        if (!is_visible(head, bits, i, j)) continue;
         const float score = finish_score(head, query.dot(LaneDims::load<Element>(keys, j, lane)), i, j).score;
         if (score == -kInfinity) continue;
         const float kept = p.dropout.threshold ? keep_factor(head, random_of(head, i, j), j) : 1.0f;
-        out.add(ptx::exp2(score - lse * kLog2E) * kept, LaneDims::load<Element>(values, j, lane));
+        const float weight = ptx::exp2((score - lse) * kLog2E);
+        add_compensated(sum, lost, weight);
+        out.add(weight * kept, LaneDims::load<Element>(values, j, lane));
       }
     }
-    out.store<Element>(outs, i, 1.0f, lane);
+    if (p.sink) sum += ptx::exp2((ptx::load_global(p.sink + h) - lse) * kLog2E);
+    out.store<Element>(outs, i, lse == -kInfinity ? 0.0f : 1.0f / (sum - lost), lane);
   }
 }
 

@@ -93,7 +93,7 @@ constexpr int backward_shared_bytes(int bytes, int head_dim, Variant variant) {
   const BackwardShape shape = backward_shape(bytes, head_dim, variant);
   const int rows = 2 * (shape.key_tile + shape.slots * shape.query_tile);  // keys, values, queries and d_out
   const int score_tiles = backward_exchanges(bytes, head_dim, variant) ? 2 : 1;
-  const int row_stats = shape.query_tile * 2 * 4, work = 16;  // see BackwardBlock
+  const int row_stats = shape.query_tile * 2 * 4, work = 16 + 16;  // see BackwardBlock
   return (rows * head_dim + score_tiles * shape.key_tile * shape.query_tile) * bytes + row_stats + work;
 }
 

@@ -110,17 +110,17 @@ const shapeFields = {
   keyLength: 'int32',
   blockSize: 'int32',
   bucketCount: 'int32',
-  extras: 'int32',
+  options: 'int32',
   deterministic: 'int32',
   headsDiffer: 'int32',
-  reserved: 'int32',
+  scale: 'float32',
 } as const;
 
 /** A problem without its tensors: what tiles and scratch memory depend on. */
 export const attentionShape = struct('AttentionShape', shapeFields);
 
 export function shapeOf(p: AttentionProblem): ValuesOf<typeof shapeFields> {
-  const extras = p.softcap > 0 || p.biasShape || p.relative || p.alibi || p.dropout || !(p.scale > 0);
+  const headsDiffer = p.biasShape || p.alibi || p.relative || p.dropout;
   return {
     lseRows: lseRows(p),
     dtype: p.dtype,
@@ -133,9 +133,10 @@ export function shapeOf(p: AttentionProblem): ValuesOf<typeof shapeFields> {
     keyLength: p.keyLength,
     blockSize: p.blockMask?.blockSize ?? 0,
     bucketCount: p.relative?.bucketCount ?? 0,
-    extras: extras ? 1 : 0,
+    options: p.softcap > 0 || headsDiffer ? 1 : 0,
     deterministic: p.deterministic ? 1 : 0,
-    headsDiffer: p.biasShape || p.alibi || p.relative || p.dropout ? 1 : 0,
+    headsDiffer: headsDiffer ? 1 : 0,
+    scale: p.scale,
   };
 }
 

@@ -110,13 +110,13 @@ struct AttentionShape {
   int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
   int32_t block_size;    // of the block mask; 0: none
   int32_t bucket_count;  // of the table of relative positions; 0: none
-  int32_t extras;        // scores need more than a positive scale and the mask
+  int32_t options;       // softcap, a bias of any kind or dropout: scores need more than their scale and the mask
   int32_t deterministic;
   int32_t heads_differ;  // what is added to scores, or dropped, is not the same for all heads
-  int32_t reserved;
+  float scale;
 };
 FLASHATTN_FIELDS(AttentionShape, lse_rows, dtype, batch, heads, kv_heads, head_dim, value_dim, query_length, key_length,
-                 block_size, bucket_count, extras, deterministic, heads_differ, reserved);
+                 block_size, bucket_count, options, deterministic, heads_differ, scale);
 
 /** How a device cuts a problem into pieces, and what its launches need besides the tensors. */
 struct AttentionPartition {

@@ -8,6 +8,8 @@ import { emptyChecks, lengthChecks, numberChecks, occupancyChecks } from './numb
 import { operationChecks } from './operations.js';
 import { precisionChecks } from './precision.js';
 import { maskPropertyChecks, propertyChecks } from './property.js';
+import { rangeChecks } from './range.js';
+import { sumChecks } from './sums.js';
 
 export function suite(settings: Settings): Group[] {
   return [
@@ -15,6 +17,8 @@ export function suite(settings: Settings): Group[] {
     { name: 'lengths', checks: [...lengthChecks(settings), ...occupancyChecks(settings)] },
     { name: 'nothing', checks: emptyChecks() },
     { name: 'numbers', checks: numberChecks(settings) },
+    { name: 'range', checks: rangeChecks() },
+    { name: 'sums', checks: sumChecks(settings) },
     { name: 'precision', checks: precisionChecks() },
     { name: 'masks', checks: maskChecks() },
     { name: 'canaries', checks: canaryChecks() },

@@ -71,6 +71,17 @@ struct Exp2 {
     return as_bits(y < double{std::numeric_limits<float>::min()} ? 0 : y);
   }
 };
+/** A product and a difference, each rounded: one instruction for both would round once. */
+struct Product {
+  static FLASHATTN_DEVICE uint32_t apply(uint32_t a, uint32_t b) {
+    const float x = ptx::float_of(a), y = ptx::float_of(b);
+    return ptx::bits_of(ptx::product(x, y) - y);
+  }
+  static uint32_t expect(uint32_t a, uint32_t b) {
+    const double product = as_float(as_bits(double{as_float(a)} * as_float(b)));
+    return as_bits(product - as_float(b));
+  }
+};
 struct Log {
   static FLASHATTN_DEVICE uint32_t apply(uint32_t a, uint32_t) { return ptx::bits_of(ptx::log(ptx::float_of(a))); }
   static uint32_t expect(uint32_t a, uint32_t) { return as_bits(std::log(double{as_float(a)})); }
@@ -177,6 +188,9 @@ inline void add_number_cases(Cases& cases) {
   cases.push_back(map_case<Exp2>("exp2", "-160 to 140", three_ulp, alone(evenly(-160, 140, 6001))));
   cases.push_back(map_case<Exp2>("exp2", "-1 to 0", two_ulp, alone(evenly(-1, 0, 4097))));
   cases.push_back(map_case<Exp2>("exp2", "special numbers", three_ulp, alone(specials)));
+  cases.push_back(map_case<Exp2>("exp2", "zero", kSameBits, alone({0, 1u << 31})));
+  cases.push_back(
+      map_case<Product>("product", "less a factor", kSameFloats, joined(evenly(0.5, 2, 512), evenly(-300, 1e6, 512))));
   cases.push_back(map_case<Log>("log", "0.5 to 2", two_ulp, alone(evenly(0.5, 2, 4097))));
   cases.push_back(map_case<Log>("log", "0 to 65536", two_ulp, alone(evenly(0, 65536, 4097))));
   cases.push_back(map_case<Log>("log", "special numbers", two_ulp, alone(specials)));

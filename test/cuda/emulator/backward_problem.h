@@ -6,6 +6,7 @@
 
 #include "device_tensor.h"
 #include "launch.h"
+#include "range.cuh"
 
 namespace flashattn::test {
 
@@ -156,7 +157,7 @@ class Backward {
         d_value(keys(problem.value_dim)),
         lse(lse_rows(), 0.0f),
         d_lse(random_floats(lse_rows(), random)),
-        delta(lse_rows(), 0.0f),
+        delta(2 * lse_rows() + range_floats(), 0.0f),
         sink(random_floats(problem.heads, random)),
         slopes(random_floats(problem.heads, random)),
         bias(random_floats(static_cast<size_t>(problem.heads) * problem.queries * problem.keys, random)),
@@ -209,6 +210,13 @@ class Backward {
     return p;
   }
 
+  /** Behind delta and row weights. */
+  size_t range_floats() const {
+    AttentionParams p{};
+    p.batch = static_cast<int>(std::max(problem.sequences.size(), static_cast<size_t>(problem.batch)));
+    p.kv_heads = problem.kv_heads, p.query_length = problem.queries, p.key_length = problem.keys;
+    return static_cast<size_t>(head_range_floats(shape_of(p)));
+  }
   int sequence_count() const { return static_cast<int>(sequences.host.size()); }
   size_t lse_rows() const { return static_cast<size_t>(problem.batch) * problem.heads * problem.queries; }
 

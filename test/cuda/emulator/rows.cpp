@@ -33,18 +33,21 @@ class Backward {
         out(tensor(problem.value_dim)),
         d_out(tensor(problem.value_dim)),
         d_query(tensor(problem.head_dim)),
+        value(tensor(problem.value_dim)),
         lse(random_floats(lse_rows(), random)),
         d_lse(random_floats(lse_rows(), random)),
-        delta(lse_rows(), kUnset),
+        delta(2 * lse_rows() + kRangeFloats, kUnset),
         d_query_sum(random_floats(lse_rows() * bucket(), random)),
         sink(random_floats(problem.heads, random)),
         d_sink(problem.heads, kUnset),
         sequences(packed_sequences()) {
     out.randomize(random);
     d_out.randomize(random);
+    value.randomize(random);
   }
 
   static constexpr float kUnset = 12345;
+  static constexpr size_t kRangeFloats = 1000;  // more than any problem here needs
   int bucket() const { return head_dim_bucket(std::max(problem.head_dim, problem.value_dim)); }
   size_t lse_rows() const { return static_cast<size_t>(problem.tensor_batch()) * problem.heads * problem.rows(); }
 
@@ -52,11 +55,13 @@ class Backward {
     AttentionParams p{};
     p.out = out.ref();
     p.d_out = d_out.ref();
+    p.value = value.ref();
     p.d_query = d_query.ref();
     p.lse = lse.data();
     p.lse_head = problem.rows();
     p.lse_batch = problem.packed ? 0 : int64_t{problem.heads} * problem.rows();
-    if (problem.packed) p.out.batch = p.d_out.batch = p.d_query.batch = 0;
+    p.lse_rows = static_cast<int64_t>(lse_rows());
+    if (problem.packed) p.out.batch = p.d_out.batch = p.d_query.batch = p.value.batch = 0;
     p.sequences = problem.packed ? sequences.data() : nullptr;
     p.sink = sink.data();
     p.d_sink = d_sink.data();
@@ -67,7 +72,7 @@ class Backward {
     p.heads = p.kv_heads = problem.heads;
     p.head_dim = problem.head_dim;
     p.value_dim = problem.value_dim;
-    p.query_length = problem.longest();
+    p.query_length = p.key_length = problem.longest();
     p.scale = 0.125f;
     return p;
   }
@@ -82,7 +87,7 @@ class Backward {
   }
 
   const Problem problem;
-  Tensor out, d_out, d_query;
+  Tensor out, d_out, d_query, value;
   DeviceArray<float> lse, d_lse, delta, d_query_sum, sink, d_sink;
   DeviceArray<Sequence> sequences;
 
@@ -94,7 +99,7 @@ class Backward {
     std::vector<Sequence> packed;
     int begin = 0;
     for (const int length : problem.lengths) {
-      packed.push_back({begin, length, 0, 0});
+      packed.push_back({begin, length, begin, length});
       begin += length;
     }
     return packed;
