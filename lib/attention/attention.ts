@@ -59,17 +59,18 @@ export function outputShapes(problem: AttentionProblem): { out: Shape; lse: Shap
 
 /** @internal */
 export function viewOf(t: Tensor, layout: AttentionProblem['layout'], argument: string, backend: Backend): View {
-  const operand = t.operand(argument, backend);
-  const [batchStride, seqStride, headStride, dimStride] = (
-    layout === 'varlen'
-      ? [0, ...t.strides]
-      : layout === 'bshd'
-        ? t.strides
-        : [t.strides[0], t.strides[2], t.strides[1], t.strides[3]]
-  ) as [number, number, number, number];
+  // Field by field: destructuring and spreading take the engine's slow paths, and this runs for every tensor of a call.
+  const { buffer, offset } = t.operand(argument, backend);
+  const { strides } = t;
+  const first = layout === 'varlen' ? 0 : 1;
+  const swapped = layout === 'bhsd' ? 1 : 0;
+  const batchStride = layout === 'varlen' ? 0 : (strides[0] as number);
+  const seqStride = strides[first + swapped] as number;
+  const headStride = strides[first + 1 - swapped] as number;
+  const dimStride = strides[first + 2] as number;
   if (dimStride !== 1 && t.shape[t.shape.length - 1] !== 1 && t.size > 0)
     throw shapeError(`${argument} must be contiguous along its last dim, its stride is ${dimStride}`);
-  return { ...operand, dtype: t.dtype, batchStride, seqStride, headStride };
+  return { buffer, offset, dtype: t.dtype, batchStride, seqStride, headStride };
 }
 
 const sameShape = (a: Shape, b: Shape) => a.length === b.length && a.every((n, axis) => n === b[axis]);
