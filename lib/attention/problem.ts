@@ -112,25 +112,26 @@ function readDims(q: Shape, k: Shape, v: Shape, layout: AttentionProblem['layout
   const query = split(q);
   const key = split(k);
   const value = split(v);
-  const context = `q ${show(q)}, k ${show(k)}, v ${show(v)} (${order})`;
+  // Text for errors alone: it costs more than all the checks.
+  const context = () => `q ${show(q)}, k ${show(k)}, v ${show(v)} (${order})`;
   if (query.batch !== key.batch || key.batch !== value.batch)
-    throw shapeError(`the batch sizes differ: ${query.batch}, ${key.batch} and ${value.batch} in ${context}`);
+    throw shapeError(`the batch sizes differ: ${query.batch}, ${key.batch} and ${value.batch} in ${context()}`);
   if (query.dim !== key.dim)
-    throw shapeError(`q and k must have the same head dim, got ${query.dim} and ${key.dim} in ${context}`);
+    throw shapeError(`q and k must have the same head dim, got ${query.dim} and ${key.dim} in ${context()}`);
   if (key.rows !== value.rows)
-    throw shapeError(`k and v must have the same length, got ${key.rows} and ${value.rows} in ${context}`);
+    throw shapeError(`k and v must have the same length, got ${key.rows} and ${value.rows} in ${context()}`);
   if (key.heads !== value.heads)
-    throw shapeError(`k and v must have the same number of heads, got ${key.heads} and ${value.heads} in ${context}`);
+    throw shapeError(`k and v must have the same number of heads, got ${key.heads} and ${value.heads} in ${context()}`);
   if (key.heads < 1 || query.heads < 1 || query.heads % key.heads !== 0)
     throw shapeError(
-      `the ${query.heads} query heads must be a positive multiple of the ${key.heads} key/value heads in ${context}`,
+      `the ${query.heads} query heads must be a positive multiple of the ${key.heads} key/value heads in ${context()}`,
     );
   for (const [name, dim] of [
     ['head dim of q and k', query.dim],
     ['head dim of v', value.dim],
   ] as const)
     if (dim < 1 || dim > maxHeadDim)
-      throw shapeError(`the ${name} is ${dim}; it must be from 1 to ${maxHeadDim} in ${context}`);
+      throw shapeError(`the ${name} is ${dim}; it must be from 1 to ${maxHeadDim} in ${context()}`);
   return {
     batch: query.batch,
     queryRows: query.rows,
@@ -362,6 +363,7 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
   }
   const dims = readDims(q, k, v, varlen ? 'varlen' : layout);
   const sequences = readSequences(options, dims);
+  const window = readWindow(options);
   if (softcap !== undefined && !(checkFinite(softcap, 'softcap') > 0))
     throw optionError(`softcap is ${softcap}; it must be positive`);
   if (sink !== undefined) {
@@ -370,13 +372,23 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
       throw shapeError(`sink has shape ${show(sink.shape)}; it must be [heads] = [${dims.heads}]`);
   }
   return {
-    ...dims,
-    ...sequences,
+    // Field by field: spreading objects of different shapes takes the engine's slow path.
+    batch: sequences.batch,
+    queryRows: dims.queryRows,
+    keyRows: dims.keyRows,
+    heads: dims.heads,
+    kvHeads: dims.kvHeads,
+    headDim: dims.headDim,
+    valueDim: dims.valueDim,
+    queryLength: sequences.queryLength,
+    keyLength: sequences.keyLength,
+    sequences: sequences.sequences,
     dtype,
     layout: varlen ? 'varlen' : layout,
     scale: options.scale === undefined ? 1 / Math.sqrt(dims.headDim) : checkFinite(options.scale, 'scale'),
     softcap: softcap ?? 0,
-    ...readWindow(options),
+    windowLeft: window.windowLeft,
+    windowRight: window.windowRight,
     topLeft: align === 'topLeft',
     dropout: readDropout(options.dropout),
     biasShape: readBiasShape(options.bias, dims, sequences),
