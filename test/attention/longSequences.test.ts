@@ -50,7 +50,8 @@ describe.each(lengths)('%i keys', (length) => {
     const result = attention(q, k, v);
     const weights = sum(length, (j) => Math.exp(key(j)));
     const out = sum(length, (j) => Math.exp(key(j)) * value(j)) / weights;
-    expectNear(result.out.dataSync(), new Array(queries).fill(out));
+    // Within a tile 64 nearly equal terms are added one after the other: a constant, whatever the number of keys.
+    expectNear(result.out.dataSync(), new Array(queries).fill(out), 3e-6);
     expectNear(result.lse.dataSync(), new Array(queries).fill(Math.log(weights)));
     const { dq } = attentionBackward(
       rows(queries, (i) => 1 + i),
