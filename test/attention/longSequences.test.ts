@@ -50,18 +50,16 @@ describe.each(lengths)('%i keys', (length) => {
     const result = attention(q, k, v);
     const weights = sum(length, (j) => Math.exp(key(j)));
     const out = sum(length, (j) => Math.exp(key(j)) * value(j)) / weights;
-    // Within a tile 64 nearly equal terms are added one after the other: a constant, whatever the number of keys.
-    expectNear(result.out.dataSync(), new Array(queries).fill(out), 3e-6);
+    expectNear(result.out.dataSync(), new Array(queries).fill(out));
     expectNear(result.lse.dataSync(), new Array(queries).fill(Math.log(weights)));
     const { dq } = attentionBackward(
       rows(queries, (i) => 1 + i),
       { q, k, v, ...result },
     );
     const one = sum(length, (j) => Math.exp(key(j)) * (value(j) - out) * key(j)) / weights;
-    expectNear(
-      dq.dataSync(),
-      Array.from({ length: queries }, (_, i) => one * (1 + i)),
-    );
+    // A difference of dP and delta, and delta is made of an `out` that was rounded.
+    const wanted = Array.from({ length: queries }, (_, i) => one * (1 + i));
+    expectNear(dq.dataSync(), wanted, 1e-5);
   });
 });
 
