@@ -57,10 +57,9 @@ describe.each(lengths)('%i keys', (length) => {
       { q, k, v, ...result },
     );
     const one = sum(length, (j) => Math.exp(key(j)) * (value(j) - out) * key(j)) / weights;
-    expectNear(
-      dq.dataSync(),
-      Array.from({ length: queries }, (_, i) => one * (1 + i)),
-    );
+    // A difference of dP and delta, and delta is made of an `out` that was rounded.
+    const wanted = Array.from({ length: queries }, (_, i) => one * (1 + i));
+    expectNear(dq.dataSync(), wanted, 1e-5);
   });
 });
 
