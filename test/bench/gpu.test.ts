@@ -7,7 +7,7 @@ import type { DenseRow, Results } from '../../bench/gpu/attention.js';
 import { runNode } from '../support/child.js';
 import { hasEmulator, onEmulator } from '../support/emulator.js';
 
-const program = (name: string) => fileURLToPath(new URL(`../build/bench/${name}.js`, import.meta.url));
+const program = (name: string) => fileURLToPath(new URL(`../../build/bench/${name}.js`, import.meta.url));
 
 const readJson = (path: string) => JSON.parse(readFileSync(path, 'utf8')) as unknown;
 

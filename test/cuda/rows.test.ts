@@ -8,7 +8,7 @@ const cuda = (name: string) => fileURLToPath(new URL(`../../cuda/${name}`, impor
 const programs = {
   rows: ['rows.cpp', cuda('backward_rows.cu'), cuda('backward_sink.cu'), cuda('launch_error.cu')],
   merge: ['merge.cpp', cuda('merge.cu'), cuda('launch_error.cu')],
-  flat: ['flat.cpp', cuda('gather.cu'), cuda('elementwise.cu'), cuda('peak.cu'), cuda('launch_error.cu')],
+  flat: ['flat.cpp', cuda('gather.cu'), cuda('copy.cu'), cuda('peak.cu'), cuda('launch_error.cu')],
 } satisfies Record<string, string[]>;
 
 type Name = keyof typeof programs;

@@ -188,7 +188,7 @@ inline void add_number_cases(Cases& cases) {
   cases.push_back(map_case<Exp2>("exp2", "-160 to 140", three_ulp, alone(evenly(-160, 140, 6001))));
   cases.push_back(map_case<Exp2>("exp2", "-1 to 0", two_ulp, alone(evenly(-1, 0, 4097))));
   cases.push_back(map_case<Exp2>("exp2", "special numbers", three_ulp, alone(specials)));
-  cases.push_back(map_case<Exp2>("exp2", "zero", kSameBits, alone({0, 1u << 31})));
+  cases.push_back(map_case<Exp2>("exp2", "zero", kSameBits, alone(Words{0, 1u << 31})));
   cases.push_back(
       map_case<Product>("product", "less a factor", kSameFloats, joined(evenly(0.5, 2, 512), evenly(-300, 1e6, 512))));
   cases.push_back(map_case<Log>("log", "0.5 to 2", two_ulp, alone(evenly(0.5, 2, 4097))));
