@@ -72,7 +72,7 @@ struct Exp2 {
   }
 };
 /** A product and a difference, each rounded: one instruction for both would round once. */
-struct Product {
+struct ScalarProduct {
   static FLASHATTN_DEVICE uint32_t apply(uint32_t a, uint32_t b) {
     const float x = ptx::float_of(a), y = ptx::float_of(b);
     return ptx::bits_of(ptx::product(x, y) - y);
@@ -189,8 +189,8 @@ inline void add_number_cases(Cases& cases) {
   cases.push_back(map_case<Exp2>("exp2", "-1 to 0", two_ulp, alone(evenly(-1, 0, 4097))));
   cases.push_back(map_case<Exp2>("exp2", "special numbers", three_ulp, alone(specials)));
   cases.push_back(map_case<Exp2>("exp2", "zero", kSameBits, alone(Words{0, 1u << 31})));
-  cases.push_back(
-      map_case<Product>("product", "less a factor", kSameFloats, joined(evenly(0.5, 2, 512), evenly(-300, 1e6, 512))));
+  cases.push_back(map_case<ScalarProduct>("product", "less a factor", kSameFloats,
+                                          joined(evenly(0.5, 2, 512), evenly(-300, 1e6, 512))));
   cases.push_back(map_case<Log>("log", "0.5 to 2", two_ulp, alone(evenly(0.5, 2, 4097))));
   cases.push_back(map_case<Log>("log", "0 to 65536", two_ulp, alone(evenly(0, 65536, 4097))));
   cases.push_back(map_case<Log>("log", "special numbers", two_ulp, alone(specials)));
