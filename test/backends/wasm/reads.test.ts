@@ -100,7 +100,8 @@ describe('any sequence of operations', () => {
   type Step = { readonly kind: 'write' | 'run' | 'read' | 'readPart' | 'dispose' | 'turn'; readonly at: number };
   const kinds = ['write', 'run', 'run', 'read', 'read', 'readPart', 'dispose', 'turn'] as const;
   const step = fc.record({ kind: fc.constantFrom(...kinds), at: fc.nat(2) });
-  const rows = 1 << 14;
+  /** Many enough that the launches are left to the threads, not run in the call. */
+  const rows = 1 << 19;
 
   it('reads what a model in JavaScript says', async () => {
     const before = memory().bytesInUse;
@@ -113,9 +114,9 @@ describe('any sequence of operations', () => {
         const results: { t: Tensor; value: number }[] = [];
         const checks: Promise<void>[] = [];
         let next = 0;
-        const expectAll = async (read: Promise<ArrayLike<number>>, value: number, length: number) => {
+        const expectAll = async (read: Promise<Float32Array>, value: number, length: number) => {
           const data = await read;
-          expect([data.length, Array.from(data).every((x) => x === value)]).toEqual([length, true]);
+          expect([data.length, data.every((x) => x === value)]).toEqual([length, true]);
         };
         for (const { kind, at } of steps) {
           const result = results[at % Math.max(1, results.length)];
@@ -136,7 +137,7 @@ describe('any sequence of operations', () => {
             }
           } else if (kind === 'turn') await new Promise((resolve) => setImmediate(resolve));
           else if (!result) continue;
-          else if (kind === 'read') checks.push(expectAll(result.t.data(), result.value, rows));
+          else if (kind === 'read') checks.push(expectAll(result.t.toFloat32(), result.value, rows));
           else if (kind === 'readPart') {
             using part = result.t.slice(result.t.shape.length === 1 ? 0 : 1, 3, 99);
             checks.push(expectAll(part.toFloat32(), result.value, 96));
@@ -154,7 +155,7 @@ describe('any sequence of operations', () => {
         for (const { t } of results) t.dispose();
         for (const p of plans) p.dispose();
       }),
-      { numRuns: 60 },
+      { numRuns: 25 },
     );
     await synchronize();
     expect(memory().bytesInUse).toBe(before);
