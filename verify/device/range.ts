@@ -76,7 +76,7 @@ const MASKS: Readonly<Record<string, { readonly options?: Partial<Case>; readonl
     change: (p) => ({ alibi: p.alibi?.map(() => Math.fround(1e36)) }),
   },
   'a softcap of 1.3e-38': { options: { softcap: Math.fround(1.3e-38) }, change: () => ({}) },
-  'a softcap of 2e38': { options: { softcap: Math.fround(2e38) }, change: () => ({}) },
+  'a softcap of 2e37': { options: { softcap: Math.fround(2e37) }, change: () => ({}) },
   'a scale of 1.3e-38': { options: { scale: Math.fround(1.3e-38) }, change: () => ({}) },
   'a scale of 2e38 over products of zero': {
     options: { scale: Math.fround(2e38) },
