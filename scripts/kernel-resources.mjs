@@ -221,10 +221,9 @@ function print({ kernels }) {
 /** JSON with a line for each kernel, as the formatter has it. */
 function write({ kernels, units }, toolkit) {
   const architectures = architecturesOf(kernels).map(Number);
-  const line = (value) => JSON.stringify(value).replaceAll(',', ', ');
+  const line = (list) => `[${list.map((item) => JSON.stringify(item)).join(', ')}]`;
   const lines = Object.entries(kernels).map(([name, kernel]) => {
-    const cells = architectures.map((architecture) => `"${formatCell(kernel[architecture])}"`);
-    return `    ${JSON.stringify(name)}: [${cells.join(', ')}]`;
+    return `    ${JSON.stringify(name)}: ${line(architectures.map((architecture) => formatCell(kernel[architecture])))}`;
   });
   const unitLines = Object.entries(units).map(
     ([name, { hash, kernels: names }]) => `    "${name}": { "hash": "${hash}", "kernels": ${line(names)} }`,

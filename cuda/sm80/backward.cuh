@@ -9,7 +9,7 @@
 // whatever order, or in a fixed one (turns.cuh).
 //
 // Accumulators leave few registers for the rest. What a phase needs to know is therefore asked for when it begins
-// (`locate`, `head`, `after`), from shared memory and parameters, rather than kept.
+// (`locate`, `head`, `after`, places in slots), from shared memory and parameters, rather than kept.
 //
 // P and dS are multiplied by powers of two before they are rounded to float16, and the sums divided by them (range.cuh).
 //
@@ -206,6 +206,7 @@ class BackwardBlock {
         load(next, 0);
       }
       const float2 stats = row_stats_of(next);
+      locate();
       add_d_query(visit);
       put_row_stats(stats);
       visit = next;
@@ -232,7 +233,8 @@ class BackwardBlock {
 #pragma unroll 1
       for (int chunk = 0; chunk < Tiles::kQueryTile; chunk += Tiles::kChunk) {
         ChunkScores p, d;
-        const Cover cover = score(slot, visit, chunk, p, d);
+        const Cover cover = score(ptx::opaque(slot), visit, chunk, p, d);
+        locate();
         if (warp_column_ == 0) store_scores(d_scores(), chunk, d);
         if (cover == Cover::Empty) continue;
         const auto fragment = [](const ChunkScores& s, int m, int k) {
@@ -275,7 +277,10 @@ class BackwardBlock {
     if (cover == Cover::Partial) hide_scores(head, bits_of(p_.block_mask, visit.block), at, p);
     add_scores<1>(row, column, d);
     const uint32_t coarse = coarse_queries(chunk);
-    if (coarse) centre(coarse, head, visit.begin + chunk, p);
+    if (coarse) {
+      locate();
+      centre(coarse, this->head(visit.h), visit.begin + chunk, p);
+    }
     ChunkScores factors;
     if constexpr (kExtras)
       if (p_.dropout.threshold) {
@@ -283,6 +288,7 @@ class BackwardBlock {
         drop_out(head, at, factors);
         multiply_scores(d, factors);
       }
+    if constexpr (Tiles::kExchange) locate();
     differentiate(chunk, p, d);
     if constexpr (kExtras) {
       if (p_.softcap > 0) multiply_scores(d, slopes);
@@ -385,7 +391,7 @@ class BackwardBlock {
   template <int Count, class P, class D>
   FLASHATTN_DEVICE void add_products(int slot, int first, P p, D d) {
     // The warps of a row take blocks of 16 dims in turn.
-    const ColumnsAsB<QueryTiles> column({queries(slot).base}, first, lane_, warp_column_ * 16);
+    const ColumnsAsB<QueryTiles> column({queries(ptx::opaque(slot)).base}, first, lane_, warp_column_ * 16);
 #pragma unroll
     for (int k = 0; k < Count / 16; ++k) {
       add_product<1>(k, p, column, d_value_);

@@ -103,6 +103,9 @@ class ForwardBlock {
     return cover == Cover::Full && !whole ? Cover::Partial : cover;
   }
 
+  /** Where this thread is, made anew for each product: kept, the addresses would take registers that sums need. */
+  FLASHATTN_DEVICE static Lane lane_again() { return Lane(ptx::opaque(ptx::thread())); }
+
   FLASHATTN_DEVICE Positions<RowsAre::Queries> positions(int first_key) const {
     return {first_query_ + warp_row_, first_key, lane_};
   }
@@ -111,7 +114,7 @@ class ForwardBlock {
   FLASHATTN_DEVICE void score(KeyTile tile, Met met, Cover cover, ScoreTile& scores) {
     scores.clear();
     const RowsAsA<QueryTile> query(queries_, warp_row_, lane_);
-    const RowsAsB<KeyTile> key(tile, 0, lane_);
+    const RowsAsB<KeyTile> key(tile, 0, lane_again());
 #pragma unroll(unrolled <Element>(HeadDim / 16))
     for (int d = 0; d < HeadDim; d += 16) {
       FragmentA<Element> a[kRowTiles];
@@ -141,7 +144,7 @@ class ForwardBlock {
     state_.advance(scores, unit(), out_);
     if constexpr (kExtras)
       if (p_.dropout.threshold) drop_out(head_, positions(first_key), scores);
-    const ColumnsAsB<KeyTile> value(tile, 0, lane_);
+    const ColumnsAsB<KeyTile> value(tile, 0, lane_again());
 #pragma unroll
     for (int k = 0; k < Tiles::kKeyTile / 16; ++k) {
       FragmentA<Element> a[kRowTiles];
