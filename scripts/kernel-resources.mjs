@@ -98,7 +98,7 @@ function readShapes() {
 }
 
 /** The kernels that units had when they were recorded. */
-function readRecorded(record, units) {
+export function readRecorded(record, units) {
   const names = units.flatMap((unit) => record.units[unit].kernels);
   return names.flatMap((name) =>
     record.architectures.map((architecture, i) => {
@@ -219,7 +219,7 @@ function print({ kernels }) {
 }
 
 /** JSON with a line for each kernel, as the formatter has it. */
-function write({ kernels, units }, toolkit) {
+export function formatRecord({ kernels, units }, toolkit) {
   const architectures = architecturesOf(kernels).map(Number);
   const line = (list) => `[${list.map((item) => JSON.stringify(item)).join(', ')}]`;
   const lines = Object.entries(kernels).map(([name, kernel]) => {
@@ -229,11 +229,7 @@ function write({ kernels, units }, toolkit) {
     ([name, { hash, kernels: names }]) => `    "${name}": { "hash": "${hash}", "kernels": ${line(names)} }`,
   );
   const head = `  "nvcc": "${toolkit}",\n  "architectures": ${line(architectures)},\n`;
-  writeFileSync(
-    recordPath,
-    `{\n${head}  "kernels": {\n${lines.join(',\n')}\n  },\n  "units": {\n${unitLines.join(',\n')}\n  }\n}\n`,
-  );
-  console.log(`\nrecorded ${lines.length} kernels in ${relative(root, recordPath)}`);
+  return `{\n${head}  "kernels": {\n${lines.join(',\n')}\n  },\n  "units": {\n${unitLines.join(',\n')}\n  }\n}\n`;
 }
 
 async function main() {
@@ -252,7 +248,10 @@ async function main() {
   const found = problems(collected, record, toolkit);
   for (const problem of found) console.error(problem);
   const count = Object.keys(collected.kernels).length;
-  if (flags.write) write(collected, toolkit);
+  if (flags.write) {
+    writeFileSync(recordPath, formatRecord(collected, toolkit));
+    console.log(`\nrecorded ${count} kernels in ${relative(root, recordPath)}`);
+  }
   console.log(
     `\n${count} kernels for ${architecturesOf(collected.kernels).length} architectures, ${found.length} problems`,
   );

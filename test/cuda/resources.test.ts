@@ -5,7 +5,7 @@ const script = new URL('../../scripts/kernel-resources.mjs', import.meta.url).hr
 
 /** What an expression over the script's functions gives. */
 async function evaluate(expression: string): Promise<unknown> {
-  const program = `import { demangle, problems, readLog } from '${script}'; console.log(JSON.stringify(${expression}));`;
+  const program = `import { demangle, formatRecord, problems, readLog, readRecorded } from '${script}'; console.log(JSON.stringify(${expression}));`;
   const { code, stdout, stderr } = await runNode(['--input-type=module', '--eval', program, 'imported']);
   if (code !== 0) throw new Error(stderr);
   return JSON.parse(stdout.trim().split('\n').at(-1) ?? '');
@@ -48,6 +48,18 @@ describe('the check of kernel resources', () => {
         spillStores: 8,
         spillLoads: 12,
       },
+    ]);
+  });
+
+  it('reads what it has recorded', async () => {
+    const name = 'forward_kernel<Float16, 64, Small>';
+    const collected = {
+      kernels: { [name]: { 80: [249, 16, 8, 12] } },
+      units: { forward: { hash: 'a', kernels: [name] } },
+    };
+    const record = `JSON.parse(formatRecord(${JSON.stringify(collected)}, '13.0.88'))`;
+    expect(await evaluate(`readRecorded(${record}, ['forward'])`)).toEqual([
+      { name, architecture: '80', registers: 249, stack: 16, spillStores: 8, spillLoads: 12 },
     ]);
   });
 
