@@ -103,8 +103,13 @@ class ForwardBlock {
     return cover == Cover::Full && !whole ? Cover::Partial : cover;
   }
 
-  /** Where this thread is, made anew for each product: kept, the addresses would take registers that sums need. */
-  FLASHATTN_DEVICE static Lane lane_again() { return Lane(ptx::opaque(ptx::thread())); }
+  /**
+   * Where this thread is, made anew for each product where two row tiles of sums take most of the registers: kept,
+   * addresses would be spilled.
+   */
+  FLASHATTN_DEVICE Lane lane_again() const {
+    return kRowTiles == 2 && !kExtras ? Lane(ptx::opaque(ptx::thread())) : lane_;
+  }
 
   FLASHATTN_DEVICE Positions<RowsAre::Queries> positions(int first_key) const {
     return {first_query_ + warp_row_, first_key, lane_};
