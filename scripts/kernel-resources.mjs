@@ -218,7 +218,7 @@ function print({ kernels }) {
   }
 }
 
-/** JSON with a line for each kernel, as the formatter has it. */
+/** JSON with a line for each kernel and unit. */
 export function formatRecord({ kernels, units }, toolkit) {
   const architectures = architecturesOf(kernels).map(Number);
   const line = (list) => `[${list.map((item) => JSON.stringify(item)).join(', ')}]`;
