@@ -1,7 +1,8 @@
 /** Copies on the device: any strides and dtypes, against plain loops. */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { concat, type FlashAttnError, type Tensor, tensor, zeros } from '../../lib/index.js';
+import { concat, type Tensor, tensor, zeros } from '../../lib/index.js';
+import { codeOf } from '../support/codeOf.js';
 import { hasEmulator, onEmulator } from '../support/emulator.js';
 
 const devices = [
@@ -9,15 +10,6 @@ const devices = [
   { device: 'emulator' as never, runs: hasEmulator ? 25 : 0 },
 ];
 const dtypes = ['float32', 'float16', 'bfloat16'] as const;
-const codeOf = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    return (error as FlashAttnError).code;
-  }
-  return 'nothing was thrown';
-};
-
 interface Described {
   readonly sizes: readonly number[];
   /** Order of the axes in memory. */

@@ -14,10 +14,10 @@ import {
 } from 'flashattn';
 import { describe, expect, it } from 'vitest';
 import { GRADIENT_TOLERANCE } from '../../verify/oracle/compare.js';
+import { codeOf } from '../support/codeOf.js';
 import {
   attend,
   check,
-  codeOf,
   type Dims,
   data,
   differences,

@@ -2,7 +2,7 @@
  * The patterns that regroup tokens, against their definitions in float64: forward passes written as plain loops over
  * the pairs that see each other, gradients by central differences of them.
  */
-import { type DType, FlashAttnError, memory, type Tensor, tensor, zeros } from 'flashattn';
+import { type DType, memory, type Tensor, tensor, zeros } from 'flashattn';
 import { afterEach, beforeEach, expect } from 'vitest';
 import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE } from '../../verify/oracle/compare.js';
 import { normal } from '../../verify/oracle/random.js';
@@ -163,13 +163,3 @@ afterEach(() => {
   // Whatever a pattern made for itself is gone, after errors too.
   expect(memory().tensors).toBe(tensorsBefore);
 });
-
-export const codeOf = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    if (error instanceof FlashAttnError) return error.code;
-    throw error;
-  }
-  return 'none';
-};

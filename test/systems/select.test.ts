@@ -17,21 +17,8 @@ import {
   zeros,
 } from 'flashattn';
 import { describe, expect, it } from 'vitest';
-import {
-  attend,
-  check,
-  codeOf,
-  data,
-  dot,
-  eachRow,
-  inputsOf,
-  load,
-  type Named,
-  own,
-  range,
-  rowOf,
-  values,
-} from './regroup.js';
+import { codeOf } from '../support/codeOf.js';
+import { attend, check, data, dot, eachRow, inputsOf, load, type Named, own, range, rowOf, values } from './regroup.js';
 
 describe('LongT5', () => {
   const buckets = 8;

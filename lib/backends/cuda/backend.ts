@@ -12,13 +12,8 @@ import { peak } from '../../kernels/copy.js';
 import type { Backend, MemoryReport } from '../../kernels/device.js';
 import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
 import type { Operation } from '../../kernels/operation.js';
-import {
-  checkFields,
-  type Fields,
-  type NativeDescription,
-  parseDescription,
-  type Struct,
-} from '../../kernels/struct.js';
+import type { Fields, Struct } from '../../kernels/struct.js';
+import { NativeBuild } from '../shared/nativeBuild.js';
 import { StructMemory } from '../shared/structWriter.js';
 import { Uploads } from '../shared/uploads.js';
 import type { Context, EmulatorControls } from './addon.js';
@@ -46,7 +41,6 @@ const mostPeakIterations = 1 << 20;
 const peakBlocksPerMultiprocessor = 2;
 const peakFlopsPerIteration = 8 * 8 * 2 * 16 * 8 * 16; // 8 warps, each 8 products of 16 x 8 x 16
 
-const build = 'the addon';
 const mostParamsBytes = 1024;
 
 // Fills write whole words.
@@ -79,9 +73,7 @@ export class CudaBackend implements Backend {
   readonly #index: number;
   readonly #multiprocessors: number;
   readonly #context: Context;
-  readonly #description: NativeDescription;
-  /** The number of each operation that has been checked. */
-  readonly #launches = new Map<Operation<never>, number>();
+  readonly #build: NativeBuild;
   readonly #params = new Staged(mostParamsBytes);
   readonly #shape = new Staged(attentionShape.byteLength);
   readonly #partition = new Staged(attentionPartition.byteLength);
@@ -96,7 +88,8 @@ export class CudaBackend implements Backend {
     this.emulator = addon.emulator;
     this.#index = description.index;
     this.#multiprocessors = description.multiprocessors;
-    this.#description = parseDescription(addon.description);
+    const structs = [attentionShape, attentionPartition] as readonly Struct[];
+    this.#build = new NativeBuild('the addon', addon.description, structs);
     this.status = {
       name: description.name,
       computeCapability: `${description.major}.${description.minor}`,
@@ -156,7 +149,7 @@ export class CudaBackend implements Backend {
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
     const launch = operation.describe(operands);
     if (!launch) return;
-    const number = this.#resolve(operation);
+    const number = this.#build.numberOf(operation);
     this.#params.memory.write(operation.struct, launch.params);
     const bytes = this.#params.first(operation.struct.byteLength);
     const { problem } = operands as Partial<AttentionLaunch<ForwardOperands>>;
@@ -242,18 +235,6 @@ export class CudaBackend implements Backend {
 
   tensorDisposed(): void {
     this.#tensors--;
-  }
-
-  /** The addon's number of an operation. @throws ERR_DEVICE when it has no such operation or another struct */
-  #resolve<Operands, F extends Fields>(operation: Operation<Operands, F>): number {
-    const known = this.#launches.get(operation as Operation<never>);
-    if (known !== undefined) return known;
-    const number = this.#description.operations.indexOf(operation.name);
-    if (number < 0)
-      throw new FlashAttnError('ERR_DEVICE', `${build} has no operation ${operation.name}: build it again`);
-    checkFields(this.#description, operation.struct as Struct, build);
-    this.#launches.set(operation as Operation<never>, number);
-    return number;
   }
 
   /** Calls into the addon; what it throws becomes an error of this library. */

@@ -4,13 +4,8 @@ import { asStrided, copy, peak } from '../../kernels/copy.js';
 import type { Backend, MemoryReport } from '../../kernels/device.js';
 import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
 import type { Operation } from '../../kernels/operation.js';
-import {
-  checkFields,
-  type Fields,
-  type NativeDescription,
-  parseDescription,
-  type Struct,
-} from '../../kernels/struct.js';
+import type { Fields, Struct } from '../../kernels/struct.js';
+import { NativeBuild } from '../shared/nativeBuild.js';
 import { StructMemory } from '../shared/structWriter.js';
 import { Uploads } from '../shared/uploads.js';
 import { Heap } from './heap.js';
@@ -58,8 +53,6 @@ export interface WasmStatus {
   readonly threadless?: string;
 }
 
-const build = 'the WebAssembly build';
-
 /** WebAssembly with SIMD on a pool of threads; one for each JavaScript environment. */
 class WasmBackend implements Backend {
   readonly device = 'wasm';
@@ -70,10 +63,8 @@ class WasmBackend implements Backend {
   readonly #heap: Heap;
   /** The host's own instance: it only asks the module about itself. */
   readonly #exports: Exports;
-  readonly #description: NativeDescription;
+  readonly #build: NativeBuild;
   readonly #maxPhases: number;
-  /** The first launch number of each operation that has been checked. */
-  readonly #launches = new Map<Operation<never>, number>();
   /** Where the params of a launch are made. */
   readonly #staging = new StructMemory(new ArrayBuffer(slotParamBytes));
   /** Where the module reads a shape and writes a partition. */
@@ -95,9 +86,8 @@ class WasmBackend implements Backend {
     this.#heap = heap;
     this.#exports = exports;
     this.#maxPhases = exports.max_phases();
-    this.#description = parseDescription(readText(heap.memory, exports.describe()));
-    for (const struct of [slotStruct, headerStruct, attentionShape, attentionPartition])
-      checkFields(this.#description, struct as Struct, build);
+    const structs = [slotStruct, headerStruct, attentionShape, attentionPartition] as readonly Struct[];
+    this.#build = new NativeBuild('the WebAssembly build', readText(heap.memory, exports.describe()), structs);
     heap.start(exports.__heap_base.value);
     const workspaceBytes = exports.workspace_bytes();
     this.workspaceBytes = this.threads * workspaceBytes;
@@ -187,7 +177,7 @@ class WasmBackend implements Backend {
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
     const launch = operation.describe(operands);
     if (!launch) return;
-    const first = this.#resolve(operation);
+    const first = this.#build.numberOf(operation) * this.#maxPhases;
     if (this.#pool.queue.faulted) this.#replacePool();
     for (const buffer of launch.writes) this.#reads.beforeOverwriting(buffer as WasmBuffer);
     this.#staging.write(operation.struct, launch.params);
@@ -261,19 +251,6 @@ class WasmBackend implements Backend {
 
   setStream(): never {
     throw noPointers('wasm has no streams');
-  }
-
-  /** The number of an operation's first phase. @throws ERR_DEVICE when the build has no such operation or another struct */
-  #resolve<Operands, F extends Fields>(operation: Operation<Operands, F>): number {
-    const known = this.#launches.get(operation as Operation<never>);
-    if (known !== undefined) return known;
-    const index = this.#description.operations.indexOf(operation.name);
-    if (index < 0)
-      throw new FlashAttnError('ERR_DEVICE', `${build} has no operation ${operation.name}: build it again`);
-    checkFields(this.#description, operation.struct as Struct, build);
-    const first = index * this.#maxPhases;
-    this.#launches.set(operation as Operation<never>, first);
-    return first;
   }
 
   #window(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {

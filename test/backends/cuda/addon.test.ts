@@ -30,6 +30,7 @@ import { attentionForward } from '../../../lib/kernels/attention.js';
 import { fill } from '../../../lib/kernels/copy.js';
 import { parseDescription } from '../../../lib/kernels/struct.js';
 import { distUrl } from '../../support/child.js';
+import { codeOf } from '../../support/codeOf.js';
 import { hasEmulator, loadEmulatedAddon, onEmulator } from '../../support/emulator.js';
 
 const device = 'emulator' as 'cuda'; // not among the public names
@@ -38,15 +39,6 @@ const deviceBytes = 2 ** 26;
 process.env.FLASHATTN_EMULATOR_MEMORY = String(deviceBytes);
 
 const range = (n: number) => Float32Array.from({ length: n }, (_, i) => i);
-const codeOf = (run: () => unknown): string => {
-  try {
-    run();
-  } catch (error) {
-    return (error as FlashAttnError).code;
-  }
-  return 'nothing was thrown';
-};
-
 describe.skipIf(!hasEmulator)(onEmulator('device memory'), () => {
   it('is counted, and given back by dispose', () => {
     const before = memory(device);

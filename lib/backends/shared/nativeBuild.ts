@@ -1,0 +1,41 @@
+import { FlashAttnError } from '../../base/errors.js';
+import type { Operation } from '../../kernels/operation.js';
+import {
+  checkFields,
+  type Fields,
+  type NativeDescription,
+  parseDescription,
+  type Struct,
+} from '../../kernels/struct.js';
+
+/** The native code of a backend: nothing is written for it before its structs are known to be those of this version. */
+export class NativeBuild {
+  readonly #name: string;
+  readonly #description: NativeDescription;
+  /** Of the operations whose structs have been compared. */
+  readonly #numbers = new Map<Operation<never>, number>();
+
+  /**
+   * @param name as messages call it, such as 'the addon'
+   * @param text what it says of itself
+   * @param structs what goes to it beside the structs of operations
+   * @throws ERR_DEVICE when it has other structs
+   */
+  constructor(name: string, text: string, structs: readonly Struct[]) {
+    this.#name = name;
+    this.#description = parseDescription(text);
+    for (const struct of structs) checkFields(this.#description, struct, name);
+  }
+
+  /** Its number of an operation. @throws ERR_DEVICE when it has no such operation or another struct */
+  numberOf<Operands, F extends Fields>(operation: Operation<Operands, F>): number {
+    const known = this.#numbers.get(operation as Operation<never>);
+    if (known !== undefined) return known;
+    const number = this.#description.operations.indexOf(operation.name);
+    if (number < 0)
+      throw new FlashAttnError('ERR_DEVICE', `${this.#name} has no operation ${operation.name}: build it again`);
+    checkFields(this.#description, operation.struct as Struct, this.#name);
+    this.#numbers.set(operation as Operation<never>, number);
+    return number;
+  }
+}
