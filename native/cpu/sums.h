@@ -46,11 +46,11 @@ FLASHATTN_CALLED void carry_rows(bool begun, float* total, float* block /* both 
   for (int r = 0; r < count; ++r) carry(total + r * kRowStride, block + r * kRowStride, dim);
 }
 
-/** block += total: the sum, at its end. */
-FLASHATTN_CALLED void add_rows(float* block, const float* total /* both [count][kRowStride] */, int count, int dim) {
+/** rows += others */
+FLASHATTN_CALLED void add_rows(float* rows, const float* others /* both [count][kRowStride] */, int count, int dim) {
   for (int r = 0; r < count; ++r)
     for (int d = r * kRowStride; d < r * kRowStride + dim; d += kLanes)
-      store(block + d, load(block + d) + load(total + d));
+      store(rows + d, load(rows + d) + load(others + d));
 }
 
 FLASHATTN_CALLED void multiply_rows(float* rows /* [count][kRowStride] */, const float* factors /* [count] */,

@@ -2,12 +2,10 @@
 // process no more than a bound.
 //
 //   npm run soak -- [--device wasm|emulator|cuda] [--operations <n>] [--seed <n>]
-import { setImmediate as nextTurn } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { type DeviceName, memory, synchronize } from 'flashattn';
 import { Random } from '../fuzz/random.js';
+import { collectGarbage } from '../support/collectGarbage.js';
 import { runOperation, type Sizes, type World } from './operations.js';
 
 const { values: options } = parseArgs({
@@ -40,17 +38,11 @@ const bounds: Readonly<Record<keyof NodeJS.MemoryUsage, number>> = {
 
 const mostReserved = 64 * mebibyte;
 
-setFlagsFromString('--expose-gc');
-const collect = runInNewContext('gc') as () => void;
-
 /** What is left once all that nobody holds has been given back. */
 async function settle() {
   let before = -1;
   for (let round = 0; round < 20; round++) {
-    collect();
-    // Finalizers run in turns of their own.
-    await nextTurn();
-    await nextTurn();
+    await collectGarbage();
     await synchronize(device);
     const { tensors, bytesInUse } = memory(device);
     if (tensors === 0 && bytesInUse === before) break;

@@ -182,12 +182,7 @@ class WasmBackend implements Backend {
     for (const buffer of launch.writes) this.#reads.beforeOverwriting(buffer as WasmBuffer);
     this.#staging.write(operation.struct, launch.params);
     const params = this.#staging.words.subarray(0, operation.struct.byteLength / 4);
-    let number = this.#pool.queue.published;
-    for (let phase = 0; phase < this.#maxPhases; phase++) {
-      const last = this.#pool.launch(first + phase, params, this.#exports.count_items, launch.work);
-      if (last < 0) break;
-      number = last;
-    }
+    const number = this.#pool.launch(first, this.#maxPhases, params, this.#exports.count_items, launch.work);
     for (const buffer of launch.writes as readonly WasmBuffer[]) buffer.lastWrite = buffer.lastUse = number;
     for (const buffer of launch.reads as readonly WasmBuffer[]) buffer.lastUse = number;
   }

@@ -109,16 +109,25 @@ export class Pool {
   }
 
   /**
-   * Runs a launch here and now when it is small and nothing is pending, or hands it to the threads.
+   * Runs the launches from `first` on, one after the other, as many as there are but at most `count`: here and now when
+   * they are small and nothing is pending, or on the threads.
    *
    * @param work floating-point operations, roughly
-   * @returns the number of the launch that has to be done for this one to be; -1 where there is no such launch
+   * @returns the number of the launch that has to be done for all of them to be
    */
-  launch(launch: number, params: Uint32Array, countItems: CountItems, work: number): number {
-    if (work > inPlaceWork || !this.queue.idle) this.#start();
-    else return this.queue.runInPlace(launch, params, countItems);
-    if (this.#threadless !== undefined) return this.queue.runInPlace(launch, params, countItems);
-    return this.queue.publish(launch, params, countItems);
+  launch(first: number, count: number, params: Uint32Array, countItems: CountItems, work: number): number {
+    const { queue } = this;
+    const small = work <= inPlaceWork && queue.idle;
+    if (!small) this.#start();
+    const handOver = !small && this.#threadless === undefined;
+    let number = queue.published;
+    for (let launch = first; launch < first + count; launch++) {
+      const last = handOver ? queue.publish(launch, params, countItems) : queue.runInPlace(launch, params, countItems);
+      if (last < 0) break;
+      number = last;
+    }
+    if (handOver) queue.announce();
+    return number;
   }
 
   /** Resolves when launch `number` is done. @throws ERR_WORKER */

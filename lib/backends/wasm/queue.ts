@@ -20,7 +20,8 @@ export const headerStruct = struct('QueueHeader', {
   spins: 'uint32',
   fault: 'uint32',
   slots: 'uint32',
-  unused: { of: 'uint32', count: 10 },
+  awaited: 'uint32',
+  unused: { of: 'uint32', count: 9 },
 });
 
 const placeOf = (described: Struct, name: string) => described.fields.find((field) => field.name === name) as Field;
@@ -38,7 +39,7 @@ const noItems = 0xffffffffn;
 
 /** Where words of the header lie. */
 export const field = Object.fromEntries(headerStruct.fields.map(({ name, offset }) => [name, offset / 4])) as Readonly<
-  Record<'published' | 'completed' | 'event' | 'spins' | 'fault' | 'slots', number>
+  Record<'published' | 'completed' | 'event' | 'spins' | 'fault' | 'slots' | 'awaited', number>
 >;
 
 /** How the calling thread runs launches itself. */
@@ -47,6 +48,12 @@ export interface InPlace {
   runPending(queue: number): void;
   /** Runs a launch that is in no queue. */
   run(launch: number, params: number, items: number): void;
+}
+
+/** Who is told when a launch is done. */
+interface Waiter {
+  readonly number: number;
+  readonly resolve: () => void;
 }
 
 /** How many items a launch has, given the address of its parameters; -1 where there is no such launch. */
@@ -64,6 +71,9 @@ export class LaunchQueue {
   readonly #words: Int32Array;
   readonly #tickets: BigInt64Array;
   readonly #inPlace: InPlace;
+  /** By rising number. */
+  readonly #waiters: Waiter[] = [];
+  #watching = false;
   #published: number;
 
   /** @param launched how many launches came before this queue */
@@ -79,6 +89,7 @@ export class LaunchQueue {
     this.#words.fill(0);
     this.#words[field.published] = launched;
     this.#words[field.completed] = launched;
+    this.#words[field.awaited] = launched;
     this.#words[field.spins] = spins;
     this.#words[field.slots] = slotCount;
     this.#published = launched;
@@ -100,7 +111,8 @@ export class LaunchQueue {
   }
 
   /**
-   * Enqueues a launch; one without items is none. Blocks only while 4,096 launches are pending.
+   * Enqueues a launch, which threads may sleep through until `announce` is called; one without items is none. Blocks only
+   * while 4,096 launches are pending.
    *
    * @returns the number of the launch that has to be done for this one to be; -1 where there is no such launch
    */
@@ -115,8 +127,13 @@ export class LaunchQueue {
     Atomics.store(this.#tickets, ticket, BigInt.asIntN(64, BigInt(this.#published % 2 ** 32) << 32n));
     this.#published++;
     Atomics.store(this.#words, field.published, this.#published | 0);
-    this.#announce();
     return this.#published;
+  }
+
+  /** Wakes the threads for what was published. */
+  announce(): void {
+    Atomics.add(this.#words, field.event, 1);
+    Atomics.notify(this.#words, field.event);
   }
 
   /** Runs a launch on the calling thread; the queue must be idle. Returns as `publish`: the launch is done. */
@@ -136,6 +153,7 @@ export class LaunchQueue {
   /** Blocks until launch `number` is done, working on it meanwhile, or until the queue has faulted. */
   waitSync(number: number): void {
     while (!this.faulted) {
+      this.#sleepFor(number);
       const raw = Atomics.load(this.#words, field.completed);
       if (this.#numberOf(raw) >= number) return;
       this.#inPlace.runPending(this.address);
@@ -145,25 +163,46 @@ export class LaunchQueue {
   }
 
   /** Resolves when launch `number` is done or the queue has faulted. It does not keep the process alive. */
-  async wait(number: number): Promise<void> {
-    while (!this.faulted) {
-      const raw = Atomics.load(this.#words, field.completed);
-      if (this.#numberOf(raw) >= number) return;
-      const wait = Atomics.waitAsync(this.#words, field.completed, raw);
-      if (wait.async) await wait.value;
-    }
+  wait(number: number): Promise<void> {
+    return new Promise((resolve) => {
+      const at = this.#waiters.findLastIndex((waiter) => waiter.number <= number) + 1;
+      this.#waiters.splice(at, 0, { number, resolve });
+      if (this.#watching) this.#tellWaiters();
+      else this.#watch();
+    });
   }
 
   /** Declares the queue dead: wakes whoever waits for it and ends its threads. */
   fault(): void {
     Atomics.store(this.#words, field.fault, 1);
     Atomics.notify(this.#words, field.completed);
-    this.#announce();
+    this.announce();
   }
 
-  #announce(): void {
-    Atomics.add(this.#words, field.event, 1);
-    Atomics.notify(this.#words, field.event);
+  async #watch(): Promise<void> {
+    this.#watching = true;
+    for (let seen = this.#tellWaiters(); this.#waiters.length > 0; seen = this.#tellWaiters()) {
+      const sleep = Atomics.waitAsync(this.#words, field.completed, seen);
+      if (sleep.async) await sleep.value;
+    }
+    this.#watching = false;
+  }
+
+  /** Returns the `completed` that it told of. */
+  #tellWaiters(): number {
+    for (;;) {
+      const first = this.#waiters[0];
+      if (first) this.#sleepFor(first.number);
+      const raw = Atomics.load(this.#words, field.completed);
+      if (!first || (this.#numberOf(raw) < first.number && !this.faulted)) return raw;
+      this.#waiters.shift();
+      first.resolve();
+    }
+  }
+
+  /** Before `completed` is looked at: from launch `number` on, or one that is waited for already, changes are announced. */
+  #sleepFor(number: number): void {
+    Atomics.store(this.#words, field.awaited, Math.min(number, this.#waiters[0]?.number ?? number) | 0);
   }
 
   /** The address of the slot that the next launch goes to. */

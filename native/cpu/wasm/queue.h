@@ -26,13 +26,14 @@ FLASHATTN_FIELDS(Slot, ticket, items, done, launch, unused, params);
 struct QueueHeader {
   uint32_t published;  // launches written, modulo 2^32
   uint32_t completed;  // launches finished
-  uint32_t event;      // changes whenever one of the fields above does: what idle workers sleep on
+  uint32_t event;      // changes whenever there is a launch to begin: what idle workers sleep on
   uint32_t spins;      // how often an idle worker looks before it sleeps
   uint32_t fault;      // set by JavaScript when a worker died: pending launches are lost
   uint32_t slots;      // kSlots
-  uint32_t unused[10];
+  uint32_t awaited;    // until this launch is finished nobody needs to be told of `completed`
+  uint32_t unused[9];
 };
-FLASHATTN_FIELDS(QueueHeader, published, completed, event, spins, fault, slots, unused);
+FLASHATTN_FIELDS(QueueHeader, published, completed, event, spins, fault, slots, awaited, unused);
 
 struct Queue {
   QueueHeader header;
@@ -53,6 +54,16 @@ inline void await_event(Queue& queue, uint32_t seen) {
 }
 
 inline void announce(uint32_t& word) { __builtin_wasm_memory_atomic_notify(reinterpret_cast<int*>(&word), ~0u); }
+
+/** Launches up to `completed` are finished. Waking a thread takes a core from those that work: only who can go on is. */
+inline void complete(QueueHeader& header, uint32_t completed) {
+  __atomic_store_n(&header.completed, completed, __ATOMIC_SEQ_CST);
+  if (completed != read(header.published)) {
+    __atomic_add_fetch(&header.event, 1, __ATOMIC_SEQ_CST);
+    announce(header.event);
+  }
+  if (static_cast<int32_t>(completed - read(header.awaited)) >= 0) announce(header.completed);
+}
 
 /** Takes the next item of launch `number`; false when there is none left. */
 inline bool take_item(Slot& slot, uint32_t number, uint32_t& item) {
@@ -80,10 +91,7 @@ inline bool run_oldest(Queue& queue, RunItem run_item) {
     run_item(slot.launch, slot.params, item);
     worked = true;
     if (__atomic_add_fetch(&slot.done, 1, __ATOMIC_SEQ_CST) == detail::read(slot.items)) {
-      __atomic_store_n(&queue.header.completed, number + 1, __ATOMIC_SEQ_CST);
-      __atomic_add_fetch(&queue.header.event, 1, __ATOMIC_SEQ_CST);
-      detail::announce(queue.header.event);
-      detail::announce(queue.header.completed);
+      detail::complete(queue.header, number + 1);
       break;
     }
   }

@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { wasmBackend } from '../../../lib/backends/wasm/backend.js';
 import { attention, memory, plan, tensor, zeros } from '../../../lib/index.js';
 import { distUrl, runScript } from '../../support/child.js';
+import { collectGarbage } from '../../support/collectGarbage.js';
 
 /** Big enough to take tens of milliseconds. */
 const big = [1, 2048, 4, 64] as const;
@@ -56,6 +57,7 @@ describe('the queue', () => {
   });
 
   it('reuses freed memory without harm to pending launches', async () => {
+    await collectGarbage();
     const before = memory().bytesInUse;
     const rows = [];
     for (let i = 0; i < 200; i++) {

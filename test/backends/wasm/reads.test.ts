@@ -4,6 +4,7 @@ import { describe, expect, it } from 'vitest';
 import { wasmBackend } from '../../../lib/backends/wasm/backend.js';
 import { attention, memory, plan, synchronize, type Tensor, tensor, zeros } from '../../../lib/index.js';
 import type { DeviceBuffer } from '../../../lib/kernels/memory.js';
+import { collectGarbage } from '../../support/collectGarbage.js';
 
 /** Attention over one key is that key's value: v is copied to out. Big ones are left to the threads. */
 const big = { q: [1, 1 << 17, 1, 4], v: [1, 1, 1, 4] } as const;
@@ -40,6 +41,7 @@ describe('a read', () => {
     using q = zeros(shape);
     using p = plan({ q: shape, k: valueShape, v: valueShape });
     const values = [1, 2, 3, 4].map((x) => tensor([x, x, x, x], valueShape));
+    await collectGarbage();
     const before = memory().bytesInUse;
     const reads = values.map((v) => p.run(q, v, v).out.data());
     for (const [i, read] of reads.entries()) expect((await read).every((x) => x === i + 1)).toBe(true);
@@ -63,6 +65,7 @@ describe('a read', () => {
   it('goes on when the tensor is disposed and its memory is asked for again', async () => {
     using q = zeros(big.q);
     using v = tensor([5, 6, 7, 8], big.v);
+    await collectGarbage();
     const before = memory().bytesInUse;
     const { out, lse } = attention(q, v, v);
     lse.dispose();
@@ -104,6 +107,7 @@ describe('any sequence of operations', () => {
   const rows = 1 << 19;
 
   it('reads what a model in JavaScript says', async () => {
+    await collectGarbage();
     const before = memory().bytesInUse;
     await fc.assert(
       fc.asyncProperty(fc.array(step, { maxLength: 40 }), async (steps: Step[]) => {

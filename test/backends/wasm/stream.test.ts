@@ -3,7 +3,7 @@ import { afterEach, describe, expect, it, vi } from 'vitest';
 import { LaunchQueue, queueBytes } from '../../../lib/backends/wasm/queue.js';
 
 // Words of the queue, as in native/cpu/wasm/queue.h.
-const [COMPLETED, EVENT] = [1, 2];
+const [COMPLETED, EVENT, AWAITED] = [1, 2, 6];
 const ADDRESS = 1024;
 
 /** A queue with three pending launches and no workers: the test plays them. */
@@ -44,15 +44,74 @@ describe('waitSync', () => {
       }) as typeof Atomics.load);
       vi.spyOn(Atomics, 'wait').mockImplementation(((array: Int32Array, index: number, value: number) => {
         if (array[index] !== value) return 'not-equal';
-        // Asleep: only a worker that changes something can wake the host.
-        if (done === 3) throw new Error(`sleeps for launch ${wanted} after the last wake-up`);
-        reads = ends[done] ?? 0;
-        work();
-        return 'ok';
+        // Asleep: only a worker that completes an awaited launch wakes the host.
+        while (done < 3) {
+          reads = ends[done] ?? 0;
+          work();
+          if (done - (words[AWAITED] ?? 0) >= 0) return 'ok';
+        }
+        throw new Error(`sleeps for launch ${wanted} after the last wake-up`);
       }) as typeof Atomics.wait);
       queue.waitSync(wanted);
       expect(done).toBeGreaterThanOrEqual(wanted);
       vi.restoreAllMocks();
     }
+  });
+});
+
+describe('wait', () => {
+  /** What a worker does when it has done a launch; the number of threads that it woke. */
+  function complete(words: Int32Array, launch: number): number {
+    Atomics.store(words, COMPLETED, launch);
+    return launch - Atomics.load(words, AWAITED) >= 0 ? Atomics.notify(words, COMPLETED) : 0;
+  }
+  const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+  const orders = [
+    [1, 2, 3],
+    [3, 2, 1],
+    [2, 3, 1],
+    [3, 3, 2, 2],
+  ];
+  it.each(orders)('resolves what is done, whatever was asked for first: %i, %i, %i', async (...asked) => {
+    const { queue, words } = pendingQueue();
+    const told: number[] = [];
+    const waits = asked.map(async (number) => {
+      await queue.wait(number);
+      told.push(number);
+    });
+    for (const launch of [1, 2, 3]) {
+      await turn();
+      expect(told.every((number) => number < launch)).toBe(true);
+      complete(words, launch);
+      while (told.filter((number) => number <= launch).length < asked.filter((number) => number <= launch).length)
+        await turn();
+    }
+    await Promise.all(waits);
+    expect(told).toEqual(asked.toSorted());
+  });
+
+  it('is not woken by launches that nobody waits for', async () => {
+    const { queue, words } = pendingQueue();
+    const wait = queue.wait(3);
+    await turn();
+    expect([complete(words, 1), complete(words, 2), complete(words, 3)]).toEqual([0, 0, 1]);
+    await wait;
+  });
+
+  it('resolves at once what was done before', async () => {
+    const { queue, words } = pendingQueue();
+    complete(words, 2);
+    await queue.wait(2);
+    await queue.wait(1);
+  });
+
+  it('ends when the queue is given up', async () => {
+    const { queue } = pendingQueue();
+    const waits = [queue.wait(1), queue.wait(3)];
+    await turn();
+    queue.fault();
+    await Promise.all(waits);
+    await queue.wait(2);
   });
 });
