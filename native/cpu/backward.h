@@ -9,10 +9,9 @@
 
 namespace flashattn {
 
-struct BackwardWorkspace {
+struct alignas(kCacheLine) BackwardWorkspace {
   KeyRows key, value;
-  KeyRows d_key, d_value, d_key_total, d_value_total;  // sums of the running block of query tiles, and of older ones
-  BlockCounter block;
+  KeyRows d_key, d_value;  // sums of the running block of query tiles
   QueryRows query, d_out;
   QueryColumns query_columns, d_out_columns;
   ScoreTile probability, d_score, softcap_slope, factors;
@@ -20,6 +19,9 @@ struct BackwardWorkspace {
   float reference[kQueryTile], log_sum[kQueryTile], delta[kQueryTile];  // RowTerms
   RunningSoftmax softmax;
   float shrink[kQueryTile];
+  KeyRows d_key_total, d_value_total;  // sums of older blocks
+  BlockCounter block;
+  bool has_log_sum;  // log_sum is not 0 throughout
   bool keys_finite;  // key and value
   bool rows_finite;  // delta, and the reference is no NaN
 };
@@ -48,21 +50,23 @@ FLASHATTN_CALLED void load_queries(const Place& at, const Sequence& s, BackwardW
   transpose_rows(ws.query_columns, ws.query, rows, p.head_dim, query_factor(p));
   transpose_rows(ws.d_out_columns, ws.d_out, rows, p.value_dim, 1.0f);
   const RowTerms terms(p, p.lse_row(at.b, at.h, row));
+  ws.has_log_sum = false;
   ws.rows_finite = true;
   for (int r = 0; r < round_up(rows, kLanes); ++r) {
     ws.reference[r] = r < rows ? terms.reference[r] : kInfinity;
     ws.log_sum[r] = r < rows ? terms.log_sum[r] : 0.0f;
     ws.delta[r] = r < rows ? terms.delta[r] : 0.0f;
+    ws.has_log_sum |= ws.log_sum[r] != 0;
     ws.rows_finite &= ws.reference[r] == ws.reference[r] && ws.delta[r] - ws.delta[r] == 0;
   }
 }
 
 /**
- * Recomputes a tile's probabilities P and forms dS = P * (dP - delta), both [key][query], P without dropout.
+ * Recomputes a tile's probabilities P and forms dS = P * (dP - delta) * factor, both [key][query], P without dropout.
  * Keys were loaded from position `loaded` on. Returns whether products over this tile must skip the pairs marked in
  * ws.hidden.
  */
-FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, BackwardWorkspace& ws) {
+FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, float factor, BackwardWorkspace& ws) {
   const AttentionParams& p = at.p;
   const int keys = at.key_count(), vectors = at.query_vectors();
   const size_t skipped = size_t(at.keys.begin - loaded) * kRowStride;
@@ -85,9 +89,10 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, BackwardWorks
   }
   for (int row = 0; row < keys * kQueryTile; row += kQueryTile) {
     for (int v = 0; v < vectors * kLanes; v += kLanes) {
-      const Vec logit = load(ws.probability + row + v);
-      const Vec probability = natural_exp((logit - load(ws.reference + v)) - load(ws.log_sum + v));
-      Vec d_score = probability * (load(ws.d_score + row + v) - load(ws.delta + v));
+      Vec exponent = load(ws.probability + row + v) - load(ws.reference + v);
+      if (ws.has_log_sum) exponent -= load(ws.log_sum + v);
+      const Vec probability = natural_exp(exponent);
+      Vec d_score = probability * (load(ws.d_score + row + v) - load(ws.delta + v)) * splat(factor);
       if (guarded) d_score = (Vec)((UintVec)d_score & ~load_bits(ws.hidden + row + v));
       store(ws.probability + row + v, probability);
       store(ws.d_score + row + v, d_score);
@@ -124,10 +129,18 @@ FLASHATTN_CALLED void meet_queries(const Place& loaded, BackwardWorkspace& ws, f
   const AttentionParams& p = at.p;
   const int keys = at.key_count(), queries = at.query_count();
   const size_t skipped = size_t(at.keys.begin - loaded.keys.begin) * kRowStride;
-  const bool guarded = score_gradients(at, loaded.keys.begin, ws);
-  if (d_table) add_relative_gradient(at, ws.d_score, d_table);
+  if (ws.block.was_full()) {
+    carry_rows(ws.block.carried, ws.d_key_total, ws.d_key, loaded.key_count(), p.head_dim);
+    carry_rows(ws.block.carried, ws.d_value_total, ws.d_value, loaded.key_count(), p.value_dim);
+    ws.block.carried = true;
+  }
+  const float factor = query_factor(p);
+  const bool guarded = score_gradients(at, loaded.keys.begin, d_table ? 1 : factor, ws);
+  if (d_table) {
+    add_relative_gradient(at, ws.d_score, d_table);
+    if (factor != 1) scale_scores(at, ws.d_score, factor);
+  }
   if (p.softcap > 0) multiply_scores(at, ws.d_score, ws.softcap_slope);
-  if (const float factor = query_factor(p); factor != 1) scale_scores(at, ws.d_score, factor);
   if (p.dropout.threshold) multiply_scores(at, ws.probability, ws.factors);
 
   accumulate<ScoresTransposedTimesQueryRows>(guarded, keys, p.value_dim, queries, ws.probability, ws.hidden, ws.d_out,
@@ -136,11 +149,6 @@ FLASHATTN_CALLED void meet_queries(const Place& loaded, BackwardWorkspace& ws, f
                                              ws.d_key + skipped, kRowStride);
   accumulate<ScoresTimesKeyRows>(guarded, queries, p.head_dim, keys, ws.d_score, ws.hidden, ws.key + skipped, d_query,
                                  d_query_row);
-  if (ws.block.fills()) {
-    carry_rows(ws.block.carried, ws.d_key_total, ws.d_key, loaded.key_count(), p.head_dim);
-    carry_rows(ws.block.carried, ws.d_value_total, ws.d_value, loaded.key_count(), p.value_dim);
-    ws.block.carried = true;
-  }
 }
 
 inline void store_rows(const TensorRef& to, int b, int begin, int count, int h, int dim, const float* rows) {
@@ -260,6 +268,9 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
   }
 
   for (int tile = key_tiles.begin; tile < key_tiles.end; ++tile) {
+    if (tile > key_tiles.begin && (tile - key_tiles.begin) % kBlockTiles == 0)
+      for (int h = first_head; h < first_head + p.group(); ++h)
+        carry(d_query_at(1, h, 0), d_query_at(0, h, 0), size_t(s.query_length) * d_query.width());
     Place at(p, s, b, first_head);
     at.keys = {tile * kKeyTile, min((tile + 1) * kKeyTile, s.key_length)};
     detail::load_keys(at, s, ws);
@@ -277,9 +288,6 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
     }
     at.h = first_head;
     detail::finish_keys(at, s, ws);
-    if ((tile + 1 - key_tiles.begin) % kBlockTiles == 0 && d_query_planes(p) == 2)
-      for (int h = first_head; h < first_head + p.group(); ++h)
-        carry(d_query_at(1, h, 0), d_query_at(0, h, 0), size_t(s.query_length) * d_query.width());
   }
 }
 

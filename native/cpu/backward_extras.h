@@ -70,9 +70,9 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
           at.bits = bits;
           if (at.cover() == Cover::Empty) return;
           detail::load_queries(at, s, ws);
-          detail::score_gradients(at, at.keys.begin, ws);
+          detail::score_gradients(at, at.keys.begin, 1, ws);
+          if (ws.block.was_full()) carry(total, sums, kKeyTile * kQueryTile);
           detail::add_tile(at, sums, ws.d_score);
-          if (ws.block.fills()) carry(total, sums, kKeyTile * kQueryTile);
         });
       }
     }

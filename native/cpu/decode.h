@@ -46,8 +46,8 @@ inline int decode_splits(int key_length) { return max(1, divide_up(key_length, k
 /** Floats that each row of lse needs in decode_states; 0: the problem is none of few queries. */
 inline int decode_floats(const DecodeColumns& columns, int query_length, int key_length, int value_dim,
                          bool block_mask) {
-  if (block_mask || query_length > kMaxDecodeQueries || columns.count() > kQueryTile) return 0;
-  return decode_splits(key_length) * decode_state(value_dim);
+  const bool fits = columns.count() > 0 && columns.count() <= kQueryTile && query_length <= kMaxDecodeQueries;
+  return fits && !block_mask ? decode_splits(key_length) * decode_state(value_dim) : 0;
 }
 
 /**

@@ -8,7 +8,7 @@
 namespace flashattn {
 
 /** The state of one query tile. */
-struct ForwardTile {
+struct alignas(kCacheLine) ForwardTile {
   QueryColumns query;  // [dim][query], times query_factor
   RunningSoftmax softmax;
   QueryRows out, total;  // [query][value dim]: sums of probability * value, of the running block and of older ones
@@ -16,14 +16,14 @@ struct ForwardTile {
   bool overflowed[kQueryTile];  // rows whose sums left float32 where the weights did not
 };
 
-struct ForwardWorkspace {
+struct alignas(kCacheLine) ForwardWorkspace {
   ForwardTile tiles[kMaxTilesPerItem];
   KeyRows key, value;
-  Finite value_finite;
   ScoreTile scores, factors;
   uint32_t hidden[kKeyTile * kQueryTile];
   float shrink[kQueryTile];
   QueryRows rows;
+  Finite value_finite;
 };
 
 inline int forward_items(const AttentionParams& p) {
@@ -47,6 +47,10 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   const float* key = ws.key + skipped;      // [key][head dim]
   const float* value = ws.value + skipped;  // [key][value dim]
 
+  if (tile.block.was_full()) {
+    carry_rows(tile.block.carried, tile.total, tile.out, at.query_count(), p.value_dim);
+    tile.block.carried = true;
+  }
   product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, key, tile.query,
                                                     ws.scores, kQueryTile);
   finish_scores(at, ws.scores);
@@ -70,10 +74,6 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   } else {
     product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, at.key_count(), ws.scores, value,
                                                     tile.out, kRowStride, ws.shrink);
-  }
-  if (tile.block.fills()) {
-    carry_rows(tile.block.carried, tile.total, tile.out, at.query_count(), p.value_dim);
-    tile.block.carried = true;
   }
 }
 

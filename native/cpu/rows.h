@@ -6,7 +6,7 @@ namespace flashattn {
 
 inline constexpr int kRowsPerItem = 64;
 
-struct RowWorkspace {
+struct alignas(kCacheLine) RowWorkspace {
   float row[3][kMaxDim];
 };
 

@@ -6,7 +6,7 @@
 
 namespace flashattn {
 
-inline constexpr int kBlockTiles = 16;  // tiles in a block
+inline constexpr int kBlockTiles = 32;  // tiles in a block
 
 /** sum += x; returns what rounding cut off (Knuth's two-sum), 0 where the sum is not finite. */
 FLASHATTN_INLINE Vec add_exactly(Vec& sum, Vec x) {
@@ -31,10 +31,13 @@ struct BlockCounter {
   int tiles = 0;
   bool carried = false;  // whether the total has begun
 
-  /** Whether the block is full with the tile that was just added to it. */
-  bool fills() {
-    if (++tiles < kBlockTiles) return false;
-    tiles = 0;
+  /** Counts a tile that is about to be added; whether the block must be carried first, for it is full. */
+  bool was_full() {
+    if (tiles < kBlockTiles) {
+      ++tiles;
+      return false;
+    }
+    tiles = 1;
     return true;
   }
 };

@@ -18,6 +18,10 @@ inline constexpr int kMaxDim = 256;
 // The four extra floats spread the rows over the sets of the cache.
 inline constexpr int kRowStride = kMaxDim + 4;
 
+// A vector that straddles two cache lines is read twice: arrays of a workspace have whole lines and stand before anything
+// smaller.
+inline constexpr size_t kCacheLine = 64;
+
 using QueryRows = float[kQueryTile * kRowStride];  // [query][dim]
 using KeyRows = float[kKeyTile * kRowStride];      // [key][dim]
 using QueryColumns = float[kMaxDim * kQueryTile];  // [dim][query]
@@ -27,6 +31,8 @@ using ScoreTile = float[kKeyTile * kQueryTile];    // [key][query]
 using KeyRowsTimesQueryColumns = Strides<kRowStride, 1, kQueryTile>;        // [key, dim] x [dim, query]
 using ScoresTimesKeyRows = Strides<1, kQueryTile, kRowStride>;              // [query, key] x [key, dim]
 using ScoresTransposedTimesQueryRows = Strides<kQueryTile, 1, kRowStride>;  // [key, query] x [query, dim]
+
+static_assert(sizeof(QueryRows) % kCacheLine == 0 && sizeof(KeyRows) % kCacheLine == 0);
 
 /** Rows [begin, begin + count) of one head, as float32, padded with zeros to whole vectors. */
 FLASHATTN_CALLED void load_rows(float* to /* [count][kRowStride] */, const TensorRef& from, int b, int begin, int count,
