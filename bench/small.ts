@@ -2,10 +2,11 @@
 //
 //   npm run bench:small -- [--rounds 15] [--json results.json]
 //
-// Decoding is held against a plain read of the same bytes, one after the other in each round; calls that are too small
-// to be bound by arithmetic against nothing: their time is the library's own.
-import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+// Decoding is held against a plain read of the same bytes and, as far as it knows the operation, against onnxruntime-web
+// where `npm run bench:peers` has installed it; one after the other in each round.
+import { execFileSync, fork } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -28,6 +29,44 @@ async function finish(results: object): Promise<void> {
   for (const t of tensors) t.dispose();
 }
 
+/** [batch, queries, keys, heads, dim] */
+type PeerProblem = readonly [number, number, number, number, number];
+
+/** Milliseconds of a run of the peer, the mean of a few; undefined where it is not installed. */
+type Peer = (problem: PeerProblem, runs: number) => Promise<number>;
+
+const peers = new URL('../../bench/peers/', import.meta.url);
+
+/** bench/peers/onnx.mjs on as many threads as the library has. */
+async function startPeer(threads: number): Promise<Peer | undefined> {
+  if (!existsSync(new URL('node_modules/onnxruntime-web', peers))) return undefined;
+  const child = fork(new URL('onnx.mjs', peers));
+  child.send({ threads });
+  return async (problem, runs) => {
+    child.send({ problem, runs });
+    const [{ milliseconds, out }] = (await once(child, 'message')) as [{ milliseconds: number; out: number }];
+    const expected = await firstNumber(problem);
+    if (!(Math.abs(out - expected) < 1e-4)) throw new Error(`the peer computes ${out}, the library ${expected}`);
+    return milliseconds;
+  };
+}
+
+/** The first number of the result for the peer's inputs. */
+async function firstNumber([batch, queries, keys, heads, dim]: PeerProblem): Promise<number> {
+  const make = (rows: number) =>
+    tensor(
+      Float32Array.from({ length: batch * rows * heads * dim }, (_, i) => Math.sin(i)),
+      [batch, rows, heads, dim],
+    );
+  using q = make(queries);
+  using kv = make(keys);
+  const { out, lse } = attention(q, kv, kv);
+  const [first] = await out.data();
+  out.dispose();
+  lse.dispose();
+  return first as number;
+}
+
 interface DecodeRow {
   readonly heads: number;
   readonly kvHeads: number;
@@ -40,22 +79,26 @@ interface DecodeRow {
   readonly readBandwidth: number;
   /** Median over rounds of the one over the other. */
   readonly share: number;
+  /** Milliseconds of the peer. */
+  readonly peer?: number | undefined;
 }
 
 /** One query over many keys, [1, keys, kvHeads, dim] in float32. */
-async function decode(heads: number, kvHeads: number, rounds: number): Promise<DecodeRow> {
+async function decode(heads: number, kvHeads: number, rounds: number, peer?: Peer): Promise<DecodeRow> {
   const [keys, dim] = [4096, 128];
   const [q, k, v] = [random(1, 1, heads, dim), random(1, keys, kvHeads, dim), random(1, keys, kvHeads, dim)];
   const bytes = 2 * 4 * keys * kvHeads * dim;
   const read = await createReader(bytes, status('wasm').threads ?? 1);
-  const once = async () => {
+  const ours = async () => {
     const start = performance.now();
     await finish(attention(q, k, v));
     return performance.now() - start;
   };
-  for (let i = 0; i < 10; i++) await once();
-  const samples: { ms: number; read: number }[] = [];
-  for (let i = 0; i < rounds; i++) samples.push({ ms: await once(), read: await read() });
+  for (let i = 0; i < 10; i++) await ours();
+  const theirs = async () => (heads === kvHeads ? peer?.([1, 1, keys, heads, dim], 1) : undefined);
+  await theirs();
+  const samples: { ms: number; read: number; theirs: number | undefined }[] = [];
+  for (let i = 0; i < rounds; i++) samples.push({ ms: await ours(), read: await read(), theirs: await theirs() });
   for (const t of [q, k, v]) t.dispose();
   const bandwidth = (ms: number) => (bytes * 1000) / ms;
   return {
@@ -67,6 +110,7 @@ async function decode(heads: number, kvHeads: number, rounds: number): Promise<D
     bandwidth: median(samples.map((s) => bandwidth(s.ms))),
     readBandwidth: median(samples.map((s) => s.read)),
     share: median(samples.map((s) => bandwidth(s.ms) / s.read)),
+    peer: median(samples.map((s) => s.theirs ?? Number.NaN)) || undefined,
   };
 }
 
@@ -77,20 +121,33 @@ interface CallRow {
   readonly whole: number;
   /** Until the call returns, with the arithmetic where the calling thread does it. */
   readonly host: number;
+  /** The whole of the peer. */
+  readonly peer?: number | undefined;
 }
 
-async function calls(name: string, run: () => object, rounds: number): Promise<CallRow> {
-  const [whole, host]: number[][] = [[], []];
-  for (let i = 0; i < 200 + 20 * rounds; i++) {
-    const start = performance.now();
-    const results = run();
-    const returned = performance.now();
-    await finish(results);
-    if (i < 200) continue;
-    host.push(1000 * (returned - start));
-    whole.push(1000 * (performance.now() - start));
+const callsPerRound = 20;
+
+async function calls(
+  name: string,
+  run: () => object,
+  rounds: number,
+  theirs: (runs: number) => Promise<number> | undefined = () => undefined,
+): Promise<CallRow> {
+  const [whole, host, peer]: number[][] = [[], [], []];
+  for (let round = -10; round < rounds; round++) {
+    for (let i = 0; i < callsPerRound; i++) {
+      const start = performance.now();
+      const results = run();
+      const returned = performance.now();
+      await finish(results);
+      if (round < 0) continue;
+      host.push(1000 * (returned - start));
+      whole.push(1000 * (performance.now() - start));
+    }
+    const milliseconds = await theirs(callsPerRound);
+    if (milliseconds !== undefined && round >= 0) peer.push(1000 * milliseconds);
   }
-  return { name, whole: median(whole), host: median(host) };
+  return { name, whole: median(whole), host: median(host), peer: peer.length > 0 ? median(peer) : undefined };
 }
 
 /** Milliseconds to import the package and for the first result, in a process of its own. */
@@ -124,10 +181,14 @@ const { simd, threads } = status('wasm');
 const machine = `${cpus()[0]?.model.trim()}, ${threads} threads; node ${process.versions.node}; ${simd} SIMD`;
 console.log(`${machine}; medians of ${rounds} rounds\n`);
 
-console.log('one query, float32     heads  kv heads   keys  dim      ms    GB/s  read GB/s  share');
+const peer = await startPeer(threads ?? 1);
+if (!peer) console.log('onnxruntime-web is not compared with: npm run bench:peers installs it\n');
+const cell = (value: number | undefined, digits: number) => (value === undefined ? '-' : value.toFixed(digits));
+
+console.log('one query, float32     heads  kv heads   keys  dim      ms    GB/s  read GB/s  share   onnx ms');
 const decoding: DecodeRow[] = [];
 for (const kvHeads of [32, 8]) {
-  const row = await decode(32, kvHeads, rounds);
+  const row = await decode(32, kvHeads, rounds, peer);
   decoding.push(row);
   const cells = [
     (kvHeads === row.heads ? 'MHA' : 'GQA').padEnd(22),
@@ -137,11 +198,12 @@ for (const kvHeads of [32, 8]) {
     (row.bandwidth / 1e9).toFixed(1).padStart(8),
     (row.readBandwidth / 1e9).toFixed(1).padStart(11),
     `${(100 * row.share).toFixed(0)} %`.padStart(7),
+    cell(row.peer, 2).padStart(10),
   ];
   console.log(cells.join(''));
 }
 
-console.log('\ncall                          whole us   host us');
+console.log('\ncall                          whole us   host us   onnx us');
 const small = [random(1, 32, 8, 32), random(1, 32, 8, 32), random(1, 32, 8, 32), random(1, 32, 8, 32)] as const;
 // One query and one key: hardly any arithmetic, so what is left is the host's own work.
 const one = random(1, 1, 8, 32);
@@ -149,13 +211,23 @@ const savedOne = { q: one, k: one, v: one, ...attention(one, one, one) };
 const [q, k, v, dOut] = small;
 const saved = { q, k, v, ...attention(q, k, v) };
 const callRows = [
-  await calls('forward 8 x 32 x 32', () => ({ ...attention(q, k, v) }), rounds),
+  await calls(
+    'forward 8 x 32 x 32',
+    () => ({ ...attention(q, k, v) }),
+    rounds,
+    (runs) => peer?.([1, 32, 32, 8, 32], runs),
+  ),
   await calls('backward 8 x 32 x 32', () => ({ ...attentionBackward(dOut, saved) }), rounds),
-  await calls('forward 8 x 1 x 1', () => ({ ...attention(one, one, one) }), rounds),
+  await calls(
+    'forward 8 x 1 x 1',
+    () => ({ ...attention(one, one, one) }),
+    rounds,
+    (runs) => peer?.([1, 1, 1, 8, 32], runs),
+  ),
   await calls('backward 8 x 1 x 1', () => ({ ...attentionBackward(one, savedOne) }), rounds),
 ];
-for (const { name, whole, host } of callRows)
-  console.log(name.padEnd(28), whole.toFixed(0).padStart(9), host.toFixed(0).padStart(9));
+for (const { name, whole, host, peer } of callRows)
+  console.log(name.padEnd(28), ...[whole, host, peer].map((us) => cell(us, 0).padStart(9)));
 
 const first = firstCall(5);
 console.log(`\nfirst call of a process: ${first.call.toFixed(0)} ms, after ${first.load.toFixed(0)} ms to import`);

@@ -1,11 +1,11 @@
-// Attention of onnxruntime-web on its WebAssembly backend: what `npm run bench:small` compares with.
+// Attention of onnxruntime-web on its WebAssembly backend, for `npm run bench:small` to compare with (once
+// `npm run bench:peers` has installed it). A process of its own that answers messages:
 //
-//   npm run bench:peers                  installs it
-//   node bench/peers/onnx.mjs --shapes "1,32,8,32;1,128,8,64" [--kv 1,4096,8,128] [--threads 1] [--rounds 9] [--json]
+//   { threads }                                                    before all others
+//   { problem: [batch, queries, keys, heads, dim], runs }          -> { milliseconds, out }
 //
-// Shapes are B,N,H,D of float32 tensors; --kv gives the keys and values another length. Prints one line for each shape,
-// or with --json [{ name, shape, milliseconds, out }]: the median time of a run, with the first number of the result.
-import { parseArgs } from 'node:util';
+// milliseconds is the mean of the runs; out, the first number of the result, shows that both compute the same: element i
+// of every input is sin(i), in float32.
 import * as ort from 'onnxruntime-web';
 
 const varint = (value) => {
@@ -58,57 +58,40 @@ function modelOf([batch, length, heads, dim], keys) {
   return { model, shapes };
 }
 
-const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
+const sessions = new Map();
 
-/** As many runs as take about 20 ms make a sample. */
-async function measure(shape, keys, rounds) {
-  const { model, shapes } = modelOf(shape, keys);
+async function sessionOf([batch, queries, keys, heads, dim]) {
+  const { model, shapes } = modelOf([batch, queries, heads, dim], keys);
   const session = await ort.InferenceSession.create(model, { executionProviders: ['wasm'] });
   const feeds = Object.fromEntries(
     Object.entries(shapes).map(([name, dims]) => {
-      const size = dims.reduce((a, b) => a * b);
+      const length = dims.reduce((a, b) => a * b);
       return [
         name,
         new ort.Tensor(
           'float32',
-          Float32Array.from({ length: size }, (_, i) => Math.sin(i)),
+          Float32Array.from({ length }, (_, i) => Math.sin(i)),
           dims,
         ),
       ];
     }),
   );
-  const sample = async (runs) => {
-    const start = performance.now();
-    for (let i = 0; i < runs; i++) await session.run(feeds);
-    return (performance.now() - start) / runs;
-  };
-  for (let i = 0; i < 3; i++) await sample(1);
-  const runs = Math.max(1, Math.ceil(20 / (await sample(3))));
-  const samples = [];
-  for (let round = 0; round < rounds; round++) samples.push(await sample(runs));
-  const { out } = await session.run(feeds);
-  await session.release();
-  return { milliseconds: median(samples), out: out.data[0] };
+  const run = () => session.run(feeds);
+  for (let i = 0; i < 10; i++) await run();
+  return run;
 }
 
-const { values: flags } = parseArgs({
-  options: {
-    shapes: { type: 'string', default: '1,32,8,32' },
-    kv: { type: 'string' },
-    threads: { type: 'string', default: '1' },
-    rounds: { type: 'string', default: '9' },
-    json: { type: 'boolean', default: false },
-  },
+process.on('message', async ({ threads, problem, runs }) => {
+  if (threads) {
+    ort.env.wasm.numThreads = threads;
+    return;
+  }
+  const name = String(problem);
+  if (!sessions.has(name)) sessions.set(name, await sessionOf(problem));
+  const run = sessions.get(name);
+  const start = performance.now();
+  for (let i = 1; i < runs; i++) await run();
+  const { out } = await run();
+  process.send({ milliseconds: (performance.now() - start) / runs, out: out.data[0] });
 });
-ort.env.wasm.numThreads = Number(flags.threads);
-const results = [];
-for (const text of flags.shapes.split(';')) {
-  const shape = text.split(',').map(Number);
-  if (shape.length !== 4 || !shape.every((size) => Number.isInteger(size) && size > 0))
-    throw new Error(`--shapes has '${text}'; a shape is B,N,H,D`);
-  const keys = flags.kv === undefined ? shape[1] : Number(flags.kv.split(',')[1]);
-  const { milliseconds, out } = await measure(shape, keys, Number(flags.rounds));
-  results.push({ name: `onnxruntime-web ${text}`, shape, milliseconds, out });
-  if (!flags.json) console.log(`${text}  ${milliseconds.toFixed(4)} ms`);
-}
-if (flags.json) console.log(JSON.stringify(results));
+process.on('disconnect', () => process.exit());
