@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { attention, attentionBackward, measurePeak, memory, status, type Tensor, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
+import { type Column, fixed, headsOf, lineOf, number, text } from '../lib/cli/table.js';
 
 interface Shape {
   readonly batch: number;
@@ -129,25 +130,28 @@ async function benchmark(shape: Shape, threadCounts: number[], rounds: number): 
   return threadCounts.map((threads, i) => summarize(shape, threads, samples[i]));
 }
 
+const columns: readonly Column<Row>[] = [
+  text('(B,N,H,D)', 14, ({ shape: { batch, length, heads, dim } }) => `(${batch},${length},${heads},${dim})`),
+  text('mask', 6, (r) => (r.shape.causal ? 'causal' : 'full')),
+  number('threads', 7, (r) => r.threads),
+  number('fwd ms', 8, (r) => r.forwardMs, fixed(1)),
+  number('GF/s', 6, (r) => r.forwardGflops, fixed(0)),
+  number('peak', 6, (r) => r.forwardPercent, fixed(0, ' %')),
+  number('bwd ms', 8, (r) => r.backwardMs, fixed(1)),
+  number('GF/s', 6, (r) => r.backwardGflops, fixed(0)),
+  number('peak', 6, (r) => r.backwardPercent, fixed(0, ' %')),
+  number('both ms', 8, (r) => r.bothMs, fixed(1)),
+  number('GF/s', 6, (r) => r.bothGflops, fixed(0)),
+  number('peak GF/s', 9, (r) => r.peakGflops, fixed(0)),
+  number('MiB', 6, (r) => r.peakMiB, fixed(0)),
+];
+
 function print(rows: Row[]): void {
   const [one] = rows;
   for (const r of rows) {
-    const { batch, heads, length, dim, causal } = r.shape;
-    const speedup = (of: 'forwardMs' | 'backwardMs') => (one[of] / r[of]).toFixed(2);
-    const cells = [
-      `(${batch},${length},${heads},${dim})`.padEnd(14),
-      (causal ? 'causal' : 'full').padEnd(6),
-      String(r.threads).padStart(7),
-      ...(['forward', 'backward', 'both'] as const).flatMap((name) => [
-        r[`${name}Ms`].toFixed(1).padStart(8),
-        r[`${name}Gflops`].toFixed(0).padStart(6),
-        ...(name === 'both' ? [] : [`${r[`${name}Percent`].toFixed(0)} %`.padStart(6)]),
-      ]),
-      r.peakGflops.toFixed(0).padStart(6),
-      r.peakMiB.toFixed(0).padStart(6),
-      r === one ? '' : `  ${speedup('forwardMs')}x ${speedup('backwardMs')}x`,
-    ];
-    console.log(cells.join(' '));
+    const speedup = (of: 'forwardMs' | 'backwardMs') => `${(one[of] / r[of]).toFixed(2)}x`;
+    const against = r === one ? '' : `  ${speedup('forwardMs')} ${speedup('backwardMs')}`;
+    console.log(`${lineOf(columns, r)}${against}`);
   }
 }
 
@@ -168,9 +172,7 @@ async function main(): Promise<void> {
   const { simd } = status('wasm');
   const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores; node ${process.versions.node}; ${simd} SIMD`;
   console.log(`${machine}; medians of ${rounds} interleaved rounds\n`);
-  console.log(
-    '(B,N,H,D)      mask   threads   fwd ms GFLOP/s  peak   bwd ms GFLOP/s  peak  both ms GFLOP/s  GF/s    MiB  threads: fwd bwd',
-  );
+  console.log(`${headsOf(columns)}  threads: fwd bwd`);
   const all: Row[] = [];
   for (const [batch, length, heads, dim] of shapes)
     for (const causal of [false, true]) {

@@ -11,9 +11,9 @@ import { cpus } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { attention, attentionBackward, status, type Tensor, tensor } from 'flashattn';
+import { median } from '../lib/cli/statistics.js';
+import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../lib/cli/table.js';
 import { createReader } from './readBandwidth.js';
-
-const median = (values: number[]) => values.toSorted((a, b) => a - b)[values.length >> 1];
 
 function random(...shape: [number, number, number, number]) {
   const size = shape.reduce((a, b) => a * b);
@@ -183,27 +183,34 @@ console.log(`${machine}; medians of ${rounds} rounds\n`);
 
 const peer = await startPeer(threads ?? 1);
 if (!peer) console.log('onnxruntime-web is not compared with: npm run bench:peers installs it\n');
-const cell = (value: number | undefined, digits: number) => (value === undefined ? '-' : value.toFixed(digits));
 
-console.log('one query, float32     heads  kv heads   keys  dim      ms    GB/s  read GB/s  share   onnx ms');
+const decodeColumns: readonly Column<DecodeRow>[] = [
+  text('one query, float32', 20, (r) => (r.kvHeads === r.heads ? 'MHA' : 'GQA')),
+  number('heads', 5, (r) => r.heads),
+  number('kv heads', 8, (r) => r.kvHeads),
+  number('keys', 6, (r) => r.keys),
+  number('dim', 4, (r) => r.dim),
+  number('ms', 7, (r) => r.milliseconds, fixed(2)),
+  number('GB/s', 7, (r) => r.bandwidth / 1e9, fixed(1)),
+  number('read GB/s', 10, (r) => r.readBandwidth / 1e9, fixed(1)),
+  number('share', 6, (r) => r.share, percent(0)),
+  number('onnx ms', 9, (r) => r.peer, fixed(2)),
+];
+console.log(headsOf(decodeColumns));
 const decoding: DecodeRow[] = [];
 for (const kvHeads of [32, 8]) {
   const row = await decode(32, kvHeads, rounds, peer);
   decoding.push(row);
-  const cells = [
-    (kvHeads === row.heads ? 'MHA' : 'GQA').padEnd(22),
-    ...[row.heads, row.kvHeads, row.keys].map((n, i) => String(n).padStart([6, 10, 7][i])),
-    String(row.dim).padStart(5),
-    row.milliseconds.toFixed(2).padStart(8),
-    (row.bandwidth / 1e9).toFixed(1).padStart(8),
-    (row.readBandwidth / 1e9).toFixed(1).padStart(11),
-    `${(100 * row.share).toFixed(0)} %`.padStart(7),
-    cell(row.peer, 2).padStart(10),
-  ];
-  console.log(cells.join(''));
+  console.log(lineOf(decodeColumns, row));
 }
 
-console.log('\ncall                          whole us   host us   onnx us');
+const callColumns: readonly Column<CallRow>[] = [
+  text('call', 20, (r) => r.name),
+  number('whole us', 8, (r) => r.whole, fixed(0)),
+  number('host us', 8, (r) => r.host, fixed(0)),
+  number('onnx us', 8, (r) => r.peer, fixed(0)),
+];
+console.log(`\n${headsOf(callColumns)}`);
 const small = [random(1, 32, 8, 32), random(1, 32, 8, 32), random(1, 32, 8, 32), random(1, 32, 8, 32)] as const;
 // One query and one key: hardly any arithmetic, so what is left is the host's own work.
 const one = random(1, 1, 8, 32);
@@ -226,8 +233,7 @@ const callRows = [
   ),
   await calls('backward 8 x 1 x 1', () => ({ ...attentionBackward(one, savedOne) }), rounds),
 ];
-for (const { name, whole, host, peer } of callRows)
-  console.log(name.padEnd(28), ...[whole, host, peer].map((us) => cell(us, 0).padStart(9)));
+for (const row of callRows) console.log(lineOf(callColumns, row));
 
 const first = firstCall(5);
 console.log(`\nfirst call of a process: ${first.call.toFixed(0)} ms, after ${first.load.toFixed(0)} ms to import`);

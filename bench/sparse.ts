@@ -6,6 +6,7 @@ import { availableParallelism, cpus } from 'node:os';
 import { parseArgs } from 'node:util';
 import { attention, attentionBackward, type BlockMask, blockMask, masks, status, type Tensor, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
+import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../lib/cli/table.js';
 
 const blockSize = 64;
 const dim = 64;
@@ -102,23 +103,23 @@ const { simd, threads } = status('wasm');
 const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores, ${threads} threads; node ${process.versions.node}; ${simd} SIMD`;
 console.log(`${machine}; D = ${dim}, blocks of ${blockSize}; medians of ${rounds} interleaved rounds`);
 console.log('ratio = time / (density x dense time)\n');
-console.log('(N,H)      pattern         density   fwd ms  ratio   bwd ms  ratio');
+const columns: readonly Column<Row>[] = [
+  text('(N,H)', 10, (r) => `(${r.length},${r.heads})`),
+  text('pattern', 15, (r) => r.pattern),
+  number('density', 7, (r) => r.density, percent(1)),
+  number('fwd ms', 8, (r) => r.forwardMs, fixed(1)),
+  number('ratio', 6, (r) => r.forwardRatio, fixed(2)),
+  number('bwd ms', 8, (r) => r.backwardMs, fixed(1)),
+  number('ratio', 6, (r) => r.backwardRatio, fixed(2)),
+];
+console.log(headsOf(columns));
 const rows: Row[] = [];
 for (const [length, heads] of [
   [4096, 4],
   [16384, 1],
 ] as const) {
   for (const r of await benchmark(length, heads, [0.5, 0.25, 0.1], rounds)) {
-    const cells = [
-      `(${r.length},${r.heads})`.padEnd(10),
-      r.pattern.padEnd(15),
-      `${(100 * r.density).toFixed(1)} %`.padStart(7),
-      r.forwardMs.toFixed(1).padStart(8),
-      r.forwardRatio.toFixed(2).padStart(6),
-      r.backwardMs.toFixed(1).padStart(8),
-      r.backwardRatio.toFixed(2).padStart(6),
-    ];
-    console.log(cells.join(' '));
+    console.log(lineOf(columns, r));
     rows.push(r);
   }
 }

@@ -8,6 +8,7 @@ import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { type DeviceName, type DType, FlashAttnError, measurePeak, status } from 'flashattn';
+import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../../lib/cli/table.js';
 import { InputSets } from './inputs.js';
 import { measure, measureBackward, type Settings, type Times } from './measure.js';
 import {
@@ -16,8 +17,7 @@ import {
   forwardFlops,
   fullSizes,
   type Shape,
-  shapeCells,
-  shapeHeads,
+  shapeColumns,
   shapeOf,
   tflops,
   tinySizes,
@@ -101,37 +101,28 @@ async function sparseRow(shape: Shape, pattern: Pattern, dense: Times, inputs: I
   };
 }
 
-const denseHeads = `${shapeHeads}   fwd ms TFLOP/s   bwd ms TFLOP/s  deterministic`;
-const sparseHeads = `${shapeHeads} block pattern         density   fwd ms  ratio   bwd ms  ratio`;
+const denseColumns: readonly Column<DenseRow>[] = [
+  ...shapeColumns,
+  number('fwd ms', 9, (r) => r.forwardMs, fixed(3)),
+  number('TFLOP/s', 7, (r) => r.forwardTflops, fixed(1)),
+  number('bwd ms', 8, (r) => r.backwardMs, fixed(3)),
+  number('TFLOP/s', 7, (r) => r.backwardTflops, fixed(1)),
+  number('deterministic', 14, (r) => r.deterministicRatio, fixed(2, 'x')),
+];
 
-const printDense = (r: DenseRow) =>
-  console.log(
-    [
-      shapeCells(r),
-      r.forwardMs.toFixed(3).padStart(9),
-      r.forwardTflops.toFixed(1).padStart(7),
-      r.backwardMs.toFixed(3).padStart(8),
-      r.backwardTflops.toFixed(1).padStart(7),
-      `${r.deterministicRatio.toFixed(2)}x`.padStart(14),
-    ].join(' '),
-  );
-
-const printSparse = (r: SparseRow) =>
-  console.log(
-    [
-      shapeCells(r),
-      String(r.blockSize).padStart(6),
-      r.pattern.padEnd(15),
-      `${(100 * r.density).toFixed(1)} %`.padStart(7),
-      r.forwardMs.toFixed(3).padStart(8),
-      r.forwardRatio.toFixed(2).padStart(6),
-      r.backwardMs.toFixed(3).padStart(8),
-      r.backwardRatio.toFixed(2).padStart(6),
-    ].join(' '),
-  );
+const sparseColumns: readonly Column<SparseRow>[] = [
+  ...shapeColumns,
+  number('block', 6, (r) => r.blockSize),
+  text('pattern', 15, (r) => r.pattern),
+  number('density', 7, (r) => r.density, percent(1)),
+  number('fwd ms', 8, (r) => r.forwardMs, fixed(3)),
+  number('ratio', 6, (r) => r.forwardRatio, fixed(2)),
+  number('bwd ms', 8, (r) => r.backwardMs, fixed(3)),
+  number('ratio', 6, (r) => r.backwardRatio, fixed(2)),
+];
 
 async function benchmarkDense(dtypes: readonly DType[], settings: Settings, add: (row: DenseRow) => void) {
-  console.log(`\n${denseHeads}`);
+  console.log(`\n${headsOf(denseColumns)}`);
   for (const dtype of dtypes) {
     using inputs = new InputSets(settings.sizes, dtype, settings.device);
     for (const shape of denseShapes(settings.sizes, [dtype])) add(await denseRow(shape, inputs, settings));
@@ -140,7 +131,7 @@ async function benchmarkDense(dtypes: readonly DType[], settings: Settings, add:
 
 /** One sequence of all tokens. */
 async function benchmarkSparse(dtype: DType, settings: Settings, add: (row: SparseRow) => void) {
-  console.log(`\nratio = time / (density x dense time)\n${sparseHeads}`);
+  console.log(`\nratio = time / (density x dense time)\n${headsOf(sparseColumns)}`);
   const { sizes } = settings;
   using inputs = new InputSets(sizes, dtype, settings.device);
   for (const dim of sizes.sparseDims) {
@@ -189,12 +180,12 @@ async function main(): Promise<void> {
     `peak of mma.sync ${peakTflops.at(-1)?.toFixed(0) ?? 'not measured'} TFLOP/s; medians of ${settings.rounds}`,
   );
   await benchmarkDense(dtypes, settings, (row) => {
-    printDense(row);
+    console.log(lineOf(denseColumns, row));
     rows.push(row);
     save();
   });
   await benchmarkSparse(dtypes[0], settings, (row) => {
-    printSparse(row);
+    console.log(lineOf(sparseColumns, row));
     sparse.push(row);
     save();
   });

@@ -2,8 +2,9 @@
 //
 //   node build/bench/merge.js results/bench.json results/torch.json results/comparison.json
 import { readFileSync, writeFileSync } from 'node:fs';
+import { type Column, fixed, headsOf, lineOf, number, text } from '../../lib/cli/table.js';
 import type { DenseRow, Results } from './attention.js';
-import { backwardFlops, forwardFlops, type Shape, sameShape, shapeCells, shapeHeads, tflops } from './shapes.js';
+import { backwardFlops, forwardFlops, type Shape, sameShape, shapeColumns, tflops } from './shapes.js';
 
 const backends = ['flash', 'cudnn', 'flex'] as const;
 type TorchBackend = (typeof backends)[number];
@@ -54,20 +55,23 @@ const passes = ['forward', 'backward'] as const;
 function cell(row: ComparedRow, pass: (typeof passes)[number], backend: TorchBackend): string {
   const compared = row.torch[backend];
   const [speed, ratio] = [compared?.[`${pass}Tflops`], compared?.[`${pass}Ratio`]];
-  return (speed && ratio ? `${speed.toFixed(0)} ${ratio.toFixed(2)}x` : '-').padStart(10);
+  return speed && ratio ? `${speed.toFixed(0)} ${ratio.toFixed(2)}x` : '-';
 }
 
+const columns: readonly Column<ComparedRow>[] = [
+  ...shapeColumns,
+  ...passes.flatMap((pass) => [
+    number<ComparedRow>(pass, 9, (row) => row[`${pass}Tflops`], fixed(0)),
+    ...backends.map((backend) =>
+      text<ComparedRow>(backend.padStart(10), 10, (row) => cell(row, pass, backend).padStart(10)),
+    ),
+  ]),
+];
+
 function print(rows: readonly ComparedRow[]): void {
-  const heads = passes.map((pass) => `  ${pass.padEnd(8)}${backends.map((name) => name.padStart(10)).join(' ')}`);
   console.log('TFLOP/s of this library; then of torch, with how many times as fast this library is\n');
-  console.log(`${shapeHeads}${heads.join('')}`);
-  for (const row of rows) {
-    const cells = passes.map((pass) => {
-      const own = row[`${pass}Tflops`].toFixed(0).padStart(8);
-      return `  ${own}${backends.map((backend) => cell(row, pass, backend)).join(' ')}`;
-    });
-    console.log(`${shapeCells(row)}${cells.join('')}`);
-  }
+  console.log(headsOf(columns));
+  for (const row of rows) console.log(lineOf(columns, row));
 }
 
 function geometricMean(values: readonly number[]): number {

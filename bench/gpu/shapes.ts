@@ -1,5 +1,6 @@
 /** What is measured: batch * length = tokens, heads * dim = width. */
 import type { DType } from 'flashattn';
+import { type Column, number, text } from '../../lib/cli/table.js';
 
 export interface Sizes {
   readonly tokens: number;
@@ -79,14 +80,11 @@ export const sameShape = (a: Shape, b: Shape) =>
   (['dtype', 'batch', 'length', 'heads', 'dim', 'causal'] as const).every((key) => a[key] === b[key]);
 
 /** The columns that name a shape in every table. */
-export const shapeHeads = `${'dtype'.padEnd(8)}   D      N    B   H mask  `;
-
-export const shapeCells = ({ dtype, dim, length, batch, heads, causal }: Shape) =>
-  [
-    dtype.padEnd(8),
-    String(dim).padStart(3),
-    String(length).padStart(6),
-    String(batch).padStart(4),
-    String(heads).padStart(3),
-    (causal ? 'causal' : 'full').padEnd(6),
-  ].join(' ');
+export const shapeColumns: readonly Column<Shape>[] = [
+  text('dtype', 8, (shape) => shape.dtype),
+  number('D', 3, (shape) => shape.dim),
+  number('N', 6, (shape) => shape.length),
+  number('B', 4, (shape) => shape.batch),
+  number('H', 3, (shape) => shape.heads),
+  text('mask', 6, (shape) => (shape.causal ? 'causal' : 'full')),
+];

@@ -6,6 +6,7 @@ import { drawChart } from './chart.js';
 import { exitCode } from './exit.js';
 import { type BenchRow, type BenchShape, defaultDType, defaultSizes, measureShape } from './measurements.js';
 import { isEmulated } from './selfTest.js';
+import { type Column, headsOf, lineOf, number, text } from './table.js';
 import { readFlagsAndWords, readInteger, readIntegers, UsageError } from './usage.js';
 
 /** What `--json` writes and `--baseline` reads. */
@@ -57,21 +58,21 @@ async function findPeak(device: DeviceName): Promise<number> {
   return best / 1e9;
 }
 
-const columns = '   B       N    H    D  dtype     mask    forward ms  GFLOP/s  backward ms  GFLOP/s';
+/** Four digits that count. */
+const rounded = (x: number) => (x >= 1000 ? x.toFixed(0) : String(Number(x.toPrecision(4))));
 
-function line({ batch, length, heads, dim, dtype, causal, ...row }: BenchRow): string {
-  const number = (value: number, width: number) =>
-    (value >= 1000 ? value.toFixed(0) : String(Number(value.toPrecision(4)))).padStart(width);
-  return [
-    String(batch).padStart(4),
-    String(length).padStart(8),
-    String(heads).padStart(5),
-    String(dim).padStart(5),
-    `  ${dtype.padEnd(9)} ${(causal ? 'causal' : 'full').padEnd(6)}`,
-    `${number(row.forwardMs, 12)} ${number(row.forwardGflops, 8)}`,
-    ` ${number(row.backwardMs, 11)} ${number(row.backwardGflops, 8)}`,
-  ].join('');
-}
+const columns: readonly Column<BenchRow>[] = [
+  number('B', 4, (row) => row.batch),
+  number('N', 7, (row) => row.length),
+  number('H', 4, (row) => row.heads),
+  number('D', 4, (row) => row.dim),
+  text(' dtype', 10, (row) => ` ${row.dtype}`),
+  text('mask', 6, (row) => (row.causal ? 'causal' : 'full')),
+  number('forward ms', 11, (row) => row.forwardMs, rounded),
+  number('GFLOP/s', 8, (row) => row.forwardGflops, rounded),
+  number('backward ms', 12, (row) => row.backwardMs, rounded),
+  number('GFLOP/s', 8, (row) => row.backwardGflops, rounded),
+];
 
 function draw(results: Results): string {
   const unit = unitOf(bestOf(results.rows));
@@ -151,12 +152,12 @@ export async function benchCommand(args: string[]): Promise<number> {
     ...about,
     rounds,
   };
-  console.log(`${header(heading)}\n\n${columns}`);
+  console.log(`${header(heading)}\n\n${headsOf(columns)}`);
   const rows: BenchRow[] = [];
   for (const [batch, length, heads, dim] of sizes) {
     const row = await measureShape({ batch, length, heads, dim, dtype, causal: flags.causal }, device, rounds);
     rows.push(row);
-    console.log(line(row));
+    console.log(lineOf(columns, row));
   }
   const results: Results = { ...heading, peakGflops: isEmulated(device) ? 0 : await findPeak(device), rows };
   const { gflops, name: unit } = unitOf(results.peakGflops);
