@@ -220,7 +220,7 @@ export function backwardOperands(
     dKey: viewOf(dk, problem.layout, 'dk', backend),
     dValue: viewOf(dv, problem.layout, 'dv', backend),
     ...(dBias && { dBias: dBias.flat('dBias', backend) }),
-    ...(dRelativeBias && { dRelativeTable: dRelativeBias.flat('dRelativeBias', backend) }),
+    ...(dRelativeBias && { dRelative: dRelativeBias.flat('dRelativeBias', backend) }),
     ...(dSink && { dSink: dSink.flat('dSink', backend) }),
   });
 }

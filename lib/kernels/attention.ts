@@ -91,7 +91,7 @@ export interface BackwardOperands extends ForwardOperands {
   readonly dValue: View;
   /** Contiguous, of shape `problem.biasShape`. */
   readonly dBias?: Flat;
-  readonly dRelativeTable?: Flat;
+  readonly dRelative?: Flat;
   readonly dSink?: Flat;
 }
 
@@ -396,11 +396,11 @@ export const attentionForward = operation('attentionForward', params, (launch: A
 /** Every gradient that has a place to go to. */
 export const attentionBackward = operation('attentionBackward', params, (launch: AttentionLaunch<BackwardOperands>) => {
   const { problem: p, operands } = launch;
-  const { out, lse, dOut, dLse, dQuery, dKey, dValue, dBias, dRelativeTable, dSink } = operands;
+  const { out, lse, dOut, dLse, dQuery, dKey, dValue, dBias, dRelative, dSink } = operands;
   const reads = [...buffersRead(launch), out.buffer, lse.buffer, dOut.buffer];
   if (dLse) reads.push(dLse.buffer);
   const writes = [dQuery.buffer, dKey.buffer, dValue.buffer];
-  for (const gradient of [dBias, dRelativeTable, dSink]) if (gradient) writes.push(gradient.buffer);
+  for (const gradient of [dBias, dRelative, dSink]) if (gradient) writes.push(gradient.buffer);
   return {
     params: paramsOf(launch, operands),
     reads,

@@ -64,7 +64,7 @@ function prepare(
     keyPosition: scratch.address('keyPosition'),
     sink: widen(backend, operands.sink, scratch.get('sink')).address,
     blockMask,
-    dRelative: scratch.address('dRelative') || addressOf(gradients?.dRelativeTable),
+    dRelative: scratch.address('dRelative') || addressOf(gradients?.dRelative),
     dSink: scratch.address('dSink') || addressOf(gradients?.dSink),
     dBias: scratch.address('dBias') || addressOf(gradients?.dBias),
     decodeStates: scratch.address('decodeStates'),
@@ -122,13 +122,13 @@ export function backward(
   operands: BackwardOperands,
   given?: Scratch,
 ): void {
-  const { dQuery, dKey, dValue, dBias, dRelativeTable, dSink } = operands;
+  const { dQuery, dKey, dValue, dBias, dRelative, dSink } = operands;
   const nothingSeen = problem.batch === 0 || problem.queryLength === 0;
   const zero = (gradient: { buffer: DeviceBuffer } | undefined) =>
     gradient && backend.launch(fill, { buffer: gradient.buffer, bits: 0 });
   if (nothingSeen || !coversAllRows(problem)) for (const gradient of [dQuery, dKey, dValue]) zero(gradient);
   if (nothingSeen) {
-    for (const gradient of [dBias, dRelativeTable, dSink]) zero(gradient);
+    for (const gradient of [dBias, dRelative, dSink]) zero(gradient);
     return;
   }
   withScratch(backend, problem, operands, true, given, (scratch) => {
@@ -141,7 +141,7 @@ export function backward(
       backend.launch(copy, { from: asStrided(from), to: asStrided(target) });
     };
     round(dBias, 'dBias');
-    round(dRelativeTable, 'dRelative');
+    round(dRelative, 'dRelative');
     round(dSink, 'dSink');
   });
 }
