@@ -8,6 +8,7 @@ import { execFileSync, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
+import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { attention, attentionBackward, status, type Tensor, tensor } from 'flashattn';
@@ -35,6 +36,9 @@ type PeerProblem = readonly [number, number, number, number, number];
 /** Milliseconds of a run of the peer, the mean of a few; undefined where it is not installed. */
 type Peer = (problem: PeerProblem, runs: number) => Promise<number>;
 
+/** Milliseconds until the peer's threads look for work no more. */
+const peerPause = 20;
+
 const peers = new URL('../../bench/peers/', import.meta.url);
 
 /** bench/peers/onnx.mjs on as many threads as the library has. */
@@ -47,6 +51,7 @@ async function startPeer(threads: number): Promise<Peer | undefined> {
     const [{ milliseconds, out }] = (await once(child, 'message')) as [{ milliseconds: number; out: number }];
     const expected = await firstNumber(problem);
     if (!(Math.abs(out - expected) < 1e-4)) throw new Error(`the peer computes ${out}, the library ${expected}`);
+    await setTimeout(peerPause);
     return milliseconds;
   };
 }
