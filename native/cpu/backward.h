@@ -26,6 +26,8 @@ struct alignas(kCacheLine) BackwardWorkspace {
   bool rows_finite;  // delta, and the reference is no NaN
 };
 
+static_assert(offsetof(BackwardWorkspace, d_value_total) % kCacheLine == 0);
+
 /** A total beside the running block, unless a split is one block at most. */
 inline int d_query_planes(int key_length, int key_splits) {
   return divide_up(divide_up(key_length, kKeyTile), key_splits) > kBlockTiles ? 2 : 1;

@@ -26,6 +26,8 @@ struct alignas(kCacheLine) ForwardWorkspace {
   Finite value_finite;
 };
 
+static_assert(offsetof(ForwardTile, total) % kCacheLine == 0 && offsetof(ForwardWorkspace, rows) % kCacheLine == 0);
+
 inline int forward_items(const AttentionParams& p) {
   return p.batch * p.heads * divide_up(p.query_length, kQueryTile * p.tiles_per_item);
 }
