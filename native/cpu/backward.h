@@ -89,10 +89,11 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, float factor,
     dropout_factors(at, ws.factors);
     multiply_scores(at, ws.d_score, ws.factors);
   }
+  const bool has_log_sum = ws.has_log_sum;  // stores to the tile may alias the member
   for (int row = 0; row < keys * kQueryTile; row += kQueryTile) {
     for (int v = 0; v < vectors * kLanes; v += kLanes) {
       Vec exponent = load(ws.probability + row + v) - load(ws.reference + v);
-      if (ws.has_log_sum) exponent -= load(ws.log_sum + v);
+      if (has_log_sum) exponent -= load(ws.log_sum + v);
       const Vec probability = natural_exp(exponent);
       Vec d_score = probability * (load(ws.d_score + row + v) - load(ws.delta + v)) * splat(factor);
       if (guarded) d_score = (Vec)((UintVec)d_score & ~load_bits(ws.hidden + row + v));
