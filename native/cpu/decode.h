@@ -51,15 +51,18 @@ inline int decode_floats(const DecodeColumns& columns, int query_length, int key
 }
 
 /**
- * kv heads of an item: as many as fill a vector, and where heads lie side by side in memory as many as fit into a tile,
- * unless each of the threads would have few items. No bit of the result depends on it.
+ * kv heads that an item is asked to have, as its tiles_per_item: all that fit into a tile, unless each of the threads
+ * would have few items.
  */
 inline int decode_heads(const AttentionShape& p, const DecodeColumns& columns, int threads) {
   const int pieces = p.batch * decode_splits(p.key_length) * p.kv_heads;
   return max(1, min(pieces / (4 * threads), kQueryTile / columns.count()));
 }
 
-/** Of the tiles_per_item that partition() asked for. */
+/**
+ * kv heads of an item: as many as fill a vector, and where heads lie side by side in memory as many as it was asked to
+ * have. No bit of the result depends on it.
+ */
 inline int decode_heads(const AttentionParams& p) {
   const int columns = decode_columns(p).count();
   const int wanted = p.key.head < p.key.seq ? min(p.tiles_per_item, kQueryTile / columns) : 1;
@@ -117,9 +120,9 @@ class Decoder {
     at_.keys = at_.narrowed().keys;
     if (at_.key_count() <= 0) return;
     for_each_source(p_.key, p_.head_dim, ws_.key, false, [&](auto elements, const auto& source, Range heads) {
-      in_order(heads, [&](int kv_head, int j, int keys) {
+      in_order(heads, [&](int kv_head, int j, int step) {
         for_each_run(kv_head, [&](int column) {
-          dot_run<decltype(elements)>(source(kv_head), j, keys, queries(column), columns_.length, head_vectors_,
+          dot_run<decltype(elements)>(source(kv_head), j, step, queries(column), columns_.length, head_vectors_,
                                       ws_.scores + j * kQueryTile + column);
         });
       });
@@ -140,9 +143,9 @@ class Decoder {
       });
     for_each_source(p_.value, p_.value_dim, ws_.value, hides, [&](auto elements, const auto& source, Range heads) {
       if (hides && !all_finite(ws_.value, at_.key_count(), p_.value_dim)) return weigh_visible(heads.begin);
-      in_order(heads, [&](int kv_head, int j, int keys) {
+      in_order(heads, [&](int kv_head, int j, int step) {
         for_each_run(kv_head, [&](int column) {
-          weigh_run<decltype(elements)>(source(kv_head), j, keys, ws_.scores + j * kQueryTile + column, columns_.length,
+          weigh_run<decltype(elements)>(source(kv_head), j, step, ws_.scores + j * kQueryTile + column, columns_.length,
                                         value_vectors_, tile_.out + column * kRowStride, j == 0);
         });
       });

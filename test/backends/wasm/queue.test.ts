@@ -1,9 +1,8 @@
 /** Waiting for a launch while workers finish it and the ones behind it, in every order that threads can have. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { LaunchQueue, queueBytes } from '../../../lib/backends/wasm/queue.js';
+import { field, LaunchQueue, queueBytes } from '../../../lib/backends/wasm/queue.js';
 
-// Words of the queue, as in native/cpu/wasm/queue.h.
-const [COMPLETED, EVENT, AWAITED] = [1, 2, 6];
+const { completed: COMPLETED, event: EVENT, awaited: AWAITED } = field;
 const ADDRESS = 1024;
 
 /** A queue with three pending launches and no workers: the test plays them. */
