@@ -25,6 +25,7 @@ export default defineConfig([
       'bench/merge': 'bench/gpu/merge.ts',
       'bench/small': 'bench/small.ts',
       'bench/sparse': 'bench/sparse.ts',
+      'bench/visit': 'bench/gpu/visit.ts',
       'device/verify': 'verify/device/verify.ts',
       'fuzz/run': 'test/fuzz/run.ts',
       'fuzz/targets/blockMask': 'test/fuzz/targets/blockMask.ts',

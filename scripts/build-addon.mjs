@@ -39,15 +39,20 @@ export function missingTools({ emulator }) {
   return missing;
 }
 
-/** `steps`: those of cmake-js. 'build' alone would not configure again after a failure. */
-export function build({ emulator, steps = ['configure', 'build'] }) {
+/**
+ * `steps`: those of cmake-js; 'build' alone would not configure again after a failure. With `architectures` it is an
+ * addon for those alone, in a folder of its own (`output`), which node-gyp-build does not find. Returns the addon, or
+ * the folder where it was only configured.
+ */
+export function build({ emulator, steps = ['configure', 'build'], architectures, output: wanted }) {
   const missing = missingTools({ emulator });
   if (missing.length > 0) throw new Error(`the addon cannot be built; missing: ${missing.join(', ')}`);
-  const output = join(root, 'build', emulator ? 'emulator' : 'addon');
+  const output = wanted ?? join(root, 'build', emulator ? 'emulator' : 'addon');
   const cmakeJs = createRequire(join(root, 'package.json')).resolve('cmake-js/bin/cmake-js');
   const args = ['--log-level', 'warn', '--directory', root, '--out', output];
   args.push('--parallel', String(availableParallelism()));
   args.push(emulator ? '--CDFLASHATTN_EMULATOR=ON' : '--CDFLASHATTN_CUDA=ON');
+  if (architectures) args.push(`--CDFLASHATTN_ARCHITECTURES=${architectures}`);
   args.push('--CDCMAKE_EXPORT_COMPILE_COMMANDS=ON'); // what scripts/kernel-units.mjs reads
   for (const step of steps) {
     const { status, error } = spawnSync(process.execPath, [cmakeJs, step, ...args], { cwd: root, stdio: 'inherit' });
@@ -55,7 +60,7 @@ export function build({ emulator, steps = ['configure', 'build'] }) {
   }
   if (!steps.includes('build')) return output;
   const made = join(output, 'Release', emulator ? 'flashattn_emulator.node' : 'flashattn.node');
-  if (emulator) return made;
+  if (emulator || wanted) return made;
   // Nothing else may ever lie there: node-gyp-build and prebuildify take the first addon of that folder.
   const found = join(root, 'build', 'Release', 'flashattn.node');
   mkdirSync(dirname(found), { recursive: true });

@@ -2,15 +2,16 @@
 // the dense time of the same run.
 //
 //   node build/bench/gpu.js [--device cuda] [--rounds 11] [--dtypes float16,bfloat16] [--json results.json] [--tiny]
+//                           [--dense | --sparse | --once <head dim>]
 //
-// --tiny runs every path once at sizes for the emulator.
+// --tiny runs every path once at sizes for the emulator; --once runs each pass once, for a profiler.
 import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { type DeviceName, type DType, FlashAttnError, measurePeak, status } from 'flashattn';
 import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../../lib/cli/table.js';
 import { InputSets } from './inputs.js';
-import { measure, measureBackward, type Settings, type Times } from './measure.js';
+import { measure, measureBackward, runPasses, type Settings, type Times } from './measure.js';
 import {
   backwardFlops,
   denseShapes,
@@ -144,6 +145,12 @@ async function benchmarkSparse(dtype: DType, settings: Settings, add: (row: Spar
   }
 }
 
+/** One forward and one backward pass at a length of 4,096, for a profiler. */
+async function runOnce(dim: number, dtype: DType, settings: Settings): Promise<void> {
+  using inputs = new InputSets({ ...settings.sizes, cacheBytes: 0 }, dtype, settings.device);
+  await runPasses(shapeOf(settings.sizes, dtype, dim, Math.min(4096, settings.sizes.tokens), false), inputs, settings);
+}
+
 async function main(): Promise<void> {
   const { values: flags } = parseArgs({
     options: {
@@ -152,6 +159,9 @@ async function main(): Promise<void> {
       dtypes: { type: 'string', default: 'bfloat16,float16' },
       json: { type: 'string' },
       tiny: { type: 'boolean', default: false },
+      dense: { type: 'boolean', default: false },
+      sparse: { type: 'boolean', default: false },
+      once: { type: 'string' },
     },
   });
   const device = flags.device as DeviceName;
@@ -161,6 +171,7 @@ async function main(): Promise<void> {
     sizes: flags.tiny ? tinySizes : fullSizes,
     rounds: flags.tiny ? 1 : Number(flags.rounds),
   };
+  if (flags.once !== undefined) return runOnce(Number(flags.once), dtypes[0], settings);
   const about = describe(device);
   console.log(`${about.device}, compute capability ${about.computeCapability}; driver ${about.driver}`);
   const peakTflops: number[] = [];
@@ -179,16 +190,19 @@ async function main(): Promise<void> {
   console.log(
     `peak of mma.sync ${peakTflops.at(-1)?.toFixed(0) ?? 'not measured'} TFLOP/s; medians of ${settings.rounds}`,
   );
-  await benchmarkDense(dtypes, settings, (row) => {
-    console.log(lineOf(denseColumns, row));
-    rows.push(row);
-    save();
-  });
-  await benchmarkSparse(dtypes[0], settings, (row) => {
-    console.log(lineOf(sparseColumns, row));
-    sparse.push(row);
-    save();
-  });
+  const both = flags.dense === flags.sparse;
+  if (both || flags.dense)
+    await benchmarkDense(dtypes, settings, (row) => {
+      console.log(lineOf(denseColumns, row));
+      rows.push(row);
+      save();
+    });
+  if (both || flags.sparse)
+    await benchmarkSparse(dtypes[0], settings, (row) => {
+      console.log(lineOf(sparseColumns, row));
+      sparse.push(row);
+      save();
+    });
   await notePeak();
   save();
 }

@@ -12,19 +12,32 @@ export interface Inputs {
 
 const names = ['q', 'k', 'v', 'dOut'] as const;
 
-/** Numbers with a standard normal distribution, drawn from a table: zeros or few bits would make hardware too fast. */
-function normalNumbers(count: number, seed: number): Float32Array {
-  const table = Float32Array.from({ length: 1 << 16 }, () => {
+/** So many numbers with a standard normal distribution: zeros or few bits would make hardware faster than it is. */
+const tableSize = 1 << 16;
+
+function normalTable(dtype: DType): Float32Array | Uint16Array {
+  const numbers = Float32Array.from({ length: tableSize }, () => {
     const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
     return radius * Math.cos(2 * Math.PI * Math.random());
   });
-  const numbers = new Float32Array(count);
+  using rounded = tensor(numbers, [tableSize], { dtype, device: 'wasm' });
+  return rounded.dataSync();
+}
+
+/** Elements drawn from a table of them, in an order that no other seed gives. */
+function draw<Elements extends Float32Array | Uint16Array>(from: Elements, into: Elements, seed: number): Elements {
   let state = seed * 2 + 1;
-  for (let i = 0; i < count; i++) {
+  for (let i = 0; i < into.length; i++) {
     state = (Math.imul(state, 1664525) + 1013904223) | 0;
-    numbers[i] = table[state >>> 16];
+    into[i] = from[state >>> 16];
   }
-  return numbers;
+  return into;
+}
+
+function drawn(from: Float32Array | Uint16Array, count: number, seed: number, dtype: DType, device: DeviceName) {
+  if (from instanceof Float32Array) return tensor(draw(from, new Float32Array(count), seed), [count], { device });
+  const bits = draw(from, new Uint16Array(count), seed);
+  return tensor(bits, [count], { dtype: dtype as 'float16' | 'bfloat16', device });
 }
 
 /** Sets of inputs that take turns, so that none is still in the cache when it is read again. */
@@ -33,7 +46,8 @@ export class InputSets implements Disposable {
 
   constructor(sizes: Sizes, dtype: DType, device: DeviceName) {
     const count = sizes.tokens * sizes.width;
-    const one = (seed: number) => tensor(normalNumbers(count, seed), [count], { dtype, device });
+    const table = normalTable(dtype);
+    const one = (seed: number): Tensor => drawn(table, count, seed, dtype, device);
     const first = names.map((_, i) => one(i));
     const setBytes = first.reduce((sum, { byteLength }) => sum + byteLength, 0);
     const sets = Math.max(2, Math.ceil(sizes.cacheBytes / setBytes));

@@ -85,3 +85,11 @@ export const measure = (shape: Shape, inputs: InputSets, settings: Settings, var
 
 export const measureBackward = (shape: Shape, inputs: InputSets, settings: Settings, variation: Variation) =>
   withRuns(shape, inputs, settings, variation, (runs) => timeBackward(runs, settings));
+
+/** Each pass once, on the first set of inputs. */
+export const runPasses = (shape: Shape, inputs: InputSets, settings: Settings) =>
+  withRuns(shape, inputs, settings, {}, async ({ forward, backward }) => {
+    forward(0);
+    backward(0);
+    await measureTime(() => {}, settings.device);
+  });

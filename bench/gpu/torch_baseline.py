@@ -163,6 +163,7 @@ def main():
     parser.add_argument("--json", required=True)
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--dtypes", default="bfloat16,float16")
+    parser.add_argument("--only", choices=("sdpa", "flex"), help="leave out the other")
     parser.add_argument("--seconds", type=float, default=240, help="after which no further shape is compiled")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -171,9 +172,11 @@ def main():
     results = Results(arguments.json)
     dtypes = arguments.dtypes.split(",")
     print(f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}; milliseconds forward and backward")
-    for dtype in dtypes:
-        run_sdpa(dtype, Inputs(dtype), arguments.rounds, results)
-    run_flex(dtypes[0], Inputs(dtypes[0]), arguments.rounds, results, deadline)
+    if arguments.only != "flex":
+        for dtype in dtypes:
+            run_sdpa(dtype, Inputs(dtype), arguments.rounds, results)
+    if arguments.only != "sdpa":
+        run_flex(dtypes[0], Inputs(dtypes[0]), arguments.rounds, results, deadline)
 
 
 if __name__ == "__main__":

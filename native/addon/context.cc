@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 
 #include "devices.h"
@@ -23,6 +24,16 @@ const char* kind_of(cudaMemoryType type) {
     case cudaMemoryTypeHost: return "host";
     default: return "unregistered";
   }
+}
+
+/**
+ * FLASHATTN_MULTIPROCESSORS=<count>: kernels are chosen as on a device with so many. 1 makes every problem large enough
+ * for large tiles, so that small problems check them; many, the contrary.
+ */
+void pretend(DeviceLimits* limits) {
+  const char* wanted = std::getenv("FLASHATTN_MULTIPROCESSORS");
+  const int count = wanted == nullptr ? 0 : std::atoi(wanted);
+  if (count > 0) limits->multiprocessors = count;
 }
 
 }  // namespace
@@ -62,6 +73,7 @@ cudaError_t Context::open() {
   const CurrentDevice current(device_);
   cudaError_t error = current.error();
   if (error == cudaSuccess) error = read_limits(device_, &limits_);
+  pretend(&limits_);
   if (error == cudaSuccess) error = own_stream_.create();
   if (error == cudaSuccess) error = memory_.open(device_);
   stream_ = own_stream_.get();

@@ -9,6 +9,7 @@ import { operationChecks } from './operations.js';
 import { precisionChecks } from './precision.js';
 import { maskPropertyChecks, propertyChecks } from './property.js';
 import { rangeChecks } from './range.js';
+import { scaleChecks } from './scale.js';
 import { sumChecks } from './sums.js';
 
 export function suite(settings: Settings): Group[] {
@@ -20,6 +21,7 @@ export function suite(settings: Settings): Group[] {
     { name: 'range', checks: rangeChecks() },
     { name: 'sums', checks: sumChecks(settings) },
     { name: 'precision', checks: precisionChecks() },
+    { name: 'scale', checks: scaleChecks(settings) },
     { name: 'masks', checks: maskChecks() },
     { name: 'canaries', checks: canaryChecks() },
     { name: 'operations', checks: operationChecks() },

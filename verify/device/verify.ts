@@ -2,17 +2,19 @@
  * Runs all checks of a device, and golden vectors, without a test runner.
  *
  *   node build/device/verify.js [--device cuda|emulator|wasm] [--quick] [--cases <n>] [--repeats <n>] [--group <name>]
- *                               [--golden <folder>] [--json <file>] [--case <json>]
+ *                               [--golden <folder>] [--json <file>] [--case <json>] [--from <n>] [--verbose]
  *
- * One line a group, and under it what failed and how to run that alone. Exit code: 0 everything passed, 1 something
- * failed, 2 nothing could be run.
+ * One line a group, and under it what failed and how to run that alone. --verbose: also a line before each check, so
+ * that one that never ends is known. A check that loses the device ends the run with 'lost: --from <n>', with which
+ * another process goes on behind it. Exit code: 0 everything passed, 1 something failed, 2 nothing could be run, 3 the
+ * device is lost.
  */
 import { realpathSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { type DeviceName, type Status, status } from 'flashattn';
+import { type DeviceName, type Status, status, tensor } from 'flashattn';
 import type { Addon, EmulatorControls } from '../../lib/backends/cuda/addon.js';
 import type { Case } from '../cases/case.js';
 import { failureOf } from '../cases/check.js';
@@ -23,7 +25,7 @@ import { DTYPES } from './grid.js';
 import { suite } from './suite.js';
 
 const USAGE = `usage: verify [--device cuda|emulator|wasm] [--quick] [--cases <n>] [--repeats <n>] [--group <name>]
-              [--golden <folder>] [--json <file>] [--case <json>]`;
+              [--golden <folder>] [--json <file>] [--case <json>] [--from <n>] [--verbose]`;
 
 interface Failure {
   readonly check: string;
@@ -51,6 +53,9 @@ interface Arguments {
   readonly golden: string | undefined;
   readonly json: string | undefined;
   readonly replay: Case | undefined;
+  /** The number of the first check to run, over all groups. */
+  readonly from: number;
+  readonly verbose: boolean;
 }
 
 /** Quick runs take every sixth check of a large group: of the grid, other kinds for every bucket and dtype. */
@@ -60,7 +65,7 @@ const LARGE_GROUP = 25;
 /** Cases of each random kind and repeats. A GPU has the time for what it alone can show. */
 function extentOf(found: Status, quick: boolean): Pick<Settings, 'cases' | 'repeats' | 'large'> {
   const isGpu = found.device !== 'wasm' && found.device !== 'emulator';
-  if (quick) return { cases: isGpu ? 20 : 5, repeats: isGpu ? 20 : 2, large: false };
+  if (quick) return { cases: isGpu ? 20 : 5, repeats: isGpu ? 20 : 2, large: isGpu };
   return isGpu ? { cases: 100, repeats: 1000, large: true } : { cases: 20, repeats: 3, large: false };
 }
 
@@ -95,6 +100,8 @@ function parse(argv: readonly string[]) {
         golden: text,
         json: text,
         case: text,
+        from: text,
+        verbose: { type: 'boolean', default: false },
       },
     }).values;
   } catch (error) {
@@ -121,7 +128,7 @@ function statusOf(device: DeviceName): Status {
 }
 
 function parseArguments(argv: readonly string[]): Arguments {
-  const { device: name, quick, cases, repeats, group, golden, json, case: replay } = parse(argv);
+  const { device: name, quick, cases, repeats, group, golden, json, case: replay, from, verbose } = parse(argv);
   const device = name as DeviceName;
   const found = statusOf(device);
   const extent = extentOf(found, quick);
@@ -131,7 +138,11 @@ function parseArguments(argv: readonly string[]): Arguments {
     repeats: countOf('repeats', repeats) ?? extent.repeats,
     emulator: emulatorOf(found),
   };
-  return { device, status: found, quick, settings, group, golden, json, replay: parseCase(replay) };
+  const first = countOf('from', from) ?? 0;
+  return {
+    ...{ device, status: found, quick, settings, group, golden, json, replay: parseCase(replay) },
+    ...{ from: first, verbose },
+  };
 }
 
 /** Golden vectors in float32 and, under the rule for 16-bit results, in both 16-bit dtypes. */
@@ -165,21 +176,48 @@ function groupsOf({ settings, quick, group: only, golden }: Arguments): Group[] 
   return chosen.map(({ name, checks }) => ({ name, checks: checks.filter(keep(checks)) }));
 }
 
-async function runGroup({ name, checks }: Group, device: DeviceName, settings: Settings): Promise<GroupReport> {
+/** Whether the device still computes: some errors take it away from the process. */
+function isLost(device: DeviceName): boolean {
+  try {
+    using one = tensor([1], [1], { device });
+    return one.dataSync()[0] !== 1;
+  } catch {
+    return true;
+  }
+}
+
+async function runGroup({ name, checks }: Group, { device, settings, verbose }: Arguments) {
   const start = performance.now();
   const failures: Failure[] = [];
   let passed = 0;
   let unsupported = 0;
-  for (const check of checks) {
+  let lostAt: number | undefined;
+  for (const [at, check] of checks.entries()) {
+    if (verbose) console.log(`${name}: ${check.name}`);
     const { problems, unsupported: skipped } = await runCheck(check, device, settings);
     if (problems.length > 0) {
       const replay = problems.flatMap((problem) => (problem instanceof CheckFailure ? (problem.replay ?? []) : []))[0];
       failures.push({ check: check.name, message: problems.map(messageOf).join('\n'), replay });
+      if (isLost(device)) {
+        lostAt = at;
+        break;
+      }
     } else if (skipped) unsupported++;
     else passed++;
   }
   const seconds = (performance.now() - start) / 1000;
-  return { name, passed, failed: failures.length, unsupported, seconds, failures };
+  const report: GroupReport = { name, passed, failed: failures.length, unsupported, seconds, failures };
+  return { report, lostAt };
+}
+
+/** The checks of `groups` without the first `count`. */
+function without(groups: readonly Group[], count: number): Group[] {
+  let left = count;
+  return groups.flatMap(({ name, checks }) => {
+    const rest = checks.slice(left);
+    left = Math.max(0, left - checks.length);
+    return rest.length > 0 ? [{ name, checks: rest }] : [];
+  });
 }
 
 function print({ name, passed, failed, unsupported, seconds, failures }: GroupReport, alone: string): void {
@@ -203,14 +241,19 @@ export async function main(argv: readonly string[], command: string): Promise<nu
       console.log(failure ? `FAIL  ${failure}` : 'pass');
       return failure ? 1 : 0;
     }
-    const groups = groupsOf(options);
+    const groups = without(groupsOf(options), options.from);
     const name = 'name' in options.status ? `: ${options.status.name}` : '';
     console.log(`${options.status.device}${name}; ${settings.cases} random cases a kind, ${settings.repeats} repeats`);
     const reports: GroupReport[] = [];
+    let next = options.from;
+    let lost = false;
     for (const group of groups) {
-      const report = await runGroup(group, device, settings);
+      const { report, lostAt } = await runGroup(group, options);
       print(report, `${command} --device ${device}`);
       reports.push(report);
+      lost = lostAt !== undefined;
+      next += lostAt === undefined ? group.checks.length : lostAt + 1;
+      if (lost) break;
     }
     const sum = (count: (report: GroupReport) => number) => reports.reduce((total, report) => total + count(report), 0);
     const [passed, failed, unsupported] = [sum((r) => r.passed), sum((r) => r.failed), sum((r) => r.unsupported)];
@@ -220,7 +263,8 @@ export async function main(argv: readonly string[], command: string): Promise<nu
     const { cases, repeats } = settings;
     const summary = { device: options.status, cases, repeats, passed, failed, unsupported, groups: reports };
     if (json) writeFileSync(json, `${JSON.stringify(summary, null, 2)}\n`);
-    return failed > 0 ? 1 : 0;
+    if (lost) console.log(`lost: --from ${next}`);
+    return lost ? 3 : failed > 0 ? 1 : 0;
   } catch (error) {
     if (!(error instanceof UsageError)) throw error;
     console.error(`verify: ${error.message}`);
