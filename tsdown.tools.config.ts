@@ -23,6 +23,7 @@ export default defineConfig([
       'bench/attention': 'bench/attention.ts',
       'bench/gpu': 'bench/gpu/attention.ts',
       'bench/merge': 'bench/gpu/merge.ts',
+      'bench/others': 'bench/gpu/others.ts',
       'bench/small': 'bench/small.ts',
       'bench/sparse': 'bench/sparse.ts',
       'bench/visit': 'bench/gpu/visit.ts',

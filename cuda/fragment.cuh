@@ -13,9 +13,9 @@ struct Lane {
   int group, quad, index;
 
   FLASHATTN_DEVICE explicit Lane(int thread)
-      : group(thread % kWarpSize / 4),
-        quad(thread % 4),
-        index(thread % kWarpSize) {}
+      : group(thread >> 2 & 7),
+        quad(thread & 3),
+        index(thread & 31) {}
 };
 
 template <class Element>
@@ -70,9 +70,10 @@ struct Split {
     constexpr uint32_t kMagnitude = 0x7fffffffu, kInfinite = 0x7f800000u, kKept = 0xffffe000u;
     // The largest numbers are cut: rounded they would be infinite, and a product with their rest a NaN.
     if ((big & kMagnitude) == kInfinite) big = bits & kKept;
-    // An infinity minus itself would make every product a NaN.
+    // An infinity minus itself would make every product a NaN. Of a NaN `big` keeps the high bits alone, and may be an
+    // infinity: `small` stays one.
     const float rest = ptx::float_of(bits) - ptx::float_of(big);
-    small = ptx::to_tf32(rest == rest ? rest : 0.0f);
+    small = ptx::to_tf32((bits & kMagnitude) == kInfinite ? 0.0f : rest);
   }
 };
 

@@ -29,6 +29,10 @@ FLASHATTN_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;
 }
+FLASHATTN_DEVICE float* opaque(float* x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
 FLASHATTN_DEVICE dim3 block() { return blockIdx; }
 FLASHATTN_DEVICE dim3 grid() { return gridDim; }
 FLASHATTN_DEVICE uint32_t shared_base() {
@@ -60,6 +64,10 @@ FLASHATTN_DEVICE void fence() { __threadfence(); }
 /** Copies `bytes` (0 to 16) from 16-byte aligned global memory and fills the rest of the 16 with zeros. */
 FLASHATTN_DEVICE void cp_async16(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+/** Copies 16 bytes between addresses that are multiples of 16. */
+FLASHATTN_DEVICE void cp_async16(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 FLASHATTN_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /** Until at most `Pending` of this thread's groups are still under way. */
@@ -115,14 +123,38 @@ template <class T>
 FLASHATTN_DEVICE void store_global(T* to, T value) {
   *to = value;
 }
-FLASHATTN_DEVICE void add_global(float* to, float value) { atomicAdd(to, value); }
-/** `to` is aligned to 8 bytes. Each half is atomic by itself. */
+FLASHATTN_DEVICE void add_global(float* to, float value) {
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "f"(value) : "memory");
+}
+/** Whether four floats are added by one instruction. */
+FLASHATTN_DEVICE constexpr bool adds_four() {
+#if __CUDA_ARCH__ >= 900
+  return true;
+#else
+  return false;
+#endif
+}
+/** `to` is aligned to the vector. Each float is atomic by itself. */
+FLASHATTN_DEVICE void add_global(float4* to, float4 value) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(value.x),
+               "f"(value.y), "f"(value.z), "f"(value.w)
+               : "memory");
+#else
+  add_global(&to->x, value.x);
+  add_global(&to->y, value.y);
+  add_global(&to->z, value.z);
+  add_global(&to->w, value.w);
+#endif
+}
 FLASHATTN_DEVICE void add_global(float2* to, float2 value) {
 #if __CUDA_ARCH__ >= 900
-  atomicAdd(to, value);  // one instruction, and whole sectors of memory for a fragment
+  // One instruction, and whole sectors of memory for a fragment.
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "f"(value.x), "f"(value.y)
+               : "memory");
 #else
-  atomicAdd(&to->x, value.x);
-  atomicAdd(&to->y, value.y);
+  add_global(&to->x, value.x);
+  add_global(&to->y, value.y);
 #endif
 }
 

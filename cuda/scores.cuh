@@ -75,13 +75,15 @@ struct Head {
   int diagonal;
   Band band;
 
-  FLASHATTN_DEVICE Head(const AttentionParams& params, int batch, int head)
+  FLASHATTN_DEVICE Head(const AttentionParams& params, int batch, int head, Sequence of_batch)
       : p(params),
         b(batch),
         h(head),
-        sequence(sequence_of(params, batch)),
+        sequence(of_batch),
         diagonal(diagonal_of(params, sequence)),
         band(params, diagonal) {}
+  FLASHATTN_DEVICE Head(const AttentionParams& params, int batch, int head)
+      : Head(params, batch, head, sequence_of(params, batch)) {}
 
   FLASHATTN_DEVICE int kv_head() const { return h / (p.heads / p.kv_heads); }
   FLASHATTN_DEVICE int64_t lse_row(int query) const {

@@ -41,52 +41,37 @@ struct SoftmaxState {
 
   /**
    * Turns scores into exponentials relative to the new maximum, 2^(unit (s - maximum)), and scales what was accumulated
-   * under the old one.
+   * under the old one. All rows take each step together: one by one, each would wait for its own maximum.
    */
   template <int ColumnTiles, int OutTiles>
   FLASHATTN_DEVICE void advance(Scores<RowTiles, ColumnTiles>& scores, SoftmaxUnit unit,
                                 Scores<RowTiles, OutTiles>& out) {
+    float largest[RowTiles][2], origin[RowTiles][2];
+    find_maxima(scores, largest);
+    bool rescales = false;
+#pragma unroll
+    for (int m = 0; m < RowTiles; ++m)
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        origin[m][lower] = unit.origin(largest[m][lower]);
+        rescales = rescales || is_coarse(origin[m][lower]) || largest[m][lower] != maximum[m][lower];
+      }
+    // Most tiles leave every maximum of the warp as it is.
+    if (ptx::ballot(rescales)) rescale(scores, unit, largest, origin, out);
     const float log2 = unit.log2();
 #pragma unroll
     for (int m = 0; m < RowTiles; ++m)
 #pragma unroll
       for (int lower = 0; lower < 2; ++lower) {
-        float largest = maximum[m][lower];
-#pragma unroll
-        for (int n = 0; n < ColumnTiles; ++n)
-          largest = fmaxf(largest, fmaxf(scores.s[m][n][lower * 2], scores.s[m][n][lower * 2 + 1]));
-        largest = fmaxf(largest, ptx::shuffle_xor(largest, 1));
-        largest = fmaxf(largest, ptx::shuffle_xor(largest, 2));
-        const float fine = unit.origin(largest == -kInfinity ? 0.0f : largest);
-        const bool coarse = is_coarse(fine);
-        const float origin = coarse ? unit.origin(0.0f) : fine;
-        // Most tiles leave every maximum of the warp as it is: then nothing has to be rescaled.
-        if (ptx::ballot(largest != maximum[m][lower] || coarse)) {
-          const float step = coarse ? (maximum[m][lower] - largest) * log2 : unit.origin(maximum[m][lower]) - origin;
-          const float correction = maximum[m][lower] == largest ? 1.0f : ptx::exp2(step);
-          maximum[m][lower] = largest;
-          sum[m][lower] *= correction;
-          lost[m][lower] *= correction;
-#pragma unroll
-          for (int d = 0; d < OutTiles; ++d) {
-            out.s[m][d][lower * 2] *= correction;
-            out.s[m][d][lower * 2 + 1] *= correction;
-          }
-#pragma unroll
-          for (int n = 0; n < ColumnTiles; ++n)
-#pragma unroll
-            for (int e = lower * 2; e < lower * 2 + 2; ++e)
-              if (coarse) scores.s[m][n][e] -= largest;
-        }
         float tile = 0.0f;
 #pragma unroll
         for (int n = 0; n < ColumnTiles; ++n)
 #pragma unroll
           for (int e = lower * 2; e < lower * 2 + 2; ++e) {
-            scores.s[m][n][e] = ptx::exp2(scores.s[m][n][e] * log2 - origin);
+            scores.s[m][n][e] = ptx::exp2(scores.s[m][n][e] * log2 - origin[m][lower]);
             tile += scores.s[m][n][e];
           }
-        add_compensated(sum[m][lower], lost[m][lower], tile);
+        add_compensated_finite(sum[m][lower], lost[m][lower], tile);
       }
   }
 
@@ -119,6 +104,64 @@ struct SoftmaxState {
     const float whole = total * weight + (sink == -kInfinity ? 0.0f : ptx::exp2((top_of_sink - top) * to_log2));
     const float factor = whole == 0.0f ? 0.0f : weight / whole * power_of_two(-unit.shift);
     return {factor, ptx::product(top, to_natural) + ptx::log(whole)};
+  }
+
+ private:
+  /** The largest scores so far, of whole rows. */
+  template <int ColumnTiles>
+  FLASHATTN_DEVICE void find_maxima(const Scores<RowTiles, ColumnTiles>& scores, float (&largest)[RowTiles][2]) const {
+#pragma unroll
+    for (int m = 0; m < RowTiles; ++m)
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        float even = maximum[m][lower], odd = -kInfinity;
+#pragma unroll
+        for (int n = 0; n < ColumnTiles; ++n) {
+          even = fmaxf(even, scores.s[m][n][lower * 2]);
+          odd = fmaxf(odd, scores.s[m][n][lower * 2 + 1]);
+        }
+        largest[m][lower] = fmaxf(even, odd);
+      }
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2)
+#pragma unroll
+      for (int m = 0; m < RowTiles; ++m)
+#pragma unroll
+        for (int lower = 0; lower < 2; ++lower)
+          largest[m][lower] = fmaxf(largest[m][lower], ptx::shuffle_xor(largest[m][lower], step));
+  }
+
+  /**
+   * From the old maxima to the new ones. Rows whose origin is coarse give their maximum up to the scores and get the
+   * origin of 0; those that have seen nothing yet, whose origin is -Infinity, get it too.
+   */
+  template <int ColumnTiles, int OutTiles>
+  FLASHATTN_DEVICE void rescale(Scores<RowTiles, ColumnTiles>& scores, SoftmaxUnit unit,
+                                const float (&largest)[RowTiles][2], float (&origin)[RowTiles][2],
+                                Scores<RowTiles, OutTiles>& out) {
+#pragma unroll
+    for (int m = 0; m < RowTiles; ++m)
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const float before = maximum[m][lower], now = largest[m][lower];
+        const bool empty = now == -kInfinity, coarse = !empty && is_coarse(origin[m][lower]);
+        if (empty || coarse) origin[m][lower] = unit.origin(0.0f);
+        const float step = coarse ? (before - now) * unit.log2() : unit.origin(before) - origin[m][lower];
+        const float correction = before == now ? 1.0f : ptx::exp2(step);
+        maximum[m][lower] = now;
+        sum[m][lower] *= correction;
+        lost[m][lower] *= correction;
+#pragma unroll
+        for (int d = 0; d < OutTiles; ++d) {
+          out.s[m][d][lower * 2] *= correction;
+          out.s[m][d][lower * 2 + 1] *= correction;
+        }
+#pragma unroll
+        for (int n = 0; n < ColumnTiles; ++n)
+#pragma unroll
+          for (int e = lower * 2; e < lower * 2 + 2; ++e)
+            if (coarse) scores.s[m][n][e] -= now;
+      }
   }
 };
 

@@ -4,12 +4,17 @@
 
 namespace flashattn {
 
-/** sum - lost += x, where `lost` is what rounding has made `sum` too large by. */
-FLASHATTN_DEVICE void add_compensated(float& sum, float& lost, float x) {
+/** sum - lost += x, where `lost` is what rounding has made `sum` too large by. No sum may become infinite. */
+FLASHATTN_DEVICE void add_compensated_finite(float& sum, float& lost, float x) {
   const float added = x - lost, before = sum;
   sum = before + added;
-  const float rest = sum - before - added;
-  lost = rest == rest ? rest : 0.0f;  // an infinite sum stays one
+  lost = sum - before - added;
+}
+
+/** The same of any numbers. */
+FLASHATTN_DEVICE void add_compensated(float& sum, float& lost, float x) {
+  add_compensated_finite(sum, lost, x);
+  if (lost != lost) lost = 0.0f;  // an infinite sum stays one
 }
 
 }  // namespace flashattn

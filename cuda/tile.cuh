@@ -61,12 +61,17 @@ struct Rows {
   int dim;         // elements
   bool aligned;    // every row starts at a multiple of 16 bytes
 
+  /** From one that lies at `data`. */
+  template <class Element>
+  FLASHATTN_DEVICE static Rows at(uint8_t* data, const TensorRef& t, int dim) {
+    const int64_t stride = t.seq * static_cast<int64_t>(sizeof(typename Element::Storage));
+    return {data, stride, dim, ((reinterpret_cast<uintptr_t>(data) | static_cast<uint64_t>(stride)) & 15) == 0};
+  }
   template <class Element>
   FLASHATTN_DEVICE static Rows of(const TensorRef& t, int b, int64_t first, int h, int dim) {
-    constexpr int kBytes = sizeof(typename Element::Storage);
-    uint8_t* data = static_cast<uint8_t*>(t.data) + (b * t.batch + first * t.seq + h * t.head) * kBytes;
-    const int64_t stride = t.seq * kBytes;
-    return {data, stride, dim, ((reinterpret_cast<uintptr_t>(data) | static_cast<uint64_t>(stride)) & 15) == 0};
+    const int64_t elements = b * t.batch + first * t.seq + h * t.head;
+    return at<Element>(static_cast<uint8_t*>(t.data) + elements * static_cast<int64_t>(sizeof(typename Element::Storage)),
+                       t, dim);
   }
 };
 
@@ -103,10 +108,20 @@ FLASHATTN_DEVICE void load_rows(TileType tile, const Rows& from, int first, int 
   using Storage = typename Element::Storage;
   // A thread keeps to one column of chunks, so that its addresses move by constants.
   constexpr int kPass = Threads / TileType::kRowChunks, kPasses = divide_up(TileType::kRows, kPass);
-  const int top = thread / TileType::kRowChunks, c = thread % TileType::kRowChunks;
+  const unsigned place_of = static_cast<unsigned>(thread);  // division by a constant is a shift for these alone
+  const int top = place_of / TileType::kRowChunks, c = place_of % TileType::kRowChunks;
   if (kPass * TileType::kRowChunks < Threads && top >= kPass) return;
   const int columns = max_of(0, min_of(from.dim - c * TileType::kChunk, TileType::kChunk));
   const uint8_t* source = from.data + (first + top) * from.stride + c * kChunkBytes;
+  if (from.aligned && from.dim == TileType::kColumns && first + TileType::kRows <= end && TileType::kRows % kPass == 0) {
+    // Almost all tiles: no copy has a size of its own, and where a pass is a whole number of swizzles, no swizzle.
+    const int64_t step = kPass * from.stride;
+    const Place<TileType> place(tile, top, c);
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass, source += step)
+      ptx::cp_async16(kPass % 8 == 0 ? place.at(pass * kPass, 0) : tile.chunk(top + pass * kPass, c), source);
+    return;
+  }
   if (from.aligned) {
     int r = top;
 #pragma unroll

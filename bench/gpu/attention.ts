@@ -2,7 +2,7 @@
 // the dense time of the same run.
 //
 //   node build/bench/gpu.js [--device cuda] [--rounds 11] [--dtypes float16,bfloat16] [--json results.json] [--tiny]
-//                           [--dense | --sparse | --once <head dim>]
+//                           [--dense | --sparse | --once <head dim>] [--dims 64,128] [--lengths 4096,16384]
 //
 // --tiny runs every path once at sizes for the emulator; --once runs each pass once, for a profiler.
 import { spawnSync } from 'node:child_process';
@@ -162,13 +162,21 @@ async function main(): Promise<void> {
       dense: { type: 'boolean', default: false },
       sparse: { type: 'boolean', default: false },
       once: { type: 'string' },
+      dims: { type: 'string' },
+      lengths: { type: 'string' },
     },
   });
   const device = flags.device as DeviceName;
   const dtypes = flags.dtypes.split(',') as DType[];
+  const numbers = (list: string | undefined) => list?.split(',').map(Number);
+  const sizes = flags.tiny ? tinySizes : fullSizes;
   const settings: Settings = {
     device,
-    sizes: flags.tiny ? tinySizes : fullSizes,
+    sizes: {
+      ...sizes,
+      dims: numbers(flags.dims) ?? sizes.dims,
+      lengths: numbers(flags.lengths) ?? sizes.lengths,
+    },
     rounds: flags.tiny ? 1 : Number(flags.rounds),
   };
   if (flags.once !== undefined) return runOnce(Number(flags.once), dtypes[0], settings);

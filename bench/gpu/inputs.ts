@@ -15,7 +15,7 @@ const names = ['q', 'k', 'v', 'dOut'] as const;
 /** So many numbers with a standard normal distribution: zeros or few bits would make hardware faster than it is. */
 const tableSize = 1 << 16;
 
-function normalTable(dtype: DType): Float32Array | Uint16Array {
+export function normalTable(dtype: DType): Float32Array | Uint16Array {
   const numbers = Float32Array.from({ length: tableSize }, () => {
     const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
     return radius * Math.cos(2 * Math.PI * Math.random());
@@ -34,7 +34,8 @@ function draw<Elements extends Float32Array | Uint16Array>(from: Elements, into:
   return into;
 }
 
-function drawn(from: Float32Array | Uint16Array, count: number, seed: number, dtype: DType, device: DeviceName) {
+/** A tensor [count] on the device. */
+export function drawn(from: Float32Array | Uint16Array, count: number, seed: number, dtype: DType, device: DeviceName) {
   if (from instanceof Float32Array) return tensor(draw(from, new Float32Array(count), seed), [count], { device });
   const bits = draw(from, new Uint16Array(count), seed);
   return tensor(bits, [count], { dtype: dtype as 'float16' | 'bfloat16', device });

@@ -21,7 +21,7 @@ const mostRuns = 64;
  * The time of one run. A sample holds so many that the device works on one while the next is being launched; inputs
  * take turns from run to run.
  */
-async function timeOf(run: (turn: number) => void, turns: number, { device, sizes, rounds }: Settings) {
+export async function timeOf(run: (turn: number) => void, turns: number, { device, sizes, rounds }: Settings) {
   let turn = 0;
   const sample = async (runs: number) => {
     const milliseconds = await measureTime(() => {

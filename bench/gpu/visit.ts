@@ -15,7 +15,9 @@ interface Command {
   readonly name: string;
   readonly run: readonly [program: string, ...args: string[]];
   readonly env?: Readonly<Record<string, string>>;
-  /** The exit code after which it goes on with these further arguments, such as behind a check that lost the device. */
+  /** Whether its output is worth showing also when all is well. */
+  readonly shows?: boolean;
+  /** Further arguments with which it goes on after this output, such as behind a check that lost the device. */
   readonly resume?: (output: string) => readonly string[] | undefined;
 }
 
@@ -89,12 +91,13 @@ const largeTiles = { FLASHATTN_MULTIPROCESSORS: '1' };
 function benchmark({ results }: Files, name: string, ...args: string[]): Command {
   return {
     name,
+    shows: true,
     run: [node, 'build/bench/gpu.js', '--device', device, '--json', join(results, `${name}.json`), ...args],
   };
 }
 
 function torch({ results }: Files, name: string, ...args: string[]): Command {
-  return { name, run: ['python3', 'torch_baseline.py', '--json', join(results, `${name}.json`), ...args] };
+  return { name, shows: true, run: ['python3', 'torch_baseline.py', '--json', join(results, `${name}.json`), ...args] };
 }
 
 const sanitizerTools = ['memcheck', 'racecheck', 'synccheck', 'initcheck'] as const;
@@ -143,13 +146,13 @@ python3 -c 'import torch; print("torch", torch.__version__, "cuDNN", torch.backe
 exit 0`;
 
 const steps: readonly Step[] = [
-  { name: 'probe', seconds: 30, commands: () => [{ name: 'probe', run: ['sh', '-c', probe] }] },
+  { name: 'probe', seconds: 30, commands: () => [{ name: 'probe', shows: true, run: ['sh', '-c', probe] }] },
   {
     name: 'conformance',
     seconds: 30,
     commands: ({ results }) => {
       const args = ['--compare', 'emulator.bin', '--write', join(results, 'conformance.bin')];
-      return [{ name: 'conformance', run: ['./conformance', ...args] }];
+      return [{ name: 'conformance', shows: true, run: ['./conformance', ...args] }];
     },
   },
   {
@@ -188,9 +191,9 @@ const steps: readonly Step[] = [
   },
   {
     name: 'flex',
-    seconds: 120,
+    seconds: 90,
     needs: 'python3',
-    commands: (files) => [torch(files, 'flex', '--dtypes', 'bfloat16', '--seconds', '90', '--only', 'flex')],
+    commands: (files) => [torch(files, 'flex', '--dtypes', 'bfloat16', '--seconds', '60', '--only', 'flex')],
   },
   { name: 'profile', seconds: 90, needs: 'ncu', commands: profile },
 ];
@@ -198,7 +201,7 @@ const steps: readonly Step[] = [
 /** What fits into a command of ten minutes. */
 const visits: Readonly<Record<string, readonly string[]>> = {
   '1': ['probe', 'conformance', 'quick', 'bench', 'torch', 'profile'],
-  '2': ['full', 'sparse', 'float16', 'flex'],
+  '2': ['full', 'sparse', 'float16', 'others', 'flex'],
   '3': ['sanitizer'],
 };
 

@@ -8,6 +8,7 @@
 
 #include "calls.h"
 #include "number.h"
+#include "properties.h"
 #include "runtime/cuda_runtime_api.h"
 
 #define FLASHATTN_DEVICE inline __attribute__((always_inline))
@@ -23,6 +24,7 @@ using emulator::Site;
 
 FLASHATTN_DEVICE int thread() { return emulator::thread_index(); }
 FLASHATTN_DEVICE int opaque(int x) { return x; }
+FLASHATTN_DEVICE float* opaque(float* x) { return x; }
 FLASHATTN_DEVICE dim3 block() { return emulator::block_index(); }
 FLASHATTN_DEVICE dim3 grid() { return emulator::grid_size(); }
 FLASHATTN_DEVICE uint32_t shared_base() { return emulator::kSharedBase; }
@@ -46,6 +48,9 @@ FLASHATTN_DEVICE void fence() { emulator::fence(); }
 
 FLASHATTN_DEVICE void cp_async16(uint32_t to, const void* from, int bytes, Site site = Site::current()) {
   emulator::copy_async(to, from, bytes, site);
+}
+FLASHATTN_DEVICE void cp_async16(uint32_t to, const void* from, Site site = Site::current()) {
+  emulator::copy_async(to, from, 16, site);
 }
 FLASHATTN_DEVICE void cp_async_commit() { emulator::commit_copies(); }
 template <int Pending>
@@ -80,6 +85,13 @@ FLASHATTN_DEVICE void store_global(T* to, T value, Site site = Site::current()) 
 }
 FLASHATTN_DEVICE void add_global(float* to, float value, Site site = Site::current()) {
   emulator::add_global(to, value, site);
+}
+FLASHATTN_DEVICE bool adds_four() { return emulator::device_properties().major >= 9; }
+FLASHATTN_DEVICE void add_global(float4* to, float4 value, Site site = Site::current()) {
+  emulator::add_global(&to->x, value.x, site);
+  emulator::add_global(&to->y, value.y, site);
+  emulator::add_global(&to->z, value.z, site);
+  emulator::add_global(&to->w, value.w, site);
 }
 FLASHATTN_DEVICE void add_global(float2* to, float2 value, Site site = Site::current()) {
   emulator::add_global(&to->x, value.x, site);

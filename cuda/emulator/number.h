@@ -47,11 +47,10 @@ inline float from_bf16(uint16_t bits) { return std::bit_cast<float>(static_cast<
 /** What the tensor cores see of a 32-bit register that holds a tf32 number. */
 inline uint32_t truncate_tf32(uint32_t bits) { return bits & ~0x1fffu; }
 
-/** Rounded to nearest, ties away from zero. */
+/** Rounded to nearest, ties away from zero. The payload of a NaN is cut, which may leave an infinity, as on an H200. */
 inline uint32_t to_tf32(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);
-  if ((bits & detail::kMagnitude) > detail::kInfinity) return detail::kMagnitude;
-  return truncate_tf32(bits + 0x1000);
+  return truncate_tf32((bits & detail::kMagnitude) >= detail::kInfinity ? bits : bits + 0x1000);
 }
 
 }  // namespace emulator

@@ -9,13 +9,15 @@
 // whatever order, or in a fixed one (turns.cuh).
 //
 // Accumulators leave few registers for the rest. What a phase needs to know is therefore asked for when it begins
-// (`locate`, `head`, `after`, places in slots), from shared memory and parameters, rather than kept.
+// (`locate`, `head`, `visit_at`, places in slots), from shared memory and parameters, rather than kept. One thread walks
+// for all, a visit ahead of what the copies need.
 //
 // P and dS are multiplied by powers of two before they are rounded to float16, and the sums divided by them (range.cuh).
 //
 // A hidden pair has P = dS = 0, but 0 * NaN is NaN: rows that turn out NaN where something was hidden are computed
 // again, pair by pair (repair_backward.cuh).
 #pragma once
+#include "../d_query_sum.cuh"
 #include "../launch_error.h"
 #include "../range.cuh"
 #include "../scores.cuh"
@@ -48,7 +50,7 @@ class BackwardBlock {
     if (ptx::thread() < kWarpSize) choose_work();
     ptx::sync_threads();
     locate();
-    if (first_key_ >= head(0).sequence.key_length) return;
+    if (first_key_ >= sequence().key_length) return;
     walk_queries();
     const bool nan = ptx::ballot(has_nan());
     locate();
@@ -64,6 +66,10 @@ class BackwardBlock {
     int h, taken;  // query tiles of this head so far
     int begin;     // first query of the tile; negative: the walk is over
     int block;     // see Met
+  };
+  /** Where a visit's first query and its gradient lie in global memory. */
+  struct Sources {
+    uint8_t *query, *d_out;
   };
 
   // Shared memory -----------------------------------------------------------------------------------------------------
@@ -82,8 +88,15 @@ class BackwardBlock {
   }
   /** Batch entry, key/value head and first key of this block, and the exponent of its dS. */
   FLASHATTN_DEVICE static uint32_t work() { return row_stats() + Tiles::kQueryTile * sizeof(float2); }
+  /** The sequence of the batch entry. */
+  FLASHATTN_DEVICE static uint32_t sequence_place() { return work() + sizeof(int4); }
+  /** [4] visits, in turn: the one under way, the one being copied, the one that the walk is at. */
+  FLASHATTN_DEVICE static uint32_t visit_place(int number) {
+    return sequence_place() + sizeof(int4) + static_cast<uint32_t>(number & 3) * (sizeof(Visit) + sizeof(Sources));
+  }
+  FLASHATTN_DEVICE static uint32_t sources_place(int number) { return visit_place(number) + sizeof(Visit); }
   /** [2] bits of the query tile: whose lse is coarse. */
-  FLASHATTN_DEVICE static uint32_t coarse_rows() { return work() + sizeof(int4); }
+  FLASHATTN_DEVICE static uint32_t coarse_rows() { return visit_place(0) + 4 * (sizeof(Visit) + sizeof(Sources)); }
 
   // Where this block and thread are -----------------------------------------------------------------------------------
 
@@ -95,7 +108,9 @@ class BackwardBlock {
     const int tiles = divide_up(p_.key_length, Tiles::kKeyTile), head = index / tiles;
     const int b = head / p_.kv_heads, kv_head = head % p_.kv_heads;
     const int exponent = d_score_exponent<Element>(p_, b, kv_head);
-    if (ptx::thread() == 0) ptx::store_shared(work(), int4{b, kv_head, index % tiles * Tiles::kKeyTile, exponent});
+    if (ptx::thread() != 0) return;
+    ptx::store_shared(work(), int4{b, kv_head, index % tiles * Tiles::kKeyTile, exponent});
+    ptx::store_shared(sequence_place(), sequence_of(p_, b));
   }
 
   FLASHATTN_DEVICE void locate() {
@@ -110,7 +125,9 @@ class BackwardBlock {
     first_key_ = work.z;
   }
 
-  FLASHATTN_DEVICE Head head(int h) const { return Head(p_, b_, h); }
+  FLASHATTN_DEVICE static Sequence sequence() { return ptx::load_shared<Sequence>(sequence_place()); }
+  FLASHATTN_DEVICE Head head(int h) const { return Head(p_, b_, h, sequence()); }
+  FLASHATTN_DEVICE static Visit visit_at(int number) { return ptx::load_shared<Visit>(visit_place(number)); }
 
   /** What dP - delta are multiplied by, besides 2^backward_exponent P. */
   FLASHATTN_DEVICE static float d_score_factor() {
@@ -125,38 +142,41 @@ class BackwardBlock {
 
   // Copies ------------------------------------------------------------------------------------------------------------
 
-  FLASHATTN_DEVICE void load(const Visit& visit, int slot) const {
+  /** The queries of visit `number`, and the gradients of their outputs. */
+  FLASHATTN_DEVICE void load(int number, int slot) const {
+    const Visit visit = visit_at(number);
     if (visit.begin >= 0) {
-      const Sequence s = sequence_of(p_, b_);
-      const Rows query = Rows::of<Element>(p_.query, b_, s.query_begin, visit.h, p_.head_dim);
-      const Rows d_out = Rows::of<Element>(p_.d_out, b_, s.query_begin, visit.h, p_.value_dim);
-      load_rows<Tiles::kThreads>(queries(slot), query, visit.begin, s.query_length, thread_);
-      load_rows<Tiles::kThreads>(d_outs(slot), d_out, visit.begin, s.query_length, thread_);
+      const int count = sequence().query_length - visit.begin;
+      const auto from = ptx::load_shared<Sources>(sources_place(number));
+      load_rows<Tiles::kThreads>(queries(slot), Rows::at<Element>(from.query, p_.query, p_.head_dim), 0, count, thread_);
+      load_rows<Tiles::kThreads>(d_outs(slot), Rows::at<Element>(from.d_out, p_.d_out, p_.value_dim), 0, count, thread_);
     }
     ptx::cp_async_commit();
   }
 
-  /**
-   * Of this thread's query, if it has one. An empty row, or none: +Infinity, so that every probability is 0. A coarse one:
-   * -Infinity, a sign that `centre` has to do its part.
-   */
-  FLASHATTN_DEVICE float2 row_stats_of(const Visit& visit) const {
+  /** lse and delta of this thread's query, if it has one; as of an empty row otherwise. */
+  FLASHATTN_DEVICE float2 load_row(const Visit& visit) const {
+    if (visit.begin < 0 || thread_ >= Tiles::kQueryTile) return make_float2(-kInfinity, 0.0f);
     const Head head = this->head(visit.h);
     const int query = visit.begin + thread_;
-    if (visit.begin < 0 || thread_ >= Tiles::kQueryTile || query >= head.sequence.query_length)
-      return make_float2(kInfinity, 0.0f);
+    if (query >= head.sequence.query_length) return make_float2(-kInfinity, 0.0f);
     const int64_t row = head.lse_row(query);
-    const float lse = ptx::load_global(p_.lse + row), shift = static_cast<float>(backward_exponent<Element>(p_));
-    const float fine = lse == -kInfinity ? kInfinity : lse * kLog2E - shift;
-    return make_float2(is_coarse_lse(lse) ? -kInfinity : fine, ptx::load_global(p_.row_terms + row) * d_score_factor());
+    return make_float2(ptx::load_global(p_.lse + row), ptx::load_global(p_.row_terms + row));
   }
 
-  FLASHATTN_DEVICE void put_row_stats(float2 stats) const {
+  /**
+   * What `differentiate` wants of it, in shared memory. Of an empty row the lse is +Infinity, so that every probability is
+   * 0; a coarse one is left to `centre`.
+   */
+  FLASHATTN_DEVICE void put_row_stats(float2 row) const {
     if (warp_ * kWarpSize >= Tiles::kQueryTile) return;
-    const uint32_t coarse = ptx::ballot(stats.x == -kInfinity);
-    if (stats.x == -kInfinity) stats.x = -static_cast<float>(backward_exponent<Element>(p_));
+    const float shift = static_cast<float>(backward_exponent<Element>(p_)), lse = row.x;
+    const bool is_coarse = is_coarse_lse(lse);
+    const float fine = lse == -kInfinity ? kInfinity : lse * kLog2E - shift;
+    const uint32_t coarse = ptx::ballot(is_coarse);
     if (thread_ < Tiles::kQueryTile)
-      ptx::store_shared(row_stats() + static_cast<uint32_t>(thread_ * sizeof(float2)), stats);
+      ptx::store_shared(row_stats() + static_cast<uint32_t>(thread_ * sizeof(float2)),
+                        make_float2(is_coarse ? -shift : fine, row.y * d_score_factor()));
     if (lane_.index == 0) ptx::store_shared(coarse_rows() + static_cast<uint32_t>(warp_ * sizeof(uint32_t)), coarse);
   }
 
@@ -179,6 +199,21 @@ class BackwardBlock {
 
   FLASHATTN_DEVICE Visit first_visit() const { return after({kv_head_ * (p_.heads / p_.kv_heads), 0, 0, 0}); }
 
+  /** One thread: what all need to know of visit `number`, from the next barrier on. */
+  FLASHATTN_DEVICE void show(int number, const Visit& visit) const {
+    ptx::store_shared(visit_place(number), visit);
+    if (visit.begin < 0) return;
+    const int64_t first = sequence().query_begin + visit.begin;
+    const Rows query = Rows::of<Element>(p_.query, b_, first, visit.h, p_.head_dim);
+    const Rows d_out = Rows::of<Element>(p_.d_out, b_, first, visit.h, p_.value_dim);
+    ptx::store_shared(sources_place(number), Sources{query.data, d_out.data});
+  }
+
+  /** The thread that walks finds visit `number`, which follows `before`. */
+  FLASHATTN_DEVICE void walk_on(int number, const Visit& before) const {
+    if (thread_ == Tiles::kThreads - kWarpSize && before.begin >= 0) show(number, after(before));
+  }
+
   FLASHATTN_DEVICE void walk_queries() {
     d_key_.clear();
     d_value_.clear();
@@ -188,28 +223,33 @@ class BackwardBlock {
     load_rows<Tiles::kThreads>(keys(), key, first_key_, s.key_length, thread_);
     load_rows<Tiles::kThreads>(values(), value, first_key_, s.key_length, thread_);
 
-    Visit visit = first_visit();
-    load(visit, 0);
-    put_row_stats(row_stats_of(visit));
+    if (thread_ == Tiles::kThreads - kWarpSize) {
+      show(0, first_visit());
+      walk_on(1, visit_at(0));
+    }
+    ptx::sync_threads();
+    Visit visit = visit_at(0);
+    load(0, 0);
+    put_row_stats(load_row(visit));
     int slot = 0;
-    while (visit.begin >= 0) {
+    for (int number = 0; visit.begin >= 0; ++number) {
       locate();
       ptx::cp_async_wait<0>();
       ptx::sync_threads();  // the tile has landed, and everybody is done with the one before
+      walk_on(number + 2, visit_at(number + 1));
       const int next_slot = (slot + 1) % Tiles::kSlots;
-      if constexpr (Tiles::kSlots > 1) load(after(visit), next_slot);
-      meet(slot, visit);
+      if constexpr (Tiles::kSlots > 1) load(number + 1, next_slot);
+      meet(slot, visit_at(number));
       locate();
-      const Visit next = after(visit);
       if constexpr (Tiles::kSlots == 1) {
         if constexpr (Tiles::kExchange) ptx::sync_threads();  // everybody is done with the tile
-        load(next, 0);
+        load(number + 1, 0);
       }
-      const float2 stats = row_stats_of(next);
+      visit = visit_at(number + 1);
+      const float2 row = load_row(visit);
       locate();
-      add_d_query(visit);
-      put_row_stats(stats);
-      visit = next;
+      add_d_query(visit_at(number));
+      put_row_stats(row);
       slot = next_slot;
     }
     ptx::cp_async_wait<0>();
@@ -441,7 +481,8 @@ class BackwardBlock {
       ptx::sync_threads();
     }
     const int first = visit.begin + row + lane_.group;
-    float* to = p_.d_query_sum + head.lse_row(first) * HeadDim + column + lane_.quad * 2;
+    // Opaque, so that it is kept: an address made anew would have to wait for the addition that reads the one before.
+    float* to = ptx::opaque(p_.d_query_sum + head.lse_row(first) * HeadDim + column);
     const float unit = of_d_scores();
 #pragma unroll
     for (int m = 0; m < Tiles::kQueryBlocks; ++m)
@@ -450,9 +491,13 @@ class BackwardBlock {
         const int below = m * kRowStep + lower * 8;
         if (first + below >= head.sequence.query_length) continue;
 #pragma unroll
-        for (int n = 0; n < Tiles::kDimBlocks * 2; ++n)
-          ptx::add_global(reinterpret_cast<float2*>(to + below * HeadDim + n / 2 * kColumnStep + n % 2 * 8),
-                          make_float2(sums.s[m][n][lower * 2] * unit, sums.s[m][n][lower * 2 + 1] * unit));
+        for (int n = 0; n < Tiles::kDimBlocks; ++n) {
+          const auto two = [&](int half) {
+            const float* sum = sums.s[m][2 * n + half] + lower * 2;
+            return make_float2(sum[0] * unit, sum[1] * unit);
+          };
+          add_d_query_columns(to + below * HeadDim + n * kColumnStep, lane_.quad, two(0), two(1));
+        }
       }
     if (p_.deterministic) {
       ptx::sync_threads();

@@ -30,10 +30,10 @@ inline AttentionShape shape_of(const AttentionParams& p) {
 inline Variant forward_variant(const AttentionShape& p, const DeviceLimits& limits) {
   if (has_extras(p)) return Variant::Extras;
   const int bytes = element_size(p.dtype), bucket = head_dim_bucket(p);
-  const int tile = forward_shape(bytes, bucket, Variant::Large).query_tile;
+  const ForwardShape shape = forward_shape(bytes, bucket, Variant::Large);
   const bool fits = forward_shared_bytes(bytes, bucket, Variant::Large) <= limits.shared_memory;
-  const bool within = p.block_size % tile == 0;
-  const int64_t blocks = static_cast<int64_t>(divide_up(p.query_length, tile)) * p.heads * p.batch;
+  const bool within = p.block_size % shape.query_tile == 0 && p.block_size % shape.key_tile == 0;
+  const int64_t blocks = static_cast<int64_t>(divide_up(p.query_length, shape.query_tile)) * p.heads * p.batch;
   return bytes == 2 && fits && within && blocks >= limits.multiprocessors ? Variant::Large : Variant::Small;
 }
 
@@ -43,7 +43,7 @@ inline Variant backward_variant(const AttentionShape& p, const DeviceLimits& lim
   const int bytes = element_size(p.dtype), bucket = head_dim_bucket(p);
   const BackwardShape shape = backward_shape(bytes, bucket, Variant::Large);
   const bool fits = backward_shared_bytes(bytes, bucket, Variant::Large) <= limits.shared_memory;
-  const bool within = p.block_size % shape.key_tile == 0;
+  const bool within = p.block_size % shape.key_tile == 0 && p.block_size % shape.query_tile == 0;
   const int64_t blocks = static_cast<int64_t>(divide_up(p.key_length, shape.key_tile)) * p.kv_heads * p.batch;
   return bytes == 2 && fits && within && blocks >= limits.multiprocessors ? Variant::Large : Variant::Small;
 }

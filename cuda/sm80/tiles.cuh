@@ -24,10 +24,19 @@ struct ForwardShape {
 constexpr ForwardShape forward_shape(int bytes, int head_dim, Variant variant) {
   // Float32 needs twice the room for elements and twice the registers for fragments.
   if (bytes == 4) return {head_dim <= 192 ? 64 : 32, 32, 16, 2};  // 96 KB at 192 and 256
-  const int queries = variant == Variant::Large ? 128 : 64, rows = variant == Variant::Extras ? 16 : 32;
-  if (head_dim <= 64) return {queries, 64, rows, 4};   // 48 KB at 64; 128 registers of accumulators
-  if (head_dim <= 128) return {queries, 32, rows, 4};  // 64 KB at 128, so two blocks an SM; 160 registers
-  return {queries, 64, 16, 2};                         // 128 KB at 256, 96 KB small; 160 registers
+  if (variant == Variant::Large) {
+    if (head_dim <= 64) return {128, 128, 32, 2};  // 48 KB at 64, two blocks an SM; 192 registers of accumulators
+    if (head_dim <= 128) return {128, 64, 32, 2};  // 64 KB at 128, two blocks an SM; 192 registers
+    return {128, 64, 16, 2};                       // 128 KB at 256; 160 registers
+  }
+  if (variant == Variant::Small) {
+    if (head_dim <= 64) return {64, 64, 32, 4};   // 40 KB at 64; 128 registers
+    if (head_dim <= 128) return {64, 64, 32, 2};  // 48 KB at 128, two blocks in 99 KB; 192 registers
+    return {64, 64, 16, 2};                       // 96 KB at 256; 160 registers
+  }
+  if (head_dim <= 64) return {64, 64, 16, 4};
+  if (head_dim <= 128) return {64, 32, 16, 4};
+  return {64, 64, 16, 2};
 }
 
 constexpr int forward_shared_bytes(int bytes, int head_dim, Variant variant) {
@@ -93,7 +102,7 @@ constexpr int backward_shared_bytes(int bytes, int head_dim, Variant variant) {
   const BackwardShape shape = backward_shape(bytes, head_dim, variant);
   const int rows = 2 * (shape.key_tile + shape.slots * shape.query_tile);  // keys, values, queries and d_out
   const int score_tiles = backward_exchanges(bytes, head_dim, variant) ? 2 : 1;
-  const int row_stats = shape.query_tile * 2 * 4, work = 16 + 16;  // see BackwardBlock
+  const int row_stats = shape.query_tile * 2 * 4, work = 11 * 16;  // see BackwardBlock
   return (rows * head_dim + score_tiles * shape.key_tile * shape.query_tile) * bytes + row_stats + work;
 }
 
