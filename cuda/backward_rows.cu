@@ -1,5 +1,4 @@
 // The row-wise launches of backward, before and after its main kernel.
-#include "d_query_sum.cuh"
 #include "range.cuh"
 #include "rows.cuh"
 #include "sm80/backward_parts.h"
@@ -85,7 +84,7 @@ FLASHATTN_KERNEL(kFlatThreads, 4) d_query_kernel(const FLASHATTN_CONSTANT RowLau
   const int first = first_element(launch.lanes);
   float x[kVector] = {};
   if (row.exists && first < p.head_dim) {
-    load_d_query_dims(x, p.d_query_sum + row.lse * launch.sum_width, first);
+    load_vector<Float32>(x, p.d_query_sum + row.lse * launch.sum_width + first, p.head_dim - first, true);
     multiply(x, p.scale);
     store_row(p.d_query, row, first, p.head_dim, x);
   }

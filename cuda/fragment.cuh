@@ -12,10 +12,7 @@ namespace flashattn {
 struct Lane {
   int group, quad, index;
 
-  FLASHATTN_DEVICE explicit Lane(int thread)
-      : group(thread >> 2 & 7),
-        quad(thread & 3),
-        index(thread & 31) {}
+  FLASHATTN_DEVICE explicit Lane(int thread) : group(thread >> 2 & 7), quad(thread & 3), index(thread & 31) {}
 };
 
 template <class Element>

@@ -126,27 +126,7 @@ FLASHATTN_DEVICE void store_global(T* to, T value) {
 FLASHATTN_DEVICE void add_global(float* to, float value) {
   asm volatile("red.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "f"(value) : "memory");
 }
-/** Whether four floats are added by one instruction. */
-FLASHATTN_DEVICE constexpr bool adds_four() {
-#if __CUDA_ARCH__ >= 900
-  return true;
-#else
-  return false;
-#endif
-}
-/** `to` is aligned to the vector. Each float is atomic by itself. */
-FLASHATTN_DEVICE void add_global(float4* to, float4 value) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(value.x),
-               "f"(value.y), "f"(value.z), "f"(value.w)
-               : "memory");
-#else
-  add_global(&to->x, value.x);
-  add_global(&to->y, value.y);
-  add_global(&to->z, value.z);
-  add_global(&to->w, value.w);
-#endif
-}
+/** `to` is aligned to 8 bytes. Each half is atomic by itself. */
 FLASHATTN_DEVICE void add_global(float2* to, float2 value) {
 #if __CUDA_ARCH__ >= 900
   // One instruction, and whole sectors of memory for a fragment.

@@ -70,8 +70,8 @@ struct Rows {
   template <class Element>
   FLASHATTN_DEVICE static Rows of(const TensorRef& t, int b, int64_t first, int h, int dim) {
     const int64_t elements = b * t.batch + first * t.seq + h * t.head;
-    return at<Element>(static_cast<uint8_t*>(t.data) + elements * static_cast<int64_t>(sizeof(typename Element::Storage)),
-                       t, dim);
+    return at<Element>(
+        static_cast<uint8_t*>(t.data) + elements * static_cast<int64_t>(sizeof(typename Element::Storage)), t, dim);
   }
 };
 
@@ -113,7 +113,8 @@ FLASHATTN_DEVICE void load_rows(TileType tile, const Rows& from, int first, int 
   if (kPass * TileType::kRowChunks < Threads && top >= kPass) return;
   const int columns = max_of(0, min_of(from.dim - c * TileType::kChunk, TileType::kChunk));
   const uint8_t* source = from.data + (first + top) * from.stride + c * kChunkBytes;
-  if (from.aligned && from.dim == TileType::kColumns && first + TileType::kRows <= end && TileType::kRows % kPass == 0) {
+  if (from.aligned && from.dim == TileType::kColumns && first + TileType::kRows <= end &&
+      TileType::kRows % kPass == 0) {
     // Almost all tiles: no copy has a size of its own, and where a pass is a whole number of swizzles, no swizzle.
     const int64_t step = kPass * from.stride;
     const Place<TileType> place(tile, top, c);

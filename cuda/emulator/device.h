@@ -8,7 +8,6 @@
 
 #include "calls.h"
 #include "number.h"
-#include "properties.h"
 #include "runtime/cuda_runtime_api.h"
 
 #define FLASHATTN_DEVICE inline __attribute__((always_inline))
@@ -85,13 +84,6 @@ FLASHATTN_DEVICE void store_global(T* to, T value, Site site = Site::current()) 
 }
 FLASHATTN_DEVICE void add_global(float* to, float value, Site site = Site::current()) {
   emulator::add_global(to, value, site);
-}
-FLASHATTN_DEVICE bool adds_four() { return emulator::device_properties().major >= 9; }
-FLASHATTN_DEVICE void add_global(float4* to, float4 value, Site site = Site::current()) {
-  emulator::add_global(&to->x, value.x, site);
-  emulator::add_global(&to->y, value.y, site);
-  emulator::add_global(&to->z, value.z, site);
-  emulator::add_global(&to->w, value.w, site);
 }
 FLASHATTN_DEVICE void add_global(float2* to, float2 value, Site site = Site::current()) {
   emulator::add_global(&to->x, value.x, site);

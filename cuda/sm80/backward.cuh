@@ -17,7 +17,6 @@
 // A hidden pair has P = dS = 0, but 0 * NaN is NaN: rows that turn out NaN where something was hidden are computed
 // again, pair by pair (repair_backward.cuh).
 #pragma once
-#include "../d_query_sum.cuh"
 #include "../launch_error.h"
 #include "../range.cuh"
 #include "../scores.cuh"
@@ -148,8 +147,10 @@ class BackwardBlock {
     if (visit.begin >= 0) {
       const int count = sequence().query_length - visit.begin;
       const auto from = ptx::load_shared<Sources>(sources_place(number));
-      load_rows<Tiles::kThreads>(queries(slot), Rows::at<Element>(from.query, p_.query, p_.head_dim), 0, count, thread_);
-      load_rows<Tiles::kThreads>(d_outs(slot), Rows::at<Element>(from.d_out, p_.d_out, p_.value_dim), 0, count, thread_);
+      load_rows<Tiles::kThreads>(queries(slot), Rows::at<Element>(from.query, p_.query, p_.head_dim), 0, count,
+                                 thread_);
+      load_rows<Tiles::kThreads>(d_outs(slot), Rows::at<Element>(from.d_out, p_.d_out, p_.value_dim), 0, count,
+                                 thread_);
     }
     ptx::cp_async_commit();
   }
@@ -482,7 +483,7 @@ class BackwardBlock {
     }
     const int first = visit.begin + row + lane_.group;
     // Opaque, so that it is kept: an address made anew would have to wait for the addition that reads the one before.
-    float* to = ptx::opaque(p_.d_query_sum + head.lse_row(first) * HeadDim + column);
+    float* to = ptx::opaque(p_.d_query_sum + head.lse_row(first) * HeadDim + column + lane_.quad * 2);
     const float unit = of_d_scores();
 #pragma unroll
     for (int m = 0; m < Tiles::kQueryBlocks; ++m)
@@ -491,13 +492,9 @@ class BackwardBlock {
         const int below = m * kRowStep + lower * 8;
         if (first + below >= head.sequence.query_length) continue;
 #pragma unroll
-        for (int n = 0; n < Tiles::kDimBlocks; ++n) {
-          const auto two = [&](int half) {
-            const float* sum = sums.s[m][2 * n + half] + lower * 2;
-            return make_float2(sum[0] * unit, sum[1] * unit);
-          };
-          add_d_query_columns(to + below * HeadDim + n * kColumnStep, lane_.quad, two(0), two(1));
-        }
+        for (int n = 0; n < Tiles::kDimBlocks * 2; ++n)
+          ptx::add_global(reinterpret_cast<float2*>(to + below * HeadDim + n / 2 * kColumnStep + n % 2 * 8),
+                          make_float2(sums.s[m][n][lower * 2] * unit, sums.s[m][n][lower * 2 + 1] * unit));
       }
     if (p_.deterministic) {
       ptx::sync_threads();

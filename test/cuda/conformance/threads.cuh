@@ -194,39 +194,26 @@ inline Words added() {
   return words;
 }
 
-/** The same in vectors, whose floats are once, twice, ... as large. */
-template <class Vector>
-struct AddVectorsBody {
-  static constexpr int kThreads = 64, kBlocks = 8, kSums = 4, kSharedBytes = 0;
-  static constexpr int kFloats = sizeof(Vector) / sizeof(float);
+/** The same in pairs, the second twice the first. */
+struct AddPairsBody {
+  static constexpr int kThreads = 64, kBlocks = 8, kPairs = 4, kSharedBytes = 0;
   static FLASHATTN_DEVICE void run(const Arrays& arrays) {
     const int index = static_cast<int>(ptx::block().x) * kThreads + ptx::thread();
     const float value = static_cast<float>(index) * AddBody::kUnit;
-    Vector* to = reinterpret_cast<Vector*>(arrays.out) + index % kSums;
-    if constexpr (kFloats == 2)
-      ptx::add_global(to, make_float2(value, 2 * value));
-    else
-      ptx::add_global(to, make_float4(value, 2 * value, 3 * value, 4 * value));
+    ptx::add_global(reinterpret_cast<float2*>(arrays.out) + index % kPairs, make_float2(value, 2 * value));
   }
 };
 
-template <class Vector>
-Words added_vectors() {
-  using Body = AddVectorsBody<Vector>;
+inline Words added_pairs() {
   Words words;
-  for (int sum = 0; sum < Body::kSums; ++sum) {
+  for (int pair = 0; pair < AddPairsBody::kPairs; ++pair) {
     float total = 0;
-    for (int i = sum; i < Body::kThreads * Body::kBlocks; i += Body::kSums) total += static_cast<float>(i) * AddBody::kUnit;
-    for (int factor = 1; factor <= Body::kFloats; ++factor)
-      words.push_back(std::bit_cast<uint32_t>(static_cast<float>(factor) * total));
+    for (int i = pair; i < AddPairsBody::kThreads * AddPairsBody::kBlocks; i += AddPairsBody::kPairs)
+      total += static_cast<float>(i) * AddBody::kUnit;
+    words.push_back(std::bit_cast<uint32_t>(total));
+    words.push_back(std::bit_cast<uint32_t>(2 * total));
   }
   return words;
-}
-
-template <class Vector>
-Case add_vectors_case(const char* aspect) {
-  using Body = AddVectorsBody<Vector>;
-  return started_case<Body>("add_global", aspect, Words(Body::kFloats * Body::kSums, 0), added_vectors<Vector>());
 }
 
 /** More shared memory than a block gets without asking. */
@@ -267,8 +254,7 @@ inline void add_thread_cases(Cases& cases) {
   all_drawn.back() = DrawBody::kDrawn;
   cases.push_back(started_case<DrawBody>("fetch_add", "", Words(DrawBody::kWords, 0), all_drawn));
   cases.push_back(started_case<AddBody>("add_global", "", Words(AddBody::kSums, 0), added()));
-  cases.push_back(add_vectors_case<float2>("two at once"));
-  cases.push_back(add_vectors_case<float4>("four at once"));
+  cases.push_back(started_case<AddPairsBody>("add_global", "pairs", Words(2 * AddPairsBody::kPairs, 0), added_pairs()));
   cases.push_back(body_case<LargeBody>("launch", "96 KB of shared memory", kSameBits, {0}, last_words(),
                                        {dim3(1), LargeBody::kBytes}));
 }

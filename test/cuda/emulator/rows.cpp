@@ -125,9 +125,7 @@ void check_finish(Backward& t) {
   t.d_query.download();
   t.for_rows([&](int b, int i, int h, size_t row) {
     for (int d = 0; d < p.head_dim; ++d) {
-      // Of every 16 dims those of the two halves take turns, two by two, where four floats are added at once.
-      const int place = ptx::adds_four() ? d / 16 * 16 + d % 8 / 2 * 4 + d % 16 / 8 * 2 + d % 2 : d;
-      const double expected = round_to(t.problem.dtype, p.scale * t.d_query_sum.host[row * t.bucket() + place]);
+      const double expected = round_to(t.problem.dtype, p.scale * t.d_query_sum.host[row * t.bucket() + d]);
       const double got = t.d_query.get(b, i, h, d);
       expect(got == expected, "d_query [%d, %d, %d, %d]: %g, not %g", b, i, h, d, got, expected);
     }
