@@ -136,136 +136,102 @@ FLASHATTN_DEVICE FragmentA<Float32> fragment_of<Float32>(const float (&left)[4],
 }
 
 // Operands in tiles. Each reader fixes a lane's place once; `load` then moves by constants.
+//
+// A fragment is four matrices [8, 8]. Of them the second lies below the first in the tile and the third beside it, or the
+// second beside and the third below.
 
-/** A [rows, inner] as it lies in the tile; `row` and `inner` are multiples of 16. */
-template <class TileType>
-struct RowsAsA {
-  using Element = typename TileType::Element;
-  Place<TileType> place;
-
-  FLASHATTN_DEVICE RowsAsA(TileType tile, int row, Lane lane) : place(tile, row + lane.index % 16, lane.index / 16) {}
-
-  FLASHATTN_DEVICE FragmentA<Element> load(int row, int inner) const {
-    FragmentA<Element> a;
-    const int c = inner / TileType::kChunk;
-    if constexpr (TileType::kElementBytes == 2) {
-      ptx::ldmatrix_x4(a.r, place.at(row, c));
-    } else {
-      ptx::ldmatrix_x4(a.r[0], place.at(row, c));
-      ptx::ldmatrix_x4(a.r[1], place.at(row, c + 2));
-    }
-    return a;
-  }
-};
-
-/** B [inner, columns] whose transpose lies in the tile: K of Q K^T. */
-template <class TileType>
-struct RowsAsB {
-  using Element = typename TileType::Element;
-  Place<TileType> place;
-
-  FLASHATTN_DEVICE RowsAsB(TileType tile, int row, Lane lane)
-      : place(tile, row + lane.index % 8 + lane.index / 16 * 8, lane.index / 8 % 2) {}
-
-  FLASHATTN_DEVICE FragmentB<Element> load(int row, int inner) const {
-    FragmentB<Element> b;
-    const int c = inner / TileType::kChunk;
-    if constexpr (TileType::kElementBytes == 2) {
-      ptx::ldmatrix_x4(b.r, place.at(row, c));
-    } else {
-      ptx::ldmatrix_x4(b.r[0], place.at(row, c));
-      ptx::ldmatrix_x4(b.r[1], place.at(row, c + 2));
-    }
-    return b;
-  }
-};
-
-/** B [inner, columns] as it lies in the tile: V of P V. */
-template <class TileType>
-struct ColumnsAsB {
-  using Element = typename TileType::Element;
-  Place<TileType> place;
-
-  FLASHATTN_DEVICE ColumnsAsB(TileType tile, int inner, Lane lane, int column = 0)
-      : place(tile, inner + lane.index % 16, lane.index / 16 + column / TileType::kChunk) {}
-
-  FLASHATTN_DEVICE FragmentB<Element> load(int inner, int column) const {
-    FragmentB<Element> b;
-    ptx::ldmatrix_x4_trans(b.r, place.at(inner, column / TileType::kChunk));
-    return b;
-  }
-};
-
-/** A [rows, inner] whose transpose lies in the tile: dS of dS K, kept as dS^T. */
-template <class TileType>
-struct ColumnsAsA {
-  using Element = typename TileType::Element;
-  Place<TileType> place;
-
-  FLASHATTN_DEVICE ColumnsAsA(TileType tile, int inner, Lane lane, int row = 0)
-      : place(tile, inner + lane.index % 8 + lane.index / 16 * 8, lane.index / 8 % 2 + row / TileType::kChunk) {}
-
-  FLASHATTN_DEVICE FragmentA<Element> load(int inner, int row) const {
-    FragmentA<Element> a;
-    ptx::ldmatrix_x4_trans(a.r, place.at(inner, row / TileType::kChunk));
-    return a;
-  }
-};
+enum class Second { Below, Beside };
 
 namespace detail {
 
-/** ldmatrix transposes 16-bit elements only: float32 goes word by word, inner positions 2 quad and 2 quad + 1. */
-template <class TileType>
-struct WordColumns {
-  Place<TileType> even, odd;  // rows inner + 2 quad and the next, at column `group`
+/** The place of the matrix row that a lane names: `row` and `column` are those of the fragment. */
+template <Second kSecond, class TileType>
+FLASHATTN_DEVICE Place<TileType> fragment_place(TileType tile, int row, int column, Lane lane) {
+  const bool below = kSecond == Second::Below;
+  return {tile, row + (below ? lane.index % 16 : lane.index % 8 + lane.index / 16 * 8),
+          (below ? lane.index / 16 : lane.index / 8 % 2) + column / TileType::kChunk};
+}
+
+}  // namespace detail
+
+/** Rows of the tile are rows of the fragment; `row` and `inner` are multiples of 16. */
+template <class TileType, template <class> class Fragment, Second kSecond>
+struct RowsAs {
+  using Element = typename TileType::Element;
+  Place<TileType> place;
+
+  FLASHATTN_DEVICE RowsAs(TileType tile, int row, Lane lane)
+      : place(detail::fragment_place<kSecond>(tile, row, 0, lane)) {}
+
+  FLASHATTN_DEVICE Fragment<Element> load(int row, int inner) const {
+    Fragment<Element> f;
+    const int c = inner / TileType::kChunk;
+    if constexpr (TileType::kElementBytes == 2) {
+      ptx::ldmatrix_x4(f.r, place.at(row, c));
+    } else {
+      ptx::ldmatrix_x4(f.r[0], place.at(row, c));
+      ptx::ldmatrix_x4(f.r[1], place.at(row, c + 2));
+    }
+    return f;
+  }
+};
+
+/** Columns of the tile are rows of the fragment; all are multiples of 16. */
+template <class TileType, template <class> class Fragment, Second kSecond>
+struct ColumnsAs {
+  using Element = typename TileType::Element;
+  Place<TileType> place;
+
+  FLASHATTN_DEVICE ColumnsAs(TileType tile, int inner, Lane lane, int column = 0)
+      : place(detail::fragment_place<kSecond>(tile, inner, column, lane)) {}
+
+  FLASHATTN_DEVICE Fragment<Element> load(int inner, int column) const {
+    Fragment<Element> f;
+    ptx::ldmatrix_x4_trans(f.r, place.at(inner, column / TileType::kChunk));
+    return f;
+  }
+};
+
+/**
+ * ldmatrix transposes 16-bit elements only: float32 goes word by word. A matrix [8, 4] of a fragment has the even, or the
+ * odd, of 8 rows of the tile: inner positions 2 quad, or 2 quad + 1.
+ */
+template <int Rows, int Columns, template <class> class Fragment, Second kSecond>
+struct ColumnsAs<Tile<Float32, Rows, Columns>, Fragment, kSecond> {
+  using TileType = Tile<Float32, Rows, Columns>;
+  Place<TileType> even, odd;
   uint32_t offset;
 
-  FLASHATTN_DEVICE WordColumns(TileType tile, int inner, Lane lane, int column)
+  FLASHATTN_DEVICE ColumnsAs(TileType tile, int inner, Lane lane, int column = 0)
       : even(tile, inner + 2 * lane.quad, lane.group / 4 + column / TileType::kChunk),
         odd(tile, inner + 2 * lane.quad + 1, lane.group / 4 + column / TileType::kChunk),
         offset(static_cast<uint32_t>(lane.group % 4 * 4)) {}
 
-  FLASHATTN_DEVICE uint32_t load(const Place<TileType>& place, int inner, int column) const {
-    return ptx::load_shared<uint32_t>(place.at(inner, column / TileType::kChunk) + offset);
-  }
-};
-
-}  // namespace detail
-
-template <int Rows, int Columns>
-struct ColumnsAsB<Tile<Float32, Rows, Columns>> {
-  detail::WordColumns<Tile<Float32, Rows, Columns>> words;
-
-  FLASHATTN_DEVICE ColumnsAsB(Tile<Float32, Rows, Columns> tile, int inner, Lane lane, int column = 0)
-      : words(tile, inner, lane, column) {}
-
-  FLASHATTN_DEVICE FragmentB<Float32> load(int inner, int column) const {
-    FragmentB<Float32> b;
+  FLASHATTN_DEVICE Fragment<Float32> load(int inner, int column) const {
+    Fragment<Float32> f;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        b.r[half][i] = words.load(i % 2 ? words.odd : words.even, inner + half * 8, column + i / 2 * 8);
-    return b;
+      for (int i = 0; i < 4; ++i) {
+        const bool below = kSecond == Second::Below ? i % 2 : i / 2, beside = kSecond == Second::Below ? i / 2 : i % 2;
+        const int c = (column + (beside ? 8 : 0)) / TileType::kChunk;
+        f.r[half][i] = ptx::load_shared<uint32_t>((below ? odd : even).at(inner + half * 8, c) + offset);
+      }
+    return f;
   }
 };
 
-template <int Rows, int Columns>
-struct ColumnsAsA<Tile<Float32, Rows, Columns>> {
-  detail::WordColumns<Tile<Float32, Rows, Columns>> words;
-
-  FLASHATTN_DEVICE ColumnsAsA(Tile<Float32, Rows, Columns> tile, int inner, Lane lane, int row = 0)
-      : words(tile, inner, lane, row) {}
-
-  FLASHATTN_DEVICE FragmentA<Float32> load(int inner, int row) const {
-    FragmentA<Float32> a;
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        a.r[half][i] = words.load(i / 2 ? words.odd : words.even, inner + half * 8, row + i % 2 * 8);
-    return a;
-  }
-};
+/** A [rows, inner] as it lies in the tile. */
+template <class TileType>
+using RowsAsA = RowsAs<TileType, FragmentA, Second::Below>;
+/** B [inner, columns] whose transpose lies in the tile: K of Q K^T. */
+template <class TileType>
+using RowsAsB = RowsAs<TileType, FragmentB, Second::Beside>;
+/** A [rows, inner] whose transpose lies in the tile: dS of dS K, kept as dS^T. */
+template <class TileType>
+using ColumnsAsA = ColumnsAs<TileType, FragmentA, Second::Beside>;
+/** B [inner, columns] as it lies in the tile: V of P V. */
+template <class TileType>
+using ColumnsAsB = ColumnsAs<TileType, FragmentB, Second::Below>;
 
 }  // namespace flashattn

@@ -61,12 +61,20 @@ FLASHATTN_DEVICE void fence() { __threadfence(); }
 
 // Asynchronous copies -------------------------------------------------------------------------------------------------
 
-/** Copies `bytes` (0 to 16) from 16-byte aligned global memory and fills the rest of the 16 with zeros. */
-FLASHATTN_DEVICE void cp_async16(uint32_t to, const void* from, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+/** Copies `bytes` (0 to Size) from global memory aligned to Size (4, 8 or 16) and fills the rest of Size with zeros. */
+template <int Size>
+FLASHATTN_DEVICE void cp_async(uint32_t to, const void* from, int bytes) {
+  // Around the first cache where it is possible: nothing is read again by the same multiprocessor.
+  if constexpr (Size == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(from), "r"(bytes), "n"(Size)
+                 : "memory");
 }
-/** Copies 16 bytes between addresses that are multiples of 16. */
-FLASHATTN_DEVICE void cp_async16(uint32_t to, const void* from) {
+/** Copies 16 bytes. */
+template <int Size>
+FLASHATTN_DEVICE void cp_async(uint32_t to, const void* from) {
+  static_assert(Size == 16);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 FLASHATTN_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -2,9 +2,10 @@
 // warp's query rows: what FlashAttention keeps instead of the score matrix.
 //
 // Sums over keys do not lose more the more keys there are: those of a tile are few, and what an addition of a tile cuts
-// off is added with the next (sum.cuh). That holds for the denominator. The sums of out are left to tensor cores in 16 bits, which keep no more than float32 and cut below it: of
-// values of one sign over N keys they lose up to N / 16 units of 2^-24, more than half a unit of float16 from about 130,000
-// keys on, of bfloat16 from a million. In float32 they are rounded once for every 16 keys.
+// off is added with the next (sum.cuh). That holds for the denominator. The sums of out are left to tensor cores in 16
+// bits, which keep no more than float32 and cut below it: of values of one sign over N keys they lose up to N / 16 units of
+// 2^-24, more than half a unit of float16 from about 130,000 keys on, of bfloat16 from a million. In float32 they are
+// rounded once for every 16 keys, and carried to memory every kCarryRows keys (carry.cuh).
 #pragma once
 #include "range.cuh"
 #include "scores.cuh"
@@ -25,11 +26,13 @@ struct SoftmaxUnit {
   }
 };
 
-template <int RowTiles>
+/** `Carries`: whether sums of out are carried to memory (carry.cuh). */
+template <int RowTiles, bool Carries = false>
 struct SoftmaxState {
-  float maximum[RowTiles][2];  // of the scores so far, in their own unit
-  float sum[RowTiles][2];      // of this lane's exponentials
-  float lost[RowTiles][2];     // what `sum` is too large by
+  float maximum[RowTiles][2];                // of the scores so far, in their own unit
+  float sum[RowTiles][2];                    // of this lane's exponentials
+  float lost[RowTiles][2];                   // what `sum` is too large by
+  float carried[Carries ? RowTiles : 1][2];  // what has been carried of out is to be multiplied by
 
   FLASHATTN_DEVICE SoftmaxState() {
 #pragma unroll
@@ -37,6 +40,13 @@ struct SoftmaxState {
       maximum[m][0] = maximum[m][1] = -kInfinity;
       sum[m][0] = sum[m][1] = lost[m][0] = lost[m][1] = 0.0f;
     }
+    if constexpr (Carries) start_carry();
+  }
+
+  /** What has been summed up so far is in memory. */
+  FLASHATTN_DEVICE void start_carry() {
+#pragma unroll
+    for (auto& row : carried) row[0] = row[1] = 1.0f;
   }
 
   /**
@@ -151,6 +161,7 @@ struct SoftmaxState {
         maximum[m][lower] = now;
         sum[m][lower] *= correction;
         lost[m][lower] *= correction;
+        if constexpr (Carries) carried[m][lower] *= correction;
 #pragma unroll
         for (int d = 0; d < OutTiles; ++d) {
           out.s[m][d][lower * 2] *= correction;

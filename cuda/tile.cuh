@@ -96,6 +96,22 @@ struct ChunkValues {
   alignas(16) typename Element::Storage values[kCount];
 };
 
+/** Chunk column `c` of a tile's rows, from `top` on, in parts of Size bytes: for rows that are aligned to no more. */
+template <int Size, int Step, class TileType>
+FLASHATTN_DEVICE void load_parts(TileType tile, const Rows& from, const uint8_t* source, int top, int c, int first,
+                                 int end) {
+  const int columns = max_of(0, min_of(from.dim - c * TileType::kChunk, TileType::kChunk));
+#pragma unroll 1
+  for (int r = top; r < TileType::kRows; r += Step, source += Step * from.stride) {
+    const int bytes = first + r < end ? columns * TileType::kElementBytes : 0;
+#pragma unroll
+    for (int part = 0; part < kChunkBytes; part += Size) {
+      const int count = max_of(0, min_of(bytes - part, Size));
+      ptx::cp_async<Size>(tile.chunk(r, c) + part, count ? source + part : from.data, count);
+    }
+  }
+}
+
 }  // namespace detail
 
 /**
@@ -120,7 +136,7 @@ FLASHATTN_DEVICE void load_rows(TileType tile, const Rows& from, int first, int 
     const Place<TileType> place(tile, top, c);
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass, source += step)
-      ptx::cp_async16(kPass % 8 == 0 ? place.at(pass * kPass, 0) : tile.chunk(top + pass * kPass, c), source);
+      ptx::cp_async<16>(kPass % 8 == 0 ? place.at(pass * kPass, 0) : tile.chunk(top + pass * kPass, c), source);
     return;
   }
   if (from.aligned) {
@@ -129,10 +145,14 @@ FLASHATTN_DEVICE void load_rows(TileType tile, const Rows& from, int first, int 
     for (int pass = 0; pass < kPasses; ++pass, r += kPass, source += kPass * from.stride) {
       if (TileType::kRows % kPass && r >= TileType::kRows) break;
       const int bytes = first + r < end ? columns * TileType::kElementBytes : 0;
-      ptx::cp_async16(tile.chunk(r, c), bytes ? source : from.data, bytes);
+      ptx::cp_async<16>(tile.chunk(r, c), bytes ? source : from.data, bytes);
     }
     return;
   }
+  // Rows of an odd number of elements, or of a few of them between others.
+  const uint64_t places = reinterpret_cast<uintptr_t>(from.data) | static_cast<uint64_t>(from.stride);
+  if (places % 8 == 0) return detail::load_parts<8, kPass>(tile, from, source, top, c, first, end);
+  if (places % 4 == 0) return detail::load_parts<4, kPass>(tile, from, source, top, c, first, end);
 #pragma unroll 1
   for (int r = top; r < TileType::kRows; r += kPass, source += kPass * from.stride) {
     detail::ChunkValues<Element> chunk;

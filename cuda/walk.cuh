@@ -6,7 +6,7 @@
 namespace flashattn {
 
 /** One step of a walk. */
-struct Met {
+struct TileStep {
   int begin;  // first position of the tile; negative: the walk is over
   int block;  // which block of the mask's bits it lies in, if a partial one; negative: none
 };
@@ -44,8 +44,8 @@ struct TileList {
   }
 
   /** `blocks`: see BlockMaskParams::partial_blocks; null: an entry is its block. */
-  FLASHATTN_DEVICE Met at(int index, const BlockMaskParams& m, const BlockLists& full, const BlockLists& partial,
-                          const int32_t* blocks) const {
+  FLASHATTN_DEVICE TileStep at(int index, const BlockMaskParams& m, const BlockLists& full, const BlockLists& partial,
+                               const int32_t* blocks) const {
     if (!m.block_size) return {first + index * Size, -1};
     const int position = index * Size, within = position & (m.block_size - 1);
     const int entry = position >> (m.block_size == 64 ? 6 : 7);
@@ -59,12 +59,12 @@ struct TileList {
 }  // namespace detail
 
 /** How a query block meets a key block: whether at all, and by which bits (null: all of it). */
-struct Meeting {
+struct BlockCover {
   bool visible;
   const uint32_t* bits;
 };
 
-FLASHATTN_DEVICE Meeting meeting_of(const BlockMaskParams& m, int b, int h, int query, int key) {
+FLASHATTN_DEVICE BlockCover block_cover_of(const BlockMaskParams& m, int b, int h, int query, int key) {
   if (!m.block_size) return {true, nullptr};
   const int list = detail::grid_of(m, b, h) * m.query_blocks + query / m.block_size, key_block = key / m.block_size;
   const auto find = [&](const BlockLists& lists) {
@@ -78,55 +78,30 @@ FLASHATTN_DEVICE Meeting meeting_of(const BlockMaskParams& m, int b, int h, int 
   return {block >= 0, bits_of(m, block)};
 }
 
-/** The key tiles that some query of a tile may see. */
-template <int KeyTile>
-class KeyWalk {
+enum class Along { Keys, Queries };
+
+/**
+ * Along::Keys: the tiles with a key that some query of a range may see, from the first on. Along::Queries: the tiles with a
+ * query that may see some key of a range, the last one first (see turns.cuh).
+ */
+template <Along kAlong, int Size>
+class TileWalk {
  public:
-  FLASHATTN_DEVICE KeyWalk(const AttentionParams& p, const Band& band, int b, int h, Range queries, int key_length)
+  /** `length`: of the sequence, along the walk. `taken`: steps that another walk over the same tiles has taken. */
+  FLASHATTN_DEVICE TileWalk(const AttentionParams& p, const Band& band, int b, int h, Range across, int length,
+                            int taken = 0)
       : mask_(p.block_mask),
-        visible_(band.visible_keys(queries, key_length)),
-        list_(mask_.block_size ? detail::TileList<KeyTile>::of_lists(mask_.full, mask_.partial,
-                                                                     detail::grid_of(mask_, b, h) * mask_.query_blocks +
-                                                                         queries.begin / mask_.block_size,
-                                                                     mask_.block_size)
-                               : detail::TileList<KeyTile>::of_range(visible_)),
-        next_(0) {}
-
-  FLASHATTN_DEVICE Met take() {
-    while (next_ < list_.count) {
-      const Met met = list_.at(next_++, mask_, mask_.full, mask_.partial, nullptr);
-      if (met.begin < visible_.end && met.begin + KeyTile > visible_.begin) return met;
-    }
-    return {-1, -1};
-  }
-
- private:
-  const BlockMaskParams& mask_;
-  Range visible_;
-  detail::TileList<KeyTile> list_;
-  int next_;
-};
-
-/** The query tiles with a query that may see some key of a tile, the last one first. */
-template <int QueryTile>
-class QueryWalk {
- public:
-  FLASHATTN_DEVICE QueryWalk(const AttentionParams& p, const Band& band, int b, int h, Range keys, int query_length,
-                             int taken = 0)
-      : mask_(p.block_mask),
-        seeing_(band.seeing_queries(keys, query_length)),
-        list_(mask_.block_size ? detail::TileList<QueryTile>::of_lists(
-                                     mask_.full_queries, mask_.partial_queries,
-                                     detail::grid_of(mask_, b, h) * mask_.key_blocks + keys.begin / mask_.block_size,
-                                     mask_.block_size)
-                               : detail::TileList<QueryTile>::of_range(seeing_)),
+        within_(kAlong == Along::Keys ? band.visible_keys(across, length) : band.seeing_queries(across, length)),
+        list_(list_of(mask_, b, h, across.begin, within_)),
         taken_(taken) {}
 
-  FLASHATTN_DEVICE Met take() {
+  FLASHATTN_DEVICE TileStep take() {
     while (taken_ < list_.count) {
-      const Met met =
-          list_.at(list_.count - ++taken_, mask_, mask_.full_queries, mask_.partial_queries, mask_.partial_blocks);
-      if (met.begin < seeing_.end && met.begin + QueryTile > seeing_.begin) return met;
+      const int index = kAlong == Along::Keys ? taken_ : list_.count - 1 - taken_;
+      ++taken_;
+      const TileStep step =
+          list_.at(index, mask_, full(mask_), partial(mask_), kAlong == Along::Keys ? nullptr : mask_.partial_blocks);
+      if (step.begin < within_.end && step.begin + Size > within_.begin) return step;
     }
     return {-1, -1};
   }
@@ -135,10 +110,29 @@ class QueryWalk {
   FLASHATTN_DEVICE int taken() const { return taken_; }
 
  private:
+  using List = detail::TileList<Size>;
+
+  FLASHATTN_DEVICE static const BlockLists& full(const BlockMaskParams& m) {
+    return kAlong == Along::Keys ? m.full : m.full_queries;
+  }
+  FLASHATTN_DEVICE static const BlockLists& partial(const BlockMaskParams& m) {
+    return kAlong == Along::Keys ? m.partial : m.partial_queries;
+  }
+  FLASHATTN_DEVICE static List list_of(const BlockMaskParams& m, int b, int h, int across, Range within) {
+    if (!m.block_size) return List::of_range(within);
+    const int lists = kAlong == Along::Keys ? m.query_blocks : m.key_blocks;
+    return List::of_lists(full(m), partial(m), detail::grid_of(m, b, h) * lists + across / m.block_size, m.block_size);
+  }
+
   const BlockMaskParams& mask_;
-  Range seeing_;
-  detail::TileList<QueryTile> list_;
+  Range within_;
+  List list_;
   int taken_;
 };
+
+template <int Size>
+using KeyWalk = TileWalk<Along::Keys, Size>;
+template <int Size>
+using QueryWalk = TileWalk<Along::Queries, Size>;
 
 }  // namespace flashattn

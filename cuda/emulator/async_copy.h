@@ -9,7 +9,8 @@
 namespace emulator {
 
 struct AsyncCopy {
-  uint32_t to;  // shared address of 16 bytes
+  uint32_t to;  // shared address of `size` bytes
+  int size;     // 4, 8 or 16
   int bytes;    // of them from `from`, the rest zero
   const void* from;
   Site site;

@@ -31,7 +31,7 @@ void signal(int32_t* flag, int32_t value, Site);
 int32_t fetch_add(int32_t* counter, int32_t value, Site);
 void fence();
 
-void copy_async(uint32_t to, const void* from, int bytes, Site);
+void copy_async(uint32_t to, const void* from, int bytes, int size, Site);
 void commit_copies();
 void wait_copies(int pending);
 

@@ -45,11 +45,15 @@ FLASHATTN_DEVICE void fence() { emulator::fence(); }
 
 // Asynchronous copies -------------------------------------------------------------------------------------------------
 
-FLASHATTN_DEVICE void cp_async16(uint32_t to, const void* from, int bytes, Site site = Site::current()) {
-  emulator::copy_async(to, from, bytes, site);
+template <int Size>
+FLASHATTN_DEVICE void cp_async(uint32_t to, const void* from, int bytes, Site site = Site::current()) {
+  static_assert(Size == 4 || Size == 8 || Size == 16);
+  emulator::copy_async(to, from, bytes, Size, site);
 }
-FLASHATTN_DEVICE void cp_async16(uint32_t to, const void* from, Site site = Site::current()) {
-  emulator::copy_async(to, from, 16, site);
+template <int Size>
+FLASHATTN_DEVICE void cp_async(uint32_t to, const void* from, Site site = Site::current()) {
+  static_assert(Size == 16);
+  emulator::copy_async(to, from, Size, Size, site);
 }
 FLASHATTN_DEVICE void cp_async_commit() { emulator::commit_copies(); }
 template <int Pending>

@@ -186,20 +186,26 @@ void note_shared_write(const Thread& thread, uint32_t address, int bytes, const 
     visit_granules(memory, offset, bytes, [&](Cell& cell) { write_cell(cell, access, 0); });
 }
 
-void note_copy_issued(const Thread& thread, uint32_t address, Site site) {
-  if (machine.config.races)
-    write_line(shared_of(thread), address - kSharedBase, {thread, "cp_async16", site}, Stamp::kInFlight);
+void note_copy_issued(const Thread& thread, uint32_t address, int bytes, Site site) {
+  if (!machine.config.races) return;
+  SharedMemory& memory = shared_of(thread);
+  const uint32_t offset = address - kSharedBase;
+  const Access access{thread, "cp_async", site};
+  if (bytes == kLine)
+    write_line(memory, offset, access, Stamp::kInFlight);
+  else
+    visit_granules(memory, offset, bytes, [&](Cell& cell) { write_cell(cell, access, Stamp::kInFlight); });
 }
 
-void note_copy_landed(const Thread& thread, uint32_t address) {
+void note_copy_landed(const Thread& thread, uint32_t address, int bytes) {
   if (!machine.config.races) return;
   SharedMemory& memory = shared_of(thread);
   const uint32_t line = (address - kSharedBase) / kLine;
   const auto land = [&](Cell& cell) {
     if (cell.write.has(Stamp::kInFlight) && cell.write.thread() == thread.index) cell.write = Stamp::of(thread);
   };
-  if (memory.is_split[line])
-    visit_granules(memory, address - kSharedBase, kLine, land);
+  if (bytes != kLine || memory.is_split[line])
+    visit_granules(memory, address - kSharedBase, bytes, land);
   else
     land(memory.lines[line]);
 }

@@ -22,7 +22,7 @@ void note_shared_read(const Thread&, uint32_t address, int bytes, const char* wh
 void note_shared_write(const Thread&, uint32_t address, int bytes, const char* what, Site);
 
 /** An async copy of 16 bytes has been issued, or has been waited for. */
-void note_copy_issued(const Thread&, uint32_t address, Site);
-void note_copy_landed(const Thread&, uint32_t address);
+void note_copy_issued(const Thread&, uint32_t address, int bytes, Site);
+void note_copy_landed(const Thread&, uint32_t address, int bytes);
 
 }  // namespace emulator

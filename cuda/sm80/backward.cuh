@@ -17,6 +17,7 @@
 // A hidden pair has P = dS = 0, but 0 * NaN is NaN: rows that turn out NaN where something was hidden are computed
 // again, pair by pair (repair_backward.cuh).
 #pragma once
+#include "../carry.cuh"
 #include "../launch_error.h"
 #include "../range.cuh"
 #include "../scores.cuh"
@@ -64,7 +65,7 @@ class BackwardBlock {
   struct Visit {
     int h, taken;  // query tiles of this head so far
     int begin;     // first query of the tile; negative: the walk is over
-    int block;     // see Met
+    int block;     // see TileStep
   };
   /** Where a visit's first query and its gradient lie in global memory. */
   struct Sources {
@@ -189,10 +190,10 @@ class BackwardBlock {
     const Range keys = head.keys_at(first_key_, Tiles::kKeyTile);
     for (;;) {
       QueryWalk<Tiles::kQueryTile> walk(p_, head.band, b_, visit.h, keys, head.sequence.query_length, visit.taken);
-      const Met met = walk.take();
+      const TileStep step = walk.take();
       visit.taken = walk.taken();
-      visit.begin = met.begin;
-      visit.block = met.block;
+      visit.begin = step.begin;
+      visit.block = step.block;
       if (visit.begin >= 0 || (visit.h + 1) % (p_.heads / p_.kv_heads) == 0) return visit;
       visit = {visit.h + 1, 0, 0, 0};
     }
@@ -232,7 +233,7 @@ class BackwardBlock {
     Visit visit = visit_at(0);
     load(0, 0);
     put_row_stats(load_row(visit));
-    int slot = 0;
+    int slot = 0, tiles = 0;  // whose products are summed up in registers
     for (int number = 0; visit.begin >= 0; ++number) {
       locate();
       ptx::cp_async_wait<0>();
@@ -252,9 +253,49 @@ class BackwardBlock {
       add_d_query(visit_at(number));
       put_row_stats(row);
       slot = next_slot;
+      if constexpr (kCarries<Element>)
+        if (++tiles == kCarryRows / Tiles::kQueryTile) {
+          for_carried([&](const CarryRow& to, int column, float& sum) { to.carry(column, sum, 1.0f, !carried_); });
+          carried_ = true;
+          tiles = 0;
+        }
     }
     ptx::cp_async_wait<0>();
     ptx::sync_threads();
+    if constexpr (kCarries<Element>)
+      if (carried_)
+        for_carried([](const CarryRow& from, int column, float& sum) { from.bring_back(column, sum, 1.0f); });
+  }
+
+  /** f(row of d_key or d_value, column, sum) for all sums of this lane. */
+  template <class F>
+  FLASHATTN_DEVICE void for_carried(F f) {
+    locate();
+    const Sequence s = sequence();
+    const Rows d_key = Rows::of<Element>(p_.d_key, b_, s.key_begin, kv_head_, p_.head_dim);
+    const Rows d_value = Rows::of<Element>(p_.d_value, b_, s.key_begin, kv_head_, p_.value_dim);
+    const auto for_rows = [&](const Rows& rows, auto& sums) {
+#pragma unroll
+      for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+        for (int lower = 0; lower < 2; ++lower) {
+          const int row = first_key_ + warp_row_ + m * 16 + lower * 8 + lane_.group;
+          const CarryRow to(rows, row, s.key_length, column_of(0));
+#pragma unroll
+          for (int n = 0; n < Tiles::kDims / 8; ++n)
+#pragma unroll
+            for (int right = 0; right < 2; ++right)
+              f(to, column_of(n) - column_of(0) + right, sums.s[m][n][lower * 2 + right]);
+          ptx::sync_warp();  // one row after the other: all at once would not fit in registers
+        }
+    };
+    for_rows(d_key, d_key_);
+    for_rows(d_value, d_value_);
+  }
+
+  /** Of dK and dV: the dim of element 0 of accumulator n. */
+  FLASHATTN_DEVICE int column_of(int n) const {
+    return (n / 2 * kColumnWarps + warp_column_) * 16 + n % 2 * 8 + lane_.quad * 2;
   }
 
   /** Adds to dK and dV, and leaves dS in shared memory for all. */
@@ -545,9 +586,8 @@ class BackwardBlock {
       for (int n = 0; n < Tiles::kDims / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 4; e += 2)
-          store_pair(tile, warp_row_ + m * 16 + e / 2 * 8 + lane_.group,
-                     (n / 2 * kColumnWarps + warp_column_) * 16 + n % 2 * 8 + lane_.quad * 2,
-                     sums.s[m][n][e] * unit * factor, sums.s[m][n][e + 1] * unit * factor);
+          store_pair(tile, warp_row_ + m * 16 + e / 2 * 8 + lane_.group, column_of(n), sums.s[m][n][e] * unit * factor,
+                     sums.s[m][n][e + 1] * unit * factor);
   }
 
   const AttentionParams& p_;
@@ -555,6 +595,7 @@ class BackwardBlock {
   Lane lane_;
   int thread_, warp_;
   int warp_row_, warp_column_;  // first key row of the tile, and which part of the dims
+  bool carried_ = false;
   Scores<kRowTiles, Tiles::kDims / 8> d_key_, d_value_;
 };
 

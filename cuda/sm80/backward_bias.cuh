@@ -53,11 +53,11 @@ class BiasBlock {
     for (int i = queries.begin; i < queries.end; i += Tiles::kQueryTile) {
       block_.load_queries(head, i);
       for (int j = keys.begin; j < keys.end; j += Tiles::kKeyTile) {
-        const Meeting meeting = meeting_of(p_.block_mask, head.b, head.h, i, j);
+        const BlockCover block_cover = block_cover_of(p_.block_mask, head.b, head.h, i, j);
         const Range tile_queries = head.queries_at(i, Tiles::kQueryTile);
         const Range tile_keys = head.keys_at(j, Tiles::kKeyTile);
-        if (!meeting.visible || head.band.cover(tile_queries, tile_keys) == Cover::Empty) continue;
-        const auto d_score = block_.score_gradients(head, i, j, meeting.bits);
+        if (!block_cover.visible || head.band.cover(tile_queries, tile_keys) == Cover::Empty) continue;
+        const auto d_score = block_.score_gradients(head, i, j, block_cover.bits);
 #pragma unroll
         for (int n = 0; n < kColumnTiles; ++n)
 #pragma unroll

@@ -50,10 +50,10 @@ backward_relative_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
     block.load_queries(head, first);
     KeyWalk<Tiles::kKeyTile> walk(p, head.band, head.b, h, head.queries_at(first, Tiles::kQueryTile),
                                   head.sequence.key_length);
-    for (Met met = walk.take(); met.begin >= 0; met = walk.take()) {
-      const uint32_t* bits = bits_of(p.block_mask, met.block);
-      auto d_score = block.score_gradients(head, first, met.begin, bits);
-      for_each_score(d_score, block.positions(first, met.begin), [&](float value, int query, int key) {
+    for (TileStep step = walk.take(); step.begin >= 0; step = walk.take()) {
+      const uint32_t* bits = bits_of(p.block_mask, step.block);
+      auto d_score = block.score_gradients(head, first, step.begin, bits);
+      for_each_score(d_score, block.positions(first, step.begin), [&](float value, int query, int key) {
         const bool visible = is_visible(head, bits, query, key);
         detail::add_to_table(table, visible ? relative_bucket(p.relative, query, key) : -1, value, lane);
       });

@@ -7,6 +7,7 @@
 // A hidden pair has probability 0, but 0 * NaN is NaN: rows that turn out NaN where something was hidden are computed
 // again, pair by pair (repair_forward.cuh).
 #pragma once
+#include "../carry.cuh"
 #include "../launch_error.h"
 #include "../softmax.cuh"
 #include "../walk.cuh"
@@ -54,15 +55,15 @@ class ForwardBlock {
   }
 
   /** One group of copies, also where there is nothing left to copy: waiting counts groups. */
-  FLASHATTN_DEVICE void load(const Rows& from, int slot_number, Met met) {
+  FLASHATTN_DEVICE void load(const Rows& from, int slot_number, TileStep step) {
     // The thread's place is made anew for each tile: kept, it would take registers that accumulators need.
-    if (met.begin >= 0)
-      load_rows<Tiles::kThreads>(slot(slot_number), from, met.begin, head_.sequence.key_length,
+    if (step.begin >= 0)
+      load_rows<Tiles::kThreads>(slot(slot_number), from, step.begin, head_.sequence.key_length,
                                  ptx::opaque(ptx::thread()));
     ptx::cp_async_commit();
   }
-  FLASHATTN_DEVICE void load_keys(int slot_number, Met met) { load(keys_, slot_number, met); }
-  FLASHATTN_DEVICE void load_values(int slot_number, Met met) { load(values_, slot_number, met); }
+  FLASHATTN_DEVICE void load_keys(int slot_number, TileStep step) { load(keys_, slot_number, step); }
+  FLASHATTN_DEVICE void load_values(int slot_number, TileStep step) { load(values_, slot_number, step); }
 
   FLASHATTN_DEVICE void wait_for_oldest() const {
     ptx::cp_async_wait<Tiles::kSlots - 2>();
@@ -73,40 +74,73 @@ class ForwardBlock {
     out_.clear();
     const Range queries = head_.queries_at(first_query_, Tiles::kQueryTile);
     KeyWalk<Tiles::kKeyTile> walk(p_, head_.band, head_.b, head_.h, queries, head_.sequence.key_length);
-    Met met[kAhead + 1];
+    TileStep step[kAhead + 1];
     const Rows rows = Rows::of<Element>(p_.query, head_.b, head_.sequence.query_begin, head_.h, p_.head_dim);
     load_rows<Tiles::kThreads>(queries_, rows, first_query_, head_.sequence.query_length, ptx::thread());
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      met[i] = walk.take();
-      load_keys(2 * i, met[i]);
-      if (i + 1 < kAhead) load_values(2 * i + 1, met[i]);
+      step[i] = walk.take();
+      load_keys(2 * i, step[i]);
+      if (i + 1 < kAhead) load_values(2 * i + 1, step[i]);
     }
-    for (int turn = 0; met[0].begin >= 0; turn = turn + 1 == kAhead ? 0 : turn + 1) {
+    int tiles = 0;  // whose values are summed up in registers
+    for (int turn = 0; step[0].begin >= 0; turn = turn + 1 == kAhead ? 0 : turn + 1) {
       wait_for_oldest();  // the keys have landed, and nobody reads the slot that the next values go to
-      load_values(2 * (turn == 0 ? kAhead - 1 : turn - 1) + 1, met[kAhead - 1]);
+      load_values(2 * (turn == 0 ? kAhead - 1 : turn - 1) + 1, step[kAhead - 1]);
       Scores<kRowTiles, Tiles::kKeyTile / 8> scores;
       if constexpr (kClearsAhead) scores.clear();
-      const Range keys = head_.keys_at(met[0].begin, Tiles::kKeyTile);
-      const Cover cover = cover_of(met[0], keys);
-      if (cover != Cover::Empty) score(slot(2 * turn), met[0], cover, scores);
+      const Range keys = head_.keys_at(step[0].begin, Tiles::kKeyTile);
+      const Cover cover = cover_of(step[0], keys);
+      if (cover != Cover::Empty) score(slot(2 * turn), step[0], cover, scores);
 
       wait_for_oldest();  // the values have landed, and nobody reads the keys' slot
-      met[kAhead] = walk.take();
-      load_keys(2 * turn, met[kAhead]);
-      if (cover != Cover::Empty) add_values(slot(2 * turn + 1), met[0].begin, scores);
+      step[kAhead] = walk.take();
+      load_keys(2 * turn, step[kAhead]);
+      if (cover != Cover::Empty) add_values(slot(2 * turn + 1), step[0].begin, scores);
+      if constexpr (kCarries<Element>)
+        if (++tiles == kCarryRows / Tiles::kKeyTile) {
+          for_carried([&](const CarryRow& to, int column, float& sum, float factor) {
+            to.carry(column, sum, factor, !carried_);
+          });
+          state_.start_carry();
+          carried_ = true;
+          tiles = 0;
+        }
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) met[i] = met[i + 1];
+      for (int i = 0; i < kAhead; ++i) step[i] = step[i + 1];
     }
     ptx::cp_async_wait<0>();
     ptx::sync_threads();
+    if constexpr (kCarries<Element>)
+      if (carried_)
+        for_carried(
+            [](const CarryRow& from, int column, float& sum, float factor) { from.bring_back(column, sum, factor); });
+  }
+
+  /** f(row of out, column, sum, factor of what was carried) for all sums of this lane. */
+  template <class F>
+  FLASHATTN_DEVICE void for_carried(F f) {
+    const Rows out = Rows::of<Element>(p_.out, head_.b, head_.sequence.query_begin, head_.h, p_.value_dim);
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int lower = 0; lower < 2; ++lower) {
+        const int row = first_query_ + warp_row_ + m * 16 + lower * 8 + lane_.group;
+        const CarryRow to(out, row, head_.sequence.query_length, lane_.quad * 2);
+#pragma unroll
+        for (int d = 0; d < HeadDim / 8; ++d)
+#pragma unroll
+          for (int right = 0; right < 2; ++right)
+            f(to, d * 8 + right, out_.s[m][d][lower * 2 + right], state_.carried[m][lower]);
+        ptx::sync_warp();  // one row after the other: all at once would not fit in registers
+      }
   }
 
   /** How this warp's queries meet a key tile. */
-  FLASHATTN_DEVICE Cover cover_of(Met met, Range keys) const {
+  FLASHATTN_DEVICE Cover cover_of(TileStep step, Range keys) const {
     const int first = first_query_ + warp_row_;
     const Cover cover = head_.band.cover({first, first + Tiles::kShape.warp_rows}, keys);
-    const bool whole = met.block < 0 && met.begin + Tiles::kKeyTile <= head_.sequence.key_length;
+    const bool whole = step.block < 0 && step.begin + Tiles::kKeyTile <= head_.sequence.key_length;
     return cover == Cover::Full && !whole ? Cover::Partial : cover;
   }
 
@@ -123,7 +157,7 @@ class ForwardBlock {
   }
 
   template <class ScoreTile>
-  FLASHATTN_DEVICE void score(KeyTile tile, Met met, Cover cover, ScoreTile& scores) {
+  FLASHATTN_DEVICE void score(KeyTile tile, TileStep step, Cover cover, ScoreTile& scores) {
     if constexpr (!kClearsAhead) scores.clear();
     const RowsAsA<QueryTile> query(queries_, warp_row_, lane_);
     const RowsAsB<KeyTile> key(tile, 0, lane_again());
@@ -140,11 +174,11 @@ class ForwardBlock {
       }
     }
     if constexpr (kExtras) {
-      finish_scores(head_, positions(met.begin), scores);
+      finish_scores(head_, positions(step.begin), scores);
       hid_ = hid_ || p_.bias.data;
     }
     if (cover == Cover::Partial) {
-      hide_scores(head_, bits_of(p_.block_mask, met.block), positions(met.begin), scores);
+      hide_scores(head_, bits_of(p_.block_mask, step.block), positions(step.begin), scores);
       hid_ = true;
     }
   }
@@ -210,9 +244,9 @@ class ForwardBlock {
   int first_query_, warp_row_;
   Rows keys_, values_;
   QueryTile queries_;
-  SoftmaxState<kRowTiles> state_;
+  SoftmaxState<kRowTiles, kCarries<Element>> state_;
   Scores<kRowTiles, HeadDim / 8> out_;
-  bool hid_ = false;
+  bool hid_ = false, carried_ = false;
 };
 
 template <class Element, int HeadDim, Variant Kind>

@@ -82,9 +82,9 @@ FLASHATTN_CALLED void repair_d_keys(const AttentionParams& p, int b, int kv_head
       head.h = h;
       const detail::HeadRows at = detail::HeadRows::of<Element>(head);
       QueryWalk<kTile> walk(p, head.band, b, h, {j, j + 1}, s.query_length);
-      for (Met met = walk.take(); met.begin >= 0 && !done; met = walk.take()) {
-        const uint32_t* bits = bits_of(p.block_mask, met.block);
-        for (int i = met.begin; i < met.begin + kTile; ++i) {
+      for (TileStep step = walk.take(); step.begin >= 0 && !done; step = walk.take()) {
+        const uint32_t* bits = bits_of(p.block_mask, step.block);
+        for (int i = step.begin; i < step.begin + kTile; ++i) {
           if (!is_visible(head, bits, i, j)) continue;
           const LaneDims query = LaneDims::load<Element>(at.query, i, lane);
           const LaneDims d_out = LaneDims::load<Element>(at.d_out, i, lane);
@@ -115,9 +115,9 @@ FLASHATTN_CALLED void repair_d_query(const AttentionParams& p, int b, int h, int
   d_query.clear();
   bool done = false;
   KeyWalk<kTile> walk(p, head.band, b, h, {query, query + 1}, head.sequence.key_length);
-  for (Met met = walk.take(); met.begin >= 0 && !done; met = walk.take()) {
-    const uint32_t* bits = bits_of(p.block_mask, met.block);
-    for (int j = met.begin; j < met.begin + kTile; ++j) {
+  for (TileStep step = walk.take(); step.begin >= 0 && !done; step = walk.take()) {
+    const uint32_t* bits = bits_of(p.block_mask, step.block);
+    for (int j = step.begin; j < step.begin + kTile; ++j) {
       if (!is_visible(head, bits, query, j)) continue;
       const LaneDims key = LaneDims::load<Element>(rows.key, j, lane);
       const detail::PairGradient pair =

@@ -72,9 +72,9 @@ FLASHATTN_CALLED void repair_forward(const AttentionParams& p, int b, int h, int
     out.clear();
     float sum = 0.0f, lost = 0.0f;  // 1, but for the rounding of lse
     KeyWalk<kTile> walk(p, head.band, b, h, {i, i + 1}, head.sequence.key_length);
-    for (Met met = walk.take(); met.begin >= 0; met = walk.take()) {
-      const uint32_t* bits = bits_of(p.block_mask, met.block);
-      for (int j = met.begin; j < met.begin + kTile; ++j) {
+    for (TileStep step = walk.take(); step.begin >= 0; step = walk.take()) {
+      const uint32_t* bits = bits_of(p.block_mask, step.block);
+      for (int j = step.begin; j < step.begin + kTile; ++j) {
         if (!is_visible(head, bits, i, j)) continue;
         const float score = finish_score(head, query.dot(LaneDims::load<Element>(keys, j, lane)), i, j).score;
         if (score == -kInfinity) continue;

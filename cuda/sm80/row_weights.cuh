@@ -34,8 +34,8 @@ row_weights_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   KeyWalk<Tiles::kKeyTile> walk(p, head.band, head.b, head.h, head.queries_at(first, Tiles::kQueryTile),
                                 head.sequence.key_length);
   float sums[2] = {}, lost[2] = {};
-  for (Met met = walk.take(); met.begin >= 0; met = walk.take()) {
-    const auto score = block.score(head, first, met.begin, bits_of(p.block_mask, met.block));
+  for (TileStep step = walk.take(); step.begin >= 0; step = walk.take()) {
+    const auto score = block.score(head, first, step.begin, bits_of(p.block_mask, step.block));
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {
       float tile = 0.0f;

@@ -63,14 +63,20 @@ inline int decode_heads(const AttentionShape& p, const DecodeColumns& columns, i
  * kv heads of an item: as many as fill a vector, and where heads lie side by side in memory as many as it was asked to
  * have. No bit of the result depends on it.
  */
+inline int decode_heads(const DecodeColumns& columns, int kv_heads, int wanted) {
+  return min(max(min(wanted, kQueryTile / columns.count()), divide_up(kLanes, columns.count())), kv_heads);
+}
 inline int decode_heads(const AttentionParams& p) {
-  const int columns = decode_columns(p).count();
-  const int wanted = p.key.head < p.key.seq ? min(p.tiles_per_item, kQueryTile / columns) : 1;
-  return min(max(wanted, divide_up(kLanes, columns)), p.kv_heads);
+  return decode_heads(decode_columns(p), p.kv_heads, p.key.head < p.key.seq ? p.tiles_per_item : 1);
 }
 
 inline int decode_items(const AttentionParams& p) {
   return p.batch * decode_splits(p.key_length) * divide_up(p.kv_heads, decode_heads(p));
+}
+/** The same of a problem whose heads lie side by side. */
+inline int64_t decode_items(const AttentionShape& p, const DecodeColumns& columns, int wanted) {
+  const int heads = decode_heads(columns, p.kv_heads, wanted);
+  return int64_t{p.batch} * decode_splits(p.key_length) * divide_up(p.kv_heads, heads);
 }
 
 inline int finish_decode_items(const AttentionParams& p) { return p.decode_states ? p.batch * p.heads : 0; }

@@ -26,7 +26,10 @@ inline AttentionPartition partition(const AttentionShape& p, int threads) {
   const DecodeColumns columns(p.heads / p.kv_heads, p.query_length, p.heads_differ);
   result.decode_states =
       p.lse_rows * decode_floats(columns, p.query_length, p.key_length, p.value_dim, p.block_size != 0);
-  if (result.decode_states) result.tiles_per_item = decode_heads(p, columns, threads);
+  if (result.decode_states) {
+    result.tiles_per_item = decode_heads(p, columns, threads);
+    result.items = decode_items(p, columns, result.tiles_per_item);
+  }
   result.row_terms = kRowTerms * p.lse_rows;
   result.d_query_sum = static_cast<int64_t>(result.key_splits) * d_query_planes(p.key_length, result.key_splits) *
                        p.lse_rows * round_up(p.head_dim, kLanes);

@@ -68,7 +68,7 @@ struct AttentionParams {
   int32_t top_left;                   // 1: the diagonal starts at the first key, 0: it ends at the last
   int32_t offset;                     // how many keys further right it lies
   int32_t deterministic;              // backward adds to d_query_sum in a fixed order
-  int32_t tiles_per_item;             // query tiles that share each loaded key tile, on processors
+  int32_t tiles_per_item;             // on processors: query tiles that share each loaded key tile; decoding, kv heads
   int32_t reserved;
 
   // Where few queries meet many keys on processors (native/cpu/decode.h); null otherwise.

@@ -2,10 +2,14 @@
 import type { CaseDType, Instance } from '../cases/case.js';
 import { type RunOptions, runLibrary } from '../cases/library.js';
 import type { Problem } from '../oracle/problem.js';
+import { uniform } from '../oracle/random.js';
+import { solve } from '../oracle/sensitivity.js';
 import { type Check, ensure, type Settings } from './check.js';
 import { DTYPES } from './grid.js';
 
 const KEYS = 131_072;
+/** Of the checks whose references go through all pairs. */
+const ALL_PAIRS = 20_000;
 /** Of results in float32: what the rounding of one lse leaves of a probability. */
 const EXACT = 2e-6;
 
@@ -68,7 +72,7 @@ const unevenKeys = (settings: Settings, dtype: CaseDType): Check => ({
     const p = problem(KEYS, -0.375, () => 1);
     p.key[0] = 0;
     const { out, lse } = run(settings, ofAll(p, 1), { device, dtype, forwardOnly: true });
-    ensureEach('out', out, 1, dtype === 'bfloat16' ? 2 ** -8 : dtype === 'float16' ? 2 ** -10 : 1e-4);
+    ensureEach('out', out, 1, dtype === 'bfloat16' ? 2 ** -8 : dtype === 'float16' ? 2 ** -10 : 5e-6);
     ensureEach('lse', lse, Math.log(1 + (KEYS - 1) * Math.exp(-0.375)), 1e-6);
   },
 });
@@ -105,9 +109,52 @@ const sumsOfGradients = (settings: Settings, dtype: CaseDType, keys: number): Ch
   },
 });
 
-export const sumChecks = (settings: Settings): Check[] =>
-  DTYPES.flatMap((dtype) => [
+/** Positive numbers of every size: what is lost of a sum of them is lost on one side. Against float64. */
+const positiveValues = (settings: Settings): Check => ({
+  name: `sums of positive numbers over ${ALL_PAIRS} keys and queries, float32`,
+  run(device) {
+    for (const [queries, keys] of [
+      [2, ALL_PAIRS],
+      [ALL_PAIRS, 2],
+    ] as const) {
+      const next = uniform(keys);
+      const draw = (count: number) => Float64Array.from({ length: count }, () => Math.fround(0.5 + next()));
+      const p: Problem = {
+        ...problem(keys, 0, () => 1, queries),
+        query: draw(queries),
+        key: draw(keys),
+        value: draw(keys),
+      };
+      const instance: Instance = { problem: p, dOut: draw(queries) };
+      const found = run(settings, instance, { device, dtype: 'float32' });
+      const exact = solve(p, instance.dOut);
+      for (const name of ['out', 'dValue'] as const) {
+        const error = relativeError(found[name] as Float64Array, exact[name] as Float64Array);
+        ensure(error <= SUMMED, `${name} is off by ${error} of its norm with ${queries} queries, ${keys} keys`);
+      }
+    }
+  },
+});
+
+/** Sums in float32 that are rounded some hundred times. */
+const SUMMED = 1e-6;
+
+/** ||found - exact|| / ||exact|| */
+function relativeError(found: Float64Array, exact: Float64Array): number {
+  let difference = 0;
+  let size = 0;
+  for (const [i, x] of exact.entries()) {
+    difference += ((found[i] as number) - x) ** 2;
+    size += x ** 2;
+  }
+  return Math.sqrt(difference / size);
+}
+
+export const sumChecks = (settings: Settings): Check[] => [
+  ...DTYPES.flatMap((dtype) => [
     equalKeys(settings, dtype),
     unevenKeys(settings, dtype),
     sumsOfGradients(settings, dtype, settings.emulator ? KEYS / 4 : KEYS),
-  ]);
+  ]),
+  positiveValues(settings),
+];

@@ -64,17 +64,17 @@ void add_memory_cases_of(Cases& cases, const char* type) {
 }
 
 inline constexpr int kCopyBytes = 16, kCopyWords = 4;
-inline constexpr int kCopySizes = kCopyBytes + 1;  // 0 to 16 bytes
 
-/** Thread t copies t bytes over words that are all set. */
+/** Thread t copies t of Size bytes over words that are all set. */
+template <int Size>
 struct CopyBody {
   static constexpr int kThreads = 32;
   static FLASHATTN_DEVICE void run(const Arrays& arrays) {
     const int thread = ptx::thread();
-    if (thread >= kCopySizes) return;
+    if (thread > Size) return;
     const uint32_t to = ptx::shared_base() + thread * kCopyBytes;
     for (int i = 0; i < kCopyWords; ++i) ptx::store_shared(to + i * 4, 0xffffffffu);
-    ptx::cp_async16(to, arrays.in + thread * kCopyWords, thread);
+    ptx::cp_async<Size>(to, arrays.in + thread * kCopyWords, thread);
     ptx::cp_async_commit();
     ptx::cp_async_wait<0>();
     for (int i = 0; i < kCopyWords; ++i)
@@ -82,10 +82,13 @@ struct CopyBody {
   }
 };
 
-inline Words copied(const Words& words) {
-  Words result(words.size(), 0);
-  for (int bytes = 0; bytes < kCopySizes; ++bytes)
+template <int Size>
+Words copied(const Words& words) {
+  Words result(words.size(), 0xffffffffu);
+  for (int bytes = 0; bytes <= Size; ++bytes) {
+    std::memset(&result[bytes * kCopyWords], 0, Size);
     std::memcpy(&result[bytes * kCopyWords], &words[bytes * kCopyWords], bytes);
+  }
   return result;
 }
 
@@ -95,8 +98,8 @@ struct GroupsBody {
   static FLASHATTN_DEVICE void run(const Arrays& arrays) {
     const int thread = ptx::thread();
     for (int group = 0; group < kGroups; ++group) {
-      ptx::cp_async16(ptx::shared_base() + group * kGroupBytes + thread * kCopyBytes,
-                      arrays.in + (group * kThreads + thread) * kCopyWords, kCopyBytes);
+      ptx::cp_async<16>(ptx::shared_base() + group * kGroupBytes + thread * kCopyBytes,
+                        arrays.in + (group * kThreads + thread) * kCopyWords);
       ptx::cp_async_commit();
     }
     ptx::cp_async_wait<2>();
@@ -117,15 +120,22 @@ struct GroupsBody {
   }
 };
 
+template <int Size>
+Case copy_case(const char* aspect) {
+  const Words words = counted((Size + 1) * kCopyWords);
+  return body_case<CopyBody<Size>>("cp_async", aspect, kSameBits, words, copied<Size>(words),
+                                   {dim3(1), (Size + 1) * kCopyBytes});
+}
+
 inline void add_memory_cases(Cases& cases) {
   add_memory_cases_of<uint16_t>(cases, "2 bytes");
   add_memory_cases_of<uint32_t>(cases, "4 bytes");
   add_memory_cases_of<uint2>(cases, "8 bytes");
   add_memory_cases_of<uint4>(cases, "16 bytes");
-  const Words few = counted(kCopySizes * kCopyWords);
   const Words many = counted(GroupsBody::kGroups * GroupsBody::kThreads * kCopyWords);
-  cases.push_back(body_case<CopyBody>("cp_async16", "0 to 16 bytes", kSameBits, few, copied(few),
-                                      {dim3(1), kCopySizes * kCopyBytes}));
+  cases.push_back(copy_case<4>("0 to 4 bytes"));
+  cases.push_back(copy_case<8>("0 to 8 bytes"));
+  cases.push_back(copy_case<16>("0 to 16 bytes"));
   for (const char* function : {"cp_async_commit", "cp_async_wait"})
     cases.push_back(body_case<GroupsBody>(function, "three groups", kSameBits, many, many,
                                           {dim3(1), GroupsBody::kGroups * GroupsBody::kGroupBytes}));

@@ -69,7 +69,7 @@ void check_exchanges() {
 /** A copy reads its source until it has been waited for. out [kThreads * 4] */
 FLASHATTN_KERNEL(kThreads) source_overwritten(const Memory m) {
   const int t = ptx::thread();
-  ptx::cp_async16(slot(t), m.in + 4 * t, 12);
+  ptx::cp_async<16>(slot(t), m.in + 4 * t, 12);
   ptx::cp_async_commit();
   ptx::store_global(m.in + 4 * t, -1.0f);
   ptx::cp_async_wait<0>();
@@ -179,7 +179,7 @@ FLASHATTN_KERNEL(kThreads) counted(const Memory m) {
   const uint32_t a[4] = {};
   uint32_t r[4];
   float c[4] = {};
-  ptx::cp_async16(slot(ptx::thread()), m.in + 4 * ptx::thread(), 16);
+  ptx::cp_async<16>(slot(ptx::thread()), m.in + 4 * ptx::thread(), 16);
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
   ptx::sync_threads();

@@ -48,10 +48,10 @@ FLASHATTN_KERNEL(kThreads) copy_beyond(const Memory m) {
   const uint32_t to = ptx::shared_base();
   const float* end = m.data + kThreads * kBlocks;
   if (ptx::thread() != 0) return;
-  ptx::cp_async16(to, end, 0);
-  ptx::cp_async16(to + 16, end - 4, 16);
-  ptx::cp_async16(to + 32, end, 4);      // reported: global-out-of-bounds in copy_beyond
-  ptx::cp_async16(to + 48, end - 2, 8);  // reported: global-misaligned in copy_beyond
+  ptx::cp_async<16>(to, end, 0);
+  ptx::cp_async<16>(to + 16, end - 4, 16);
+  ptx::cp_async<16>(to + 32, end, 4);      // reported: global-out-of-bounds in copy_beyond
+  ptx::cp_async<16>(to + 48, end - 2, 8);  // reported: global-misaligned in copy_beyond
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
 }

@@ -43,7 +43,7 @@ FLASHATTN_KERNEL(kThreads) warp_barrier(const Memory) {
 
 FLASHATTN_KERNEL(kThreads) waited_copies(const Memory m) {
   const int t = ptx::thread();
-  ptx::cp_async16(slot(t), source(m), 8);
+  ptx::cp_async<16>(slot(t), source(m), 8);
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
   keep(m, ptx::load_shared<float>(slot(t)));
@@ -65,9 +65,9 @@ FLASHATTN_KERNEL(kThreads) two_groups(const Memory m) {
   const int t = ptx::thread();
   const uint32_t other = slot((t + 32) % kThreads);
   if (t >= 32) return;
-  ptx::cp_async16(slot(t), source(m), 16);
+  ptx::cp_async<16>(slot(t), source(m), 16);
   ptx::cp_async_commit();
-  ptx::cp_async16(other, source(m), 16);
+  ptx::cp_async<16>(other, source(m), 16);
   ptx::cp_async_commit();
   ptx::cp_async_wait<1>();
   ptx::load_shared<float>(slot(t));
@@ -135,7 +135,7 @@ FLASHATTN_KERNEL(kThreads) matrix_without_barrier(const Memory) {
 
 FLASHATTN_KERNEL(kThreads) copy_without_wait(const Memory m) {
   const int t = ptx::thread();
-  ptx::cp_async16(slot(t), source(m), 16);
+  ptx::cp_async<16>(slot(t), source(m), 16);
   ptx::cp_async_commit();
   ptx::sync_threads();
   keep(m, ptx::load_shared<float>(slot(t)));  // reported: read-of-copy-in-flight in copy_without_wait
@@ -144,7 +144,7 @@ FLASHATTN_KERNEL(kThreads) copy_without_wait(const Memory m) {
 
 FLASHATTN_KERNEL(kThreads) copy_without_commit(const Memory m) {
   const int t = ptx::thread();
-  ptx::cp_async16(slot(t), source(m), 16);  // reported: exit-with-copies-in-flight in copy_without_commit
+  ptx::cp_async<16>(slot(t), source(m), 16);  // reported: exit-with-copies-in-flight in copy_without_commit
   ptx::cp_async_wait<0>();
   keep(m, ptx::load_shared<float>(slot(t)));  // reported: read-of-copy-in-flight in copy_without_commit
 }
@@ -154,7 +154,7 @@ FLASHATTN_KERNEL(kThreads) copy_without_barrier(const Memory m) {
   const int t = ptx::thread();
   ptx::store_shared(slot(t), uint4{});
   ptx::sync_threads();
-  ptx::cp_async16(slot(t), source(m), 16);  // reported: race in copy_without_barrier
+  ptx::cp_async<16>(slot(t), source(m), 16);  // reported: race in copy_without_barrier
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
   keep(m, ptx::load_shared<float>(slot(t ^ 63)));  // reported: race in copy_without_barrier
@@ -162,7 +162,7 @@ FLASHATTN_KERNEL(kThreads) copy_without_barrier(const Memory m) {
 
 FLASHATTN_KERNEL(kThreads) store_over_copy(const Memory m) {
   const int t = ptx::thread();
-  ptx::cp_async16(slot(t), source(m), 16);
+  ptx::cp_async<16>(slot(t), source(m), 16);
   ptx::cp_async_commit();
   ptx::store_shared(slot(t), 1.0f);  // reported: write-over-copy-in-flight in store_over_copy
   ptx::cp_async_wait<0>();
@@ -172,14 +172,14 @@ FLASHATTN_KERNEL(kThreads) copy_over_reads(const Memory m) {
   const int t = ptx::thread();
   ptx::store_shared(slot(t), uint4{});
   ptx::sync_threads();
-  ptx::load_shared<uint4>(slot(t ^ 63));    // reported: race in copy_over_reads
-  ptx::cp_async16(slot(t), source(m), 16);  // reported: race in copy_over_reads
+  ptx::load_shared<uint4>(slot(t ^ 63));      // reported: race in copy_over_reads
+  ptx::cp_async<16>(slot(t), source(m), 16);  // reported: race in copy_over_reads
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
 }
 
 FLASHATTN_KERNEL(kThreads) copy_never_waited(const Memory m) {
-  ptx::cp_async16(slot(ptx::thread()), source(m), 16);  // reported: exit-with-copies-in-flight in copy_never_waited
+  ptx::cp_async<16>(slot(ptx::thread()), source(m), 16);  // reported: exit-with-copies-in-flight in copy_never_waited
   ptx::cp_async_commit();
 }
 
@@ -193,15 +193,15 @@ FLASHATTN_KERNEL(kThreads) beyond_the_end(const Memory m) {
   ptx::store_shared(slot(ptx::thread() + 1), 1.0f);    // reported: shared-out-of-bounds in beyond_the_end
   if (ptx::thread() == 0) ptx::load_shared<float>(0);  // reported: shared-out-of-bounds in beyond_the_end
   uint32_t r[4];
-  ptx::ldmatrix_x4(r, slot(kThreads));             // reported: shared-out-of-bounds in beyond_the_end
-  ptx::cp_async16(slot(kThreads), source(m), 16);  // reported: shared-out-of-bounds in beyond_the_end
+  ptx::ldmatrix_x4(r, slot(kThreads));               // reported: shared-out-of-bounds in beyond_the_end
+  ptx::cp_async<16>(slot(kThreads), source(m), 16);  // reported: shared-out-of-bounds in beyond_the_end
 }
 
 FLASHATTN_KERNEL(kThreads) misaligned(const Memory m) {
   const uint32_t odd = slot(ptx::thread()) + 4;
-  ptx::store_shared(odd, uint2{});                              // reported: shared-misaligned in misaligned
-  if (ptx::thread() < 63) ptx::cp_async16(odd, source(m), 16);  // reported: shared-misaligned in misaligned
-  ptx::store_shared(odd - 3, uint16_t{});                       // reported: shared-misaligned in misaligned
+  ptx::store_shared(odd, uint2{});                                // reported: shared-misaligned in misaligned
+  if (ptx::thread() < 63) ptx::cp_async<16>(odd, source(m), 16);  // reported: shared-misaligned in misaligned
+  ptx::store_shared(odd - 3, uint16_t{});                         // reported: shared-misaligned in misaligned
 }
 
 }  // namespace
