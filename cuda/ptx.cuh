@@ -1,4 +1,4 @@
-// The only file with inline PTX, __shared__ and <<<>>>: one wrapper per instruction. Under g++ the same names come from
+// The only file with inline PTX, __shared__ and launches: one wrapper per instruction. Under g++ the same names come from
 // emulator/device.h, so that every kernel also runs on the CPU with its races and bounds checked.
 //
 // Shared memory is addressed by 32-bit offsets (`shared_base() + ...`), never by pointer; global memory goes through
@@ -13,6 +13,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#include <mutex>
+#include <set>
+#include <utility>
 
 #define FLASHATTN_DEVICE __device__ __forceinline__
 #define FLASHATTN_CALLED inline __device__ __noinline__
@@ -225,18 +229,34 @@ FLASHATTN_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(0xffffff
 
 // Launching -----------------------------------------------------------------------------------------------------------
 
+/** Lets a kernel have more shared memory than the 48 KB that need no asking; once on each device. */
+inline cudaError_t allow_shared_bytes(const void* kernel, int bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  static std::mutex mutex;
+  static auto& allowed = *new std::set<std::pair<const void*, int> >;  // other threads may outlive main
+  int device = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  const std::scoped_lock lock(mutex);
+  if (allowed.count({kernel, device})) return cudaSuccess;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) allowed.insert({kernel, device});
+  return error;
+}
+
 /** Queues `kernel`; `name` is for the emulator's reports. */
 template <class Params>
 cudaError_t launch(void (*kernel)(Params), const char* /*name*/, dim3 grid, int threads, int shared_bytes,
                    cudaStream_t stream, const Params& params) {
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
-  // clang-format off
-  kernel<<<grid, threads, shared_bytes, stream>>>(params);
-  // clang-format on
-  return cudaGetLastError();
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (const cudaError_t error = allow_shared_bytes(function, shared_bytes)) return error;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  void* arguments[] = {const_cast<Params*>(&params)};
+  // Its own return code: the last error may be another's.
+  return cudaLaunchKernelExC(&config, function, arguments);
 }
 
 }  // namespace ptx

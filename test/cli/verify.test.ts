@@ -36,6 +36,18 @@ describe('verify', () => {
     expect(report).toMatchObject({ device: { device: 'wasm' }, failed: 0, groups: [{ name: 'golden', failures: [] }] });
   });
 
+  it('goes on from a check, and names each before it runs', async () => {
+    expect(await run('--group', 'nothing', '--verbose')).toBe(0);
+    const names = printed.filter((line) => line.startsWith('nothing: '));
+    const all = names.length;
+    expect(all).toBeGreaterThan(3);
+    printed.splice(0);
+    expect(await run('--group', 'nothing', '--verbose', '--from', '2')).toBe(0);
+    expect(printed.filter((line) => line.startsWith('nothing: '))).toEqual(names.slice(2));
+    expect(printed.at(-1)).toMatch(new RegExp(`^${all - 2} passed, 0 failed`));
+    expect(await run('--group', 'nothing', '--from', '-1')).toBe(2);
+  });
+
   it('runs one case alone', async () => {
     const c = { seed: 1, layout: 'bshd', queryLength: 3, keyLength: 4, headDim: 5, dtype: 'float16' };
     expect(await run('--case', JSON.stringify(c))).toBe(0);
