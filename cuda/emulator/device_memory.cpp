@@ -9,8 +9,10 @@
 
 #include "emulator.h"
 #include "launch_lock.h"
+#include "machine.h"
 #include "properties.h"
 #include "report.h"
+#include "runtime/contexts.h"
 
 namespace emulator {
 
@@ -95,7 +97,7 @@ void DeviceMemory::set_units(size_t offset, size_t bytes, uint32_t number) {
   for (size_t unit = offset / kUnit; unit * kUnit < offset + bytes; ++unit) units_[unit] = number;
 }
 
-void* DeviceMemory::allocate(size_t bytes, const char* name) {
+void* DeviceMemory::allocate(size_t bytes, const char* name, int device) {
   if (bytes == 0 || bytes > capacity_ - used_) return nullptr;
   const size_t range = round_up(bytes, kUnit) + kGap;
   size_t offset;
@@ -105,7 +107,7 @@ void* DeviceMemory::allocate(size_t bytes, const char* name) {
   }
   const uint32_t number = new_number();
   uint8_t* begin = base_ + offset;
-  records_[number] = std::make_unique<Allocation>(Allocation{begin, begin + bytes, name});
+  records_[number] = std::make_unique<Allocation>(Allocation{begin, begin + bytes, name, device});
   set_units(offset, bytes, number);
   std::memset(begin, kPoison, bytes);
   used_ += bytes;
@@ -180,6 +182,13 @@ Allocation* check_global(const void* p, size_t bytes, size_t alignment, const ch
     report(site, "use-after-free", [=] { return std::string(what) + " of " + describe_address(p); });
     return nullptr;
   }
+  if (allocation->device != machine.device) {
+    report(site, "other-device", [=] {
+      return std::string(what) + " of " + describe_address(p) + ", memory of device " +
+             std::to_string(allocation->device) + ", on device " + std::to_string(machine.device);
+    });
+    return nullptr;
+  }
   if (reinterpret_cast<uintptr_t>(p) % alignment != 0) {
     report(site, "global-misaligned", [=] {
       return std::string(what) + " of " + describe_address(p) + " is not aligned to " + std::to_string(alignment) +
@@ -192,9 +201,11 @@ Allocation* check_global(const void* p, size_t bytes, size_t alignment, const ch
 
 std::string describe_address(const void* p) { return device_memory().describe(p); }
 
-void* allocate(size_t bytes, const char* name) {
+void* allocate(size_t bytes, const char* name) { return allocate_on(current_device(), bytes, name); }
+
+void* allocate_on(int device, size_t bytes, const char* name) {
   const LaunchLock lock;
-  return device_memory().allocate(bytes, name);
+  return device_memory().allocate(bytes, name, device);
 }
 
 bool release(void* data) {
@@ -202,10 +213,12 @@ bool release(void* data) {
   return device_memory().release(data);
 }
 
-bool is_device_memory(const void* data, size_t bytes) {
+bool is_device_memory(const void* data, size_t bytes) { return device_of_memory(data, bytes) >= 0; }
+
+int device_of_memory(const void* data, size_t bytes) {
   const LaunchLock lock;
   const Allocation* allocation = device_memory().find(data, bytes);
-  return allocation && allocation->live;
+  return allocation && allocation->live ? allocation->device : -1;
 }
 
 }  // namespace emulator

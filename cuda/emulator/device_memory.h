@@ -23,6 +23,7 @@ struct Allocation {
   uint8_t* begin;
   uint8_t* end;
   std::string name;
+  int device;
   bool live = true;
   uint64_t stored = 0;  // clock of the last store
 };
@@ -35,7 +36,7 @@ class DeviceMemory {
 
   explicit DeviceMemory(size_t capacity);
 
-  void* allocate(size_t bytes, const char* name);
+  void* allocate(size_t bytes, const char* name, int device);
   bool release(void* data);
 
   bool contains(const void* p) const { return offset_of(p) < range_; }

@@ -31,6 +31,9 @@ Config& config();
 std::vector<std::string> reports();
 void clear_reports();
 
+/** The next launch ends with an error of CUDA, which the next call that waits on its stream returns. */
+void fail_next_launch(int error);
+
 struct Statistics {
   uint64_t launches, blocks, switches, barriers, collectives, mma, ldmatrix, copies;
   uint64_t bank_conflicts;  // passes over shared memory beyond the first, per warp access
@@ -48,10 +51,13 @@ void clear_statistics();
 
 /** Device memory, 256-byte aligned and filled with 0xff; null where the device has none left. */
 void* allocate(size_t bytes, const char* name = "");
+void* allocate_on(int device, size_t bytes, const char* name = "");
 /** False where `data` is not the start of a live allocation. */
 bool release(void* data);
 /** Whether [data, data + bytes) lies in one live allocation. */
 bool is_device_memory(const void* data, size_t bytes);
+/** -1: it is no live memory of a device. */
+int device_of_memory(const void* data, size_t bytes);
 
 /** Typed device memory that the host can read and write in place. */
 template <class T>

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <iterator>
+#include <utility>
 
 #include "async_copy.h"
 #include "bank_conflicts.h"
@@ -10,6 +11,7 @@
 #include "machine.h"
 #include "properties.h"
 #include "report.h"
+#include "runtime/contexts.h"
 #include "runtime/stream.h"
 #include "schedule.h"
 #include "shared_memory.h"
@@ -19,12 +21,15 @@ namespace emulator {
 
 namespace {
 
+cudaError_t next_failure = cudaSuccess;
+
 constexpr unsigned kMaxGridX = 0x7fffffff, kMaxGridYZ = 0xffff;
 
 cudaError_t check(const Launch& launch) {
   const dim3 g = launch.grid;
   const bool grid_fits = g.x && g.y && g.z && g.x <= kMaxGridX && g.y <= kMaxGridYZ && g.z <= kMaxGridYZ;
   if (!grid_fits || launch.threads < 1 || launch.threads > kMaxThreads) return cudaErrorInvalidConfiguration;
+  if (device_of(launch.stream) != current_device()) return cudaErrorInvalidResourceHandle;
   if (launch.shared_bytes < 0 || launch.shared_bytes > device_properties().shared_memory) return cudaErrorInvalidValue;
   return cudaSuccess;
 }
@@ -107,6 +112,8 @@ void end_blocks_in_deadlock() {
 
 void run_grid(const Launch& launch) {
   machine.launch = &launch;
+  machine.device = current_device();
+  need_context();
   machine.config = config();
   machine.threads = launch.threads;
   machine.warps = (launch.threads + kWarpSize - 1) / kWarpSize;
@@ -138,7 +145,13 @@ cudaError_t launch(const Launch& launch) {
   ++machine.statistics.launches;
   run_grid(launch);
   if (report_count() != before) fail_later(launch.stream, cudaErrorLaunchFailure);
+  if (next_failure != cudaSuccess) fail_later(launch.stream, std::exchange(next_failure, cudaSuccess));
   return cudaSuccess;
+}
+
+void fail_next_launch(int error) {
+  const LaunchLock lock;
+  next_failure = static_cast<cudaError_t>(error);
 }
 
 int thread_index() { return machine.current->index; }

@@ -110,6 +110,7 @@ struct Machine {
   uint64_t launch_start = 1;
 
   const Launch* launch = nullptr;
+  int device = 0;   // that it runs on
   Config config;    // as it was when the launch began
   int threads = 0;  // of each block
   int warps = 0;

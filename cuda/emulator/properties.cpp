@@ -51,6 +51,10 @@ DeviceProperties read_properties() {
   const std::string memory = variable("FLASHATTN_EMULATOR_MEMORY", "1073741824");
   properties.memory = std::strtoull(memory.c_str(), nullptr, 10);
   if (properties.memory == 0) refuse("FLASHATTN_EMULATOR_MEMORY", memory, "a number of bytes");
+  const std::string devices = variable("FLASHATTN_EMULATOR_DEVICES", "1");
+  properties.devices = std::atoi(devices.c_str());
+  if (properties.devices < 1 || properties.devices > kMaxDevices)
+    refuse("FLASHATTN_EMULATOR_DEVICES", devices, "a number of devices, 1 to 8");
   properties.fault = driver_fault();
   return properties;
 }

@@ -66,7 +66,11 @@ Context::Context(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Context>(inf
 
 Context::~Context() {
   const CurrentDevice current(device_);
-  if (own_stream_.get() != nullptr) cudaStreamSynchronize(stream_);
+  cudaStream_t own = parts_->stream.get();
+  // Another's stream may be gone by now: what was queued there is waited for with all that the device has to do.
+  if (own != nullptr) stream_ == own ? cudaStreamSynchronize(own) : cudaDeviceSynchronize();
+  parts_->memory.free_all(own);
+  parts_.reset();
 }
 
 cudaError_t Context::open() {
@@ -74,9 +78,11 @@ cudaError_t Context::open() {
   cudaError_t error = current.error();
   if (error == cudaSuccess) error = read_limits(device_, &limits_);
   pretend(&limits_);
-  if (error == cudaSuccess) error = own_stream_.create();
-  if (error == cudaSuccess) error = memory_.open(device_);
-  stream_ = own_stream_.get();
+  const char* synchronous = std::getenv("FLASHATTN_SYNC");
+  synchronous_ = synchronous != nullptr && std::strcmp(synchronous, "1") == 0;
+  if (error == cudaSuccess) error = parts_->stream.create();
+  if (error == cudaSuccess) error = parts_->memory.open(device_);
+  stream_ = parts_->stream.get();
   return error;
 }
 
@@ -88,7 +94,7 @@ Napi::Value Context::allocate(const Napi::CallbackInfo& info) {
   if (arguments.failed()) return info.Env().Undefined();
   const CurrentDevice current(device_);
   void* pointer = nullptr;
-  const cudaError_t error = memory_.allocate(&pointer, bytes, stream_);
+  const cudaError_t error = parts_->memory.allocate(&pointer, bytes, stream_);
   if (error == cudaErrorMemoryAllocation) {
     size_t free = 0;
     size_t total = 0;
@@ -106,7 +112,7 @@ void Context::free(const Napi::CallbackInfo& info) {
   void* pointer = arguments.pointer(0);
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
-  if (memory_.free(pointer, stream_))
+  if (parts_->memory.free(pointer, stream_))
     account();
   else
     throw_cuda(info.Env(), cudaErrorInvalidValue, "memory that was not allocated here cannot be freed");
@@ -120,7 +126,7 @@ Napi::Value Context::memory_info(const Napi::CallbackInfo& info) {
   Napi::Object result = Napi::Object::New(info.Env());
   result.Set("free", to_number(info.Env(), free));
   result.Set("total", to_number(info.Env(), total));
-  result.Set("reserved", to_number(info.Env(), memory_.reserved()));
+  result.Set("reserved", to_number(info.Env(), parts_->memory.reserved()));
   return result;
 }
 
@@ -143,7 +149,7 @@ void Context::write(const Napi::CallbackInfo& info) {
   const Napi::Uint8Array source = arguments.bytes(1);
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
-  check(uploads_.upload(target, source.Data(), source.ByteLength(), stream_), "data could not be written");
+  check(parts_->uploads.upload(target, source.Data(), source.ByteLength(), stream_), "data could not be written");
   account();
 }
 
@@ -155,20 +161,20 @@ Napi::Value Context::read(const Napi::CallbackInfo& info) {
   const CurrentDevice current(device_);
   const size_t bytes = target.ByteLength();
   PinnedMemory block;
-  cudaError_t error = downloads_.acquire(bytes, &block);
+  cudaError_t error = parts_->downloads.acquire(bytes, &block);
   account();
   if (error == cudaSuccess) error = cudaMemcpyAsync(block.data(), source, bytes, cudaMemcpyDeviceToHost, stream_);
   Event copied;
   if (error == cudaSuccess) error = copied.record(stream_, Pending::kEventFlags);
   if (!check(error, "data could not be read")) {
-    downloads_.release(std::move(block));
+    parts_->downloads.release(std::move(block));
     return info.Env().Undefined();
   }
   return Pending::start(*this, device_, std::move(copied), std::move(block), target);
 }
 
 void Context::end_download(PinnedMemory block) {
-  downloads_.release(std::move(block));
+  parts_->downloads.release(std::move(block));
   account();
 }
 
@@ -202,7 +208,7 @@ cudaError_t Context::copy_out(unsigned char* to, const unsigned char* from, size
   for (size_t begin = 0; begin < bytes && error == cudaSuccess; begin += chunk) {
     Turn& turn = turns[at++ % turns.size()];
     empty(turn);
-    if (error == cudaSuccess && turn.block.data() == nullptr) error = downloads_.acquire(chunk, &turn.block);
+    if (error == cudaSuccess && turn.block.data() == nullptr) error = parts_->downloads.acquire(chunk, &turn.block);
     if (error != cudaSuccess) break;
     turn.begin = begin;
     turn.size = std::min(chunk, bytes - begin);
@@ -211,7 +217,7 @@ cudaError_t Context::copy_out(unsigned char* to, const unsigned char* from, size
   }
   for (size_t i = 0; i < turns.size() && error == cudaSuccess; ++i) empty(turns[at++ % turns.size()]);
   for (Turn& turn : turns)
-    if (turn.block.data() != nullptr) downloads_.release(std::move(turn.block));
+    if (turn.block.data() != nullptr) parts_->downloads.release(std::move(turn.block));
   return error;
 }
 
@@ -227,7 +233,7 @@ Napi::Value Context::synchronize(const Napi::CallbackInfo& info) {
 
 void Context::set_stream(const Napi::CallbackInfo& info) {
   Arguments arguments(info);
-  const auto next = static_cast<cudaStream_t>(arguments.pointer_or(0, own_stream_.get()));
+  const auto next = static_cast<cudaStream_t>(arguments.pointer_or(0, parts_->stream.get()));
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
   Event before;
@@ -240,10 +246,11 @@ Napi::Value Context::record_event(const Napi::CallbackInfo& info) {
   const CurrentDevice current(device_);
   Event event;
   if (!check(event.record(stream_, cudaEventDefault), "the stream could not be marked")) return info.Env().Undefined();
-  const auto unused = std::find_if(events_.begin(), events_.end(), [](const Event& e) { return e.get() == nullptr; });
-  const auto place = unused == events_.end() ? events_.emplace(events_.end()) : unused;
+  const auto unused =
+      std::find_if(parts_->events.begin(), parts_->events.end(), [](const Event& e) { return e.get() == nullptr; });
+  const auto place = unused == parts_->events.end() ? parts_->events.emplace(parts_->events.end()) : unused;
   *place = std::move(event);
-  return to_number(info.Env(), static_cast<size_t>(place - events_.begin()));
+  return to_number(info.Env(), static_cast<size_t>(place - parts_->events.begin()));
 }
 
 Napi::Value Context::elapsed(const Napi::CallbackInfo& info) {
@@ -252,7 +259,9 @@ Napi::Value Context::elapsed(const Napi::CallbackInfo& info) {
   const size_t end = arguments.size(1);
   if (arguments.failed()) return info.Env().Undefined();
   const CurrentDevice current(device_);
-  const auto take = [&](size_t index) { return index < events_.size() ? std::move(events_[index]) : Event(); };
+  const auto take = [&](size_t index) {
+    return index < parts_->events.size() ? std::move(parts_->events[index]) : Event();
+  };
   const Event first = take(start);
   const Event last = take(end);
   float milliseconds = 0;
@@ -269,7 +278,8 @@ bool Context::check(cudaError_t error, const char* what) {
 }
 
 void Context::account() {
-  const auto now = static_cast<int64_t>(memory_.in_use() + uploads_.reserved() + downloads_.reserved());
+  const auto now =
+      static_cast<int64_t>(parts_->memory.in_use() + parts_->uploads.reserved() + parts_->downloads.reserved());
   if (now != accounted_) Napi::MemoryManagement::AdjustExternalMemory(Env(), now - accounted_);
   accounted_ = now;
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <napi.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -53,16 +54,22 @@ class Context : public Napi::ObjectWrap<Context> {
   /** Tells the collector how much memory hangs on this object. */
   void account();
 
+  /** What belongs to the device, and has to be given back while it is current. What comes later is freed first. */
+  struct Parts {
+    Stream stream;
+    DeviceMemory memory;
+    UploadRing uploads;
+    DownloadBlocks downloads;
+    std::vector<Event> events;
+  };
+
   int device_ = 0;
   DeviceLimits limits_{};
   int64_t accounted_ = 0;
-  // In this order: what comes later is freed first.
-  Stream own_stream_;
-  cudaStream_t stream_ = nullptr;
-  DeviceMemory memory_;
-  UploadRing uploads_;
-  DownloadBlocks downloads_;
-  std::vector<Event> events_;
+  bool synchronous_ =
+      false;  // FLASHATTN_SYNC=1: a launch waits for its end, so that what goes wrong in it is told of it
+  std::unique_ptr<Parts> parts_ = std::make_unique<Parts>();
+  cudaStream_t stream_ = nullptr;  // in use: of `parts_`, or another's
 };
 
 }  // namespace flashattn

@@ -1,4 +1,4 @@
-// What differs between the real device and the emulated one: folder real/ or emulated/ is compiled.
+// What differs between real devices and emulated ones: folder real/ or emulated/ is compiled.
 #pragma once
 #include <napi.h>
 
@@ -8,6 +8,9 @@ namespace flashattn {
 
 /** 'cuda' or 'emulator'. */
 extern const char* const kKind;
+
+/** Whether a device has a primary context: asking the runtime for it by making the device current would make one. */
+bool has_primary_context(int device);
 
 /** Watches one launch, which the emulator runs to its end before it returns. */
 class FaultWatch {
@@ -20,7 +23,7 @@ class FaultWatch {
   [[maybe_unused]] size_t before_ = 0;
 };
 
-/** { configure, reports, clearReports, statistics }, or undefined on the real device. */
+/** { configure, reports, clearReports, statistics, failLaunch, hasContext }, or undefined on the real device. */
 Napi::Value emulator_controls(Napi::Env);
 
 }  // namespace flashattn

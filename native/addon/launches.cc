@@ -47,14 +47,16 @@ void Context::launch(const Napi::CallbackInfo& info) {
 
   const CurrentDevice current(device_);
   const FaultWatch watch;
-  const cudaError_t error = operation.launch(params, limits_, stream_);
+  cudaError_t error = operation.launch(params, limits_, stream_);
+  const bool waits = synchronous_ && error == cudaSuccess;
+  if (waits) error = cudaStreamSynchronize(stream_);
   const std::string fault = watch.first_fault();
   if (error == cudaSuccess && fault.empty()) return;
   cudaGetLastError();
   if (!fault.empty())
-    throw_launch(Env(), nullptr, fault, nullptr);
+    throw_launch(Env(), {}, fault, nullptr);
   else
-    throw_launch(Env(), last_kernel(), describe(error), cudaGetErrorName(error));
+    throw_launch(Env(), {waits ? operation.name : last_kernel(), waits}, describe(error), cudaGetErrorName(error));
 }
 
 void Context::partition(const Napi::CallbackInfo& info) {

@@ -2,8 +2,10 @@
 
 namespace flashattn {
 
-DeviceMemory::~DeviceMemory() {
-  for (const auto& [pointer, bytes] : sizes_) release(pointer, nullptr);
+void DeviceMemory::free_all(cudaStream_t stream) {
+  for (const auto& [pointer, bytes] : sizes_) release(pointer, stream);
+  sizes_.clear();
+  in_use_ = 0;
 }
 
 cudaError_t DeviceMemory::allocate(void** pointer, size_t bytes, cudaStream_t stream) {

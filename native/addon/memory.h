@@ -6,12 +6,10 @@
 
 namespace flashattn {
 
-/** Allocations in the order of a stream. What is left is freed with the object. */
+/** Allocations in the order of a stream. */
 class DeviceMemory {
  public:
   DeviceMemory() = default;
-  /** Nothing may run on the memory any more. */
-  ~DeviceMemory();
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
 
@@ -21,6 +19,8 @@ class DeviceMemory {
   cudaError_t allocate(void** pointer, size_t bytes, cudaStream_t stream);
   /** Once `stream` gets there. False for a pointer that `allocate` did not return. */
   bool free(void* pointer, cudaStream_t stream);
+  /** What is left, before the object goes. Nothing may run on it any more. */
+  void free_all(cudaStream_t stream);
 
   size_t in_use() const { return in_use_; }
   /** What is kept of the device, in use or not. */

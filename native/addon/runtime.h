@@ -4,13 +4,20 @@
 
 #include <utility>
 
+#include "faults.h"
+
 namespace flashattn {
 
-/** Makes a device current on this thread for a scope; other users of CUDA find the thread as they left it. */
+/**
+ * Makes a device current on this thread for a scope; other users of CUDA find the thread as they left it. A thread that has
+ * never chosen a device has the first one; it is not given back, since making it current would make its context: some
+ * 500 MiB, and an error where it is full or another's alone.
+ */
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device) {
-    if (cudaGetDevice(&before_) != cudaSuccess || before_ == device) before_ = kUnchanged;
+    int before = 0;
+    if (cudaGetDevice(&before) == cudaSuccess && before != device && has_primary_context(before)) before_ = before;
     error_ = cudaSetDevice(device);
     if (error_ != cudaSuccess) cudaGetLastError();
   }

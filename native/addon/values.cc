@@ -34,9 +34,12 @@ void throw_out_of_memory(Napi::Env env, size_t requested, size_t free, size_t to
   thrown.ThrowAsJavaScriptException();
 }
 
-void throw_launch(Napi::Env env, const char* kernel, std::string_view message, const char* cuda) {
+void throw_launch(Napi::Env env, Launched launched, std::string_view message, const char* cuda) {
   Napi::Error thrown = make_error(env, message, "ERR_DEVICE");
-  if (kernel != nullptr) thrown.Set("kernel", Napi::String::New(env, kernel));
+  if (launched.name != nullptr) {
+    thrown.Set("launch", Napi::String::New(env, launched.name));
+    thrown.Set("ended", Napi::Boolean::New(env, launched.ended));
+  }
   if (cuda != nullptr) thrown.Set("cuda", Napi::String::New(env, cuda));
   thrown.ThrowAsJavaScriptException();
 }

@@ -15,8 +15,14 @@ void throw_cuda(Napi::Env, cudaError_t, std::string_view what);
 /** Throws { code: 'ERR_OUT_OF_MEMORY', requested, free, total }, all in bytes. */
 void throw_out_of_memory(Napi::Env, size_t requested, size_t free, size_t total);
 
-/** Throws { code: 'ERR_DEVICE', kernel, cuda }. Both are null for a fault that the emulator found. */
-void throw_launch(Napi::Env, const char* kernel, std::string_view message, const char* cuda);
+/** What was being launched. */
+struct Launched {
+  const char* name = nullptr;  // of a kernel, or of the operation that has been waited for
+  bool ended = false;          // whether it has
+};
+
+/** Throws { code: 'ERR_DEVICE', launch, ended, cuda }. None of them is there for a fault that the emulator found. */
+void throw_launch(Napi::Env, Launched, std::string_view message, const char* cuda);
 
 /** "cudaErrorInvalidValue: invalid argument" */
 std::string describe(cudaError_t);

@@ -5,6 +5,7 @@
 #include "../device_memory.h"
 #include "../launch_lock.h"
 #include "../properties.h"
+#include "contexts.h"
 #include "stream.h"
 
 using emulator::device_properties;
@@ -29,7 +30,7 @@ cudaError_t missing_device() {
 cudaError_t check_device(int device) {
   const cudaError_t missing = missing_device();
   if (missing != cudaSuccess) return fail(missing);
-  return device == 0 ? cudaSuccess : fail(cudaErrorInvalidDevice);
+  return device >= 0 && device < device_properties().devices ? cudaSuccess : fail(cudaErrorInvalidDevice);
 }
 
 }  // namespace
@@ -48,17 +49,21 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaGetDeviceCount(int* count) {
   const cudaError_t missing = missing_device();
   if (missing != cudaSuccess) return fail(missing);  // like CUDA, without touching *count
-  *count = 1;
+  *count = device_properties().devices;
   return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* device) {
   const cudaError_t error = check_device(0);
-  if (error == cudaSuccess) *device = 0;
+  if (error == cudaSuccess) *device = emulator::current_device();
   return error;
 }
 
-cudaError_t cudaSetDevice(int device) { return check_device(device); }
+cudaError_t cudaSetDevice(int device) {
+  const cudaError_t error = check_device(device);
+  if (error == cudaSuccess) emulator::set_current_device(device);
+  return error;
+}
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   const cudaError_t error = check_device(device);
@@ -111,7 +116,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int device) {
   const cudaError_t error = check_device(device);
   if (error != cudaSuccess) return error;
-  const int needed = std::snprintf(id, static_cast<size_t>(length), "0000:00:00.0");
+  const int needed = std::snprintf(id, static_cast<size_t>(length), "0000:00:%02x.0", device);
   return needed < length ? cudaSuccess : fail(cudaErrorInvalidValue);
 }
 
@@ -123,6 +128,7 @@ cudaError_t cudaDeviceReset() {
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const cudaError_t error = check_device(0);
   if (error != cudaSuccess) return error;
+  emulator::need_context();
   const emulator::LaunchLock lock;
   *total = emulator::device_memory().capacity();
   *free = *total - emulator::device_memory().used();

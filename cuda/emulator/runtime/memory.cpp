@@ -7,6 +7,7 @@
 #include "../device_memory.h"
 #include "../emulator.h"
 #include "../launch_lock.h"
+#include "contexts.h"
 #include "stream.h"
 
 using emulator::device_memory;
@@ -48,13 +49,16 @@ cudaError_t set(void* data, int value, size_t bytes) {
   return cudaSuccess;
 }
 
-}  // namespace
-
-cudaError_t cudaMalloc(void** data, size_t bytes) {
+cudaError_t allocate(void** data, size_t bytes, int device) {
   if (!data) return fail(cudaErrorInvalidValue);
-  *data = bytes == 0 ? nullptr : emulator::allocate(bytes);
+  emulator::need_context();
+  *data = bytes == 0 ? nullptr : emulator::allocate_on(device, bytes);
   return *data || bytes == 0 ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
+
+}  // namespace
+
+cudaError_t cudaMalloc(void** data, size_t bytes) { return allocate(data, bytes, emulator::current_device()); }
 
 cudaError_t cudaFree(void* data) {
   if (!data || emulator::release(data)) return cudaSuccess;
@@ -63,10 +67,15 @@ cudaError_t cudaFree(void* data) {
 
 cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
   const cudaError_t error = emulator::take_failure(stream);
-  return error == cudaSuccess ? cudaMalloc(data, bytes) : error;
+  return error == cudaSuccess ? allocate(data, bytes, emulator::device_of(stream)) : error;
 }
 
-cudaError_t cudaFreeAsync(void* data, cudaStream_t) { return cudaFree(data); }
+cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  const int device = emulator::device_of(stream);
+  if (device < 0) return fail(cudaErrorInvalidResourceHandle);
+  if (data && emulator::device_of_memory(data, 1) != device) return fail(cudaErrorInvalidValue);
+  return cudaFree(data);
+}
 
 cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned int) {
   if (!data) return fail(cudaErrorInvalidValue);
@@ -74,6 +83,7 @@ cudaError_t cudaHostAlloc(void** data, size_t bytes, unsigned int) {
   *data = bytes == 0 ? nullptr : std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage);
   if (bytes == 0) return cudaSuccess;
   if (!*data) return fail(cudaErrorMemoryAllocation);
+  emulator::need_context();
   const LaunchLock lock;
   host_allocations()[*data] = bytes;
   return cudaSuccess;
@@ -112,7 +122,8 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   if (!attributes) return fail(cudaErrorInvalidValue);
   void* address = const_cast<void*>(data);
   *attributes = {cudaMemoryTypeUnregistered, -1, nullptr, nullptr};
-  if (emulator::is_device_memory(data, 1)) *attributes = {cudaMemoryTypeDevice, 0, address, nullptr};
+  const int device = emulator::device_of_memory(data, 1);
+  if (device >= 0) *attributes = {cudaMemoryTypeDevice, device, address, nullptr};
   for (const auto& [start, bytes] : host_allocations()) {
     const char *p = static_cast<const char*>(data), *begin = static_cast<const char*>(start);
     if (p >= begin && p < begin + bytes) *attributes = {cudaMemoryTypeHost, 0, address, address};

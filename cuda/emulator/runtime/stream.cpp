@@ -7,16 +7,19 @@
 
 #include "../emulator.h"
 #include "../launch_lock.h"
+#include "contexts.h"
 
 namespace {
 using Clock = std::chrono::steady_clock;
 }  // namespace
 
 struct CUstream_st {
+  int device;
   cudaError_t failure = cudaSuccess;
 };
 
 struct CUevent_st {
+  int device;
   bool timed;
   bool recorded = false;
   Clock::time_point time;
@@ -50,7 +53,7 @@ class Handles {
 };
 
 struct Context {
-  CUstream_st default_stream;
+  CUstream_st default_stream{0};  // of all devices: what fails there is told to whoever asks first
   Handles<CUstream_st> streams;
   Handles<CUevent_st> events;
 };
@@ -86,6 +89,12 @@ cudaError_t first_failure(bool clear) {
 cudaError_t fail(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
+}
+
+int device_of(cudaStream_t stream) {
+  const LaunchLock lock;
+  if (!stream) return current_device();
+  return context().streams.has(stream) ? stream->device : -1;
 }
 
 void fail_later(cudaStream_t stream, cudaError_t error) {
@@ -124,7 +133,8 @@ cudaError_t cudaPeekAtLastError() {
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) {
   const LaunchLock lock;
   if (!stream || flags > cudaStreamNonBlocking) return fail(cudaErrorInvalidValue);
-  *stream = context().streams.add({});
+  emulator::need_context();
+  *stream = context().streams.add({emulator::current_device()});
   return cudaSuccess;
 }
 
@@ -155,7 +165,11 @@ cudaError_t cudaDeviceSynchronize() { return emulator::take_any_failure(); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   const LaunchLock lock;
   if (!event) return fail(cudaErrorInvalidValue);
-  *event = context().events.add({.timed = !(flags & cudaEventDisableTiming), .recorded = false, .time = {}});
+  emulator::need_context();
+  *event = context().events.add({.device = emulator::current_device(),
+                                 .timed = !(flags & cudaEventDisableTiming),
+                                 .recorded = false,
+                                 .time = {}});
   return cudaSuccess;
 }
 
@@ -169,6 +183,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const LaunchLock lock;
   if (!context().events.has(event)) return fail(cudaErrorInvalidResourceHandle);
+  if (event->device != emulator::device_of(stream)) return fail(cudaErrorInvalidResourceHandle);
   event->recorded = true;
   event->time = Clock::now();
   return emulator::take_failure(stream);

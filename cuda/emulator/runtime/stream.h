@@ -7,6 +7,9 @@ namespace emulator {
 /** Remembers an error for cudaGetLastError of this host thread, and returns it. */
 cudaError_t fail(cudaError_t);
 
+/** The device that a stream belongs to: of the default stream, this thread's. -1: there is no such stream. */
+int device_of(cudaStream_t);
+
 /** The next call on the stream, or cudaGetLastError, returns this error; only once, unlike CUDA. */
 void fail_later(cudaStream_t, cudaError_t);
 

@@ -68,6 +68,10 @@ export interface EmulatorControls {
     bankConflicts?: boolean;
     maxReports?: number;
   }): void;
+  /** The next launch ends with this error of CUDA, told by the next call that waits. */
+  failLaunch(error: number): void;
+  /** Whether a device has a primary context. */
+  hasContext(device: number): boolean;
   reports(): string[];
   clearReports(): void;
   statistics(): Record<string, number>;
@@ -88,8 +92,9 @@ export interface AddonError extends Error {
   readonly code?: 'ERR_DEVICE' | 'ERR_OUT_OF_MEMORY';
   /** The name of a CUDA error. */
   readonly cuda?: string;
-  /** Which launch failed. */
-  readonly kernel?: string;
+  /** What was being launched: a kernel, or the operation that has been waited for (`ended`). */
+  readonly launch?: string;
+  readonly ended?: boolean;
   /** In bytes, when memory ran out. */
   readonly requested?: number;
   readonly free?: number;

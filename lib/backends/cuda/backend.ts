@@ -17,7 +17,7 @@ import { NativeBuild } from '../shared/nativeBuild.js';
 import { StructMemory } from '../shared/structWriter.js';
 import { Uploads } from '../shared/uploads.js';
 import type { Context, EmulatorControls } from './addon.js';
-import { deviceError } from './errors.js';
+import { DeviceErrors } from './errors.js';
 import { formatVersion, type UsableDevice } from './support.js';
 
 export type CudaDeviceName = `cuda:${number}` | 'emulator';
@@ -71,6 +71,7 @@ export class CudaBackend implements Backend {
   /** Switches and findings of the emulator. */
   readonly emulator: EmulatorControls | undefined;
   readonly #index: number;
+  readonly #errors: DeviceErrors;
   readonly #multiprocessors: number;
   readonly #context: Context;
   readonly #build: NativeBuild;
@@ -85,6 +86,7 @@ export class CudaBackend implements Backend {
   /** @throws ERR_DEVICE when the device cannot be set up */
   constructor(device: CudaDeviceName, { addon, list, description }: UsableDevice) {
     this.device = device;
+    this.#errors = new DeviceErrors(device);
     this.emulator = addon.emulator;
     this.#index = description.index;
     this.#multiprocessors = description.multiprocessors;
@@ -128,7 +130,7 @@ export class CudaBackend implements Backend {
     try {
       if (byteLength > 0) await this.#context.read(buffer.address + byteOffset, bytes);
     } catch (error) {
-      throw deviceError(this.device, error);
+      throw this.#errors.of(error);
     }
     return bytes;
   }
@@ -213,7 +215,7 @@ export class CudaBackend implements Backend {
     try {
       await this.#context.synchronize();
     } catch (error) {
-      throw deviceError(this.device, error);
+      throw this.#errors.of(error);
     }
   }
 
@@ -242,7 +244,7 @@ export class CudaBackend implements Backend {
     try {
       return call();
     } catch (error) {
-      throw deviceError(this.device, error, problem);
+      throw this.#errors.of(error, problem);
     }
   }
 }

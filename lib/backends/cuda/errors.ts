@@ -4,16 +4,21 @@ import type { AddonError } from './addon.js';
 
 // After these the device's state in this process is lost; every later call fails in the same way.
 const fatal = new Set([
+  'cudaErrorAssert',
+  'cudaErrorContained',
+  'cudaErrorECCUncorrectable',
+  'cudaErrorExternalDevice',
+  'cudaErrorHardwareStackError',
   'cudaErrorIllegalAddress',
   'cudaErrorIllegalInstruction',
   'cudaErrorInvalidAddressSpace',
   'cudaErrorInvalidPc',
-  'cudaErrorMisalignedAddress',
   'cudaErrorLaunchFailure',
   'cudaErrorLaunchTimeout',
-  'cudaErrorHardwareStackError',
-  'cudaErrorECCUncorrectable',
-  'cudaErrorAssert',
+  'cudaErrorMisalignedAddress',
+  'cudaErrorNvlinkUncorrectable',
+  'cudaErrorTensorMemoryLeak',
+  'cudaErrorUnknown',
 ]);
 
 /** 'q float16 [2, 128, 8, 64], k [2, 128, 2, 64], v [2, 128, 2, 64]' */
@@ -28,23 +33,45 @@ function describeShapes(p: AttentionProblem): string {
   return `q ${p.dtype} ${q}, k ${k}, v ${v}`;
 }
 
-/** The library's error for what a call into the addon threw. */
-export function deviceError(device: string, thrown: unknown, problem?: AttentionProblem): unknown {
-  if (!(thrown instanceof Error)) return thrown;
-  const { code, cuda, kernel, requested, free, total } = thrown as AddonError;
-  if (code === 'ERR_OUT_OF_MEMORY')
-    return new FlashAttnError(
-      'ERR_OUT_OF_MEMORY',
-      `${device}: ${requested} bytes were asked for and ${free} of its ${total} bytes are free; dispose tensors or split the problem`,
-      { cause: thrown },
-    );
-  if (cuda === 'cudaErrorMemoryAllocation')
-    return new FlashAttnError('ERR_OUT_OF_MEMORY', `${device}: ${thrown.message}`, { cause: thrown });
-  if (code !== 'ERR_DEVICE') return thrown;
-  const launch = kernel ? `the launch of ${kernel} failed` : undefined;
-  const shapes = problem && `for ${describeShapes(problem)}`;
-  const context = [launch, shapes].filter(Boolean).join(' ');
-  const after = cuda !== undefined && fatal.has(cuda) ? '; the device cannot be used any more by this process' : '';
-  const message = [device, context, thrown.message].filter(Boolean).join(': ');
-  return new FlashAttnError('ERR_DEVICE', `${message}${after}`, { cause: thrown });
+/** What was going on, as far as one can tell: errors of kernels come with whatever call is next. */
+function describeLaunch({ launch, ended, cuda }: AddonError, problem: AttentionProblem | undefined): string {
+  if (launch === undefined) return '';
+  const shapes = problem ? ` for ${describeShapes(problem)}` : '';
+  if (ended) return `${launch} failed${shapes}`;
+  if (cuda !== undefined && fatal.has(cuda))
+    return `${launch}${shapes}, or a kernel launched before it, failed (FLASHATTN_SYNC=1 tells which)`;
+  return `the launch of ${launch} failed${shapes}`;
+}
+
+/** Errors of one device. */
+export class DeviceErrors {
+  readonly #device: string;
+  /** What took the device away from this process. */
+  #cause: string | undefined;
+
+  constructor(device: string) {
+    this.#device = device;
+  }
+
+  /** The library's error for what a call into the addon threw. */
+  of(thrown: unknown, problem?: AttentionProblem): unknown {
+    if (!(thrown instanceof Error)) return thrown;
+    const { code, cuda, requested, free, total } = thrown as AddonError;
+    const device = this.#device;
+    const error = (kind: 'ERR_DEVICE' | 'ERR_OUT_OF_MEMORY', message: string) =>
+      new FlashAttnError(kind, message, { cause: thrown });
+    if (code === 'ERR_OUT_OF_MEMORY')
+      return error(
+        'ERR_OUT_OF_MEMORY',
+        `${device}: ${requested} bytes were asked for and ${free} of its ${total} bytes are free; dispose tensors or split the problem`,
+      );
+    if (cuda === 'cudaErrorMemoryAllocation') return error('ERR_OUT_OF_MEMORY', `${device}: ${thrown.message}`);
+    if (code !== 'ERR_DEVICE') return thrown;
+    const said = [describeLaunch(thrown as AddonError, problem), thrown.message].filter(Boolean).join(': ');
+    const lost = 'the device cannot be used any more by this process';
+    if (this.#cause !== undefined) return error('ERR_DEVICE', `${device}: ${lost}, since ${this.#cause}; now: ${said}`);
+    if (cuda === undefined || !fatal.has(cuda)) return error('ERR_DEVICE', `${device}: ${said}`);
+    this.#cause = said;
+    return error('ERR_DEVICE', `${device}: ${said}; ${lost}`);
+  }
 }

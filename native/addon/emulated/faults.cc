@@ -3,10 +3,13 @@
 #include <cuda_runtime_api.h>
 
 #include "emulator/emulator.h"
+#include "emulator/runtime/contexts.h"
 
 namespace flashattn {
 
 const char* const kKind = "emulator";
+
+bool has_primary_context(int device) { return emulator::has_context(device); }
 
 namespace {
 
@@ -43,6 +46,17 @@ Napi::Value reports(const Napi::CallbackInfo& info) {
 
 void clear_reports(const Napi::CallbackInfo&) { emulator::clear_reports(); }
 
+/** (error) */
+void fail_launch(const Napi::CallbackInfo& info) {
+  if (info[0].IsNumber()) emulator::fail_next_launch(info[0].As<Napi::Number>().Int32Value());
+}
+
+/** (device) -> boolean */
+Napi::Value has_context(const Napi::CallbackInfo& info) {
+  const int device = info[0].IsNumber() ? info[0].As<Napi::Number>().Int32Value() : 0;
+  return Napi::Boolean::New(info.Env(), emulator::has_context(device));
+}
+
 Napi::Value statistics(const Napi::CallbackInfo& info) {
   const emulator::Statistics& s = emulator::statistics();
   Napi::Object result = Napi::Object::New(info.Env());
@@ -78,6 +92,8 @@ Napi::Value emulator_controls(Napi::Env env) {
   controls.Set("configure", Napi::Function::New(env, configure, "configure"));
   controls.Set("reports", Napi::Function::New(env, reports, "reports"));
   controls.Set("clearReports", Napi::Function::New(env, clear_reports, "clearReports"));
+  controls.Set("failLaunch", Napi::Function::New(env, fail_launch, "failLaunch"));
+  controls.Set("hasContext", Napi::Function::New(env, has_context, "hasContext"));
   controls.Set("statistics", Napi::Function::New(env, statistics, "statistics"));
   return controls;
 }

@@ -3,7 +3,7 @@ import { Worker } from 'node:worker_threads';
 import { afterEach, describe, expect, it } from 'vitest';
 import { readProblem } from '../../../lib/attention/problem.js';
 import type { AddonError } from '../../../lib/backends/cuda/addon.js';
-import { deviceError } from '../../../lib/backends/cuda/errors.js';
+import { DeviceErrors } from '../../../lib/backends/cuda/errors.js';
 import { StructMemory } from '../../../lib/backends/shared/structWriter.js';
 import { emulatorControls } from '../../../lib/devices/registry.js';
 import {
@@ -417,29 +417,47 @@ describe('errors of the device', () => {
   const thrown = (properties: Partial<AddonError>) => Object.assign(new Error('cudaErrorX: words'), properties);
   const problem = readProblem([2, 128, 8, 64], [2, 96, 2, 64], [2, 96, 2, 32], 'float16', {});
 
-  it('name the kernel and the shapes', () => {
-    const error = deviceError('cuda:1', thrown({ code: 'ERR_DEVICE', kernel: 'forward' }), problem) as FlashAttnError;
-    expect(error.code).toBe('ERR_DEVICE');
-    expect(error.message).toBe(
-      'cuda:1: the launch of forward failed for q float16 [2, 128, 8, 64], k [2, 96, 2, 64], v [2, 96, 2, 32]: cudaErrorX: words',
+  const messageOf = (errors: DeviceErrors, properties: Partial<AddonError>) =>
+    (errors.of(thrown({ code: 'ERR_DEVICE', ...properties }), problem) as Error).message;
+  const shapes = 'q float16 [2, 128, 8, 64], k [2, 96, 2, 64], v [2, 96, 2, 32]';
+
+  it('name the launch and the shapes', () => {
+    const errors = new DeviceErrors('cuda:1');
+    expect(errors.of(thrown({ code: 'ERR_DEVICE', launch: 'forward' }))).toMatchObject({ code: 'ERR_DEVICE' });
+    expect(messageOf(errors, { launch: 'forward', cuda: 'cudaErrorInvalidValue' })).toBe(
+      `cuda:1: the launch of forward failed for ${shapes}: cudaErrorX: words`,
     );
   });
 
-  it('say when the device is lost', () => {
-    const error = deviceError('cuda:0', thrown({ code: 'ERR_DEVICE', cuda: 'cudaErrorIllegalAddress' }));
-    expect((error as Error).message).toContain('cannot be used any more by this process');
+  it('do not blame a launch for an earlier one, unless it was waited for', () => {
+    expect(messageOf(new DeviceErrors('cuda:0'), { launch: 'forward', cuda: 'cudaErrorIllegalAddress' })).toBe(
+      `cuda:0: forward for ${shapes}, or a kernel launched before it, failed (FLASHATTN_SYNC=1 tells which): ` +
+        'cudaErrorX: words; the device cannot be used any more by this process',
+    );
+    const waited = { launch: 'attentionForward', ended: true, cuda: 'cudaErrorIllegalAddress' };
+    expect(messageOf(new DeviceErrors('cuda:0'), waited)).toMatch(`cuda:0: attentionForward failed for ${shapes}: `);
+  });
+
+  it('say with every later call what took the device away', () => {
+    const errors = new DeviceErrors('cuda:0');
+    messageOf(errors, { launch: 'forward', ended: true, cuda: 'cudaErrorMisalignedAddress' });
+    expect(messageOf(errors, {})).toBe(
+      'cuda:0: the device cannot be used any more by this process, since ' +
+        `forward failed for ${shapes}: cudaErrorX: words; now: cudaErrorX: words`,
+    );
   });
 
   it('tell memory that ran out on either side', () => {
+    const errors = new DeviceErrors('cuda:0');
     const sizes = { code: 'ERR_OUT_OF_MEMORY', requested: 5, free: 3, total: 4 } as const;
-    expect((deviceError('cuda:0', thrown(sizes)) as Error).message).toContain('5 bytes were asked for and 3 of its 4');
-    const pinned = deviceError('cuda:0', thrown({ code: 'ERR_DEVICE', cuda: 'cudaErrorMemoryAllocation' }));
+    expect((errors.of(thrown(sizes)) as Error).message).toContain('5 bytes were asked for and 3 of its 4');
+    const pinned = errors.of(thrown({ code: 'ERR_DEVICE', cuda: 'cudaErrorMemoryAllocation' }));
     expect(pinned).toMatchObject({ code: 'ERR_OUT_OF_MEMORY' });
   });
 
   it('leave other errors alone', () => {
     const other = new TypeError('argument 0');
-    expect(deviceError('cuda:0', other)).toBe(other);
+    expect(new DeviceErrors('cuda:0').of(other)).toBe(other);
   });
 });
 
