@@ -16,7 +16,15 @@ export interface Explanation {
   /** Independent pieces of work, forward: for the threads of WebAssembly, or thread blocks of CUDA. */
   readonly items: number;
   /** On CUDA, what each thread block takes, forward. */
-  readonly block?: { readonly threads: number; readonly sharedMemoryBytes: number };
+  readonly block?: {
+    readonly threads: number;
+    readonly sharedMemoryBytes: number;
+    /**
+     * How rows of contiguous q, k and v get to shared memory: in pieces of so many bytes. 16 unless dim x bytes of an element
+     * is no multiple of it; 8 and 4 take two and four times as many instructions, with 2 nothing is copied ahead.
+     */
+    readonly copyBytes: 16 | 8 | 4 | 2;
+  };
   /** Of the visible pairs: 2 (dim + value dim) forward, 2 (3 dim + 2 value dim) backward. */
   readonly flops: { readonly forward: number; readonly backward: number };
   /** Of q, k, v, out and lse; with `backward`, also of dOut and the gradients. */
@@ -87,6 +95,12 @@ function countPairs(p: AttentionProblem): { visible: number; all: number } {
   return { visible: visible * repeats, all: all * repeats };
 }
 
+/** See Explanation.block. */
+function copyBytesOf({ headDim, valueDim, dtype }: AttentionProblem): 16 | 8 | 4 | 2 {
+  const rows = [headDim, valueDim].map((dim) => dim * bytesPerElement[dtype]);
+  return ([16, 8, 4] as const).find((bytes) => rows.every((row) => row % bytes === 0)) ?? 2;
+}
+
 /**
  * Tells which kernel will run and what it will cost, without running it.
  *
@@ -107,7 +121,7 @@ export function explain(description: Problem): Explanation {
     dtype: p.dtype,
     tiles: { query: choice.queryTile, key: choice.keyTile },
     items: choice.items,
-    ...(choice.block && { block: choice.block }),
+    ...(choice.block && { block: { ...choice.block, copyBytes: copyBytesOf(p) } }),
     flops: {
       forward: 2 * visible * (p.headDim + p.valueDim),
       backward: 2 * visible * (3 * p.headDim + 2 * p.valueDim),

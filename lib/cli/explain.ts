@@ -4,6 +4,11 @@ import type { DType } from '../base/dtype.js';
 import type { DeviceName } from '../devices/registry.js';
 import { formatBytes, formatTable, readFlags, readIntegers, UsageError } from './usage.js';
 
+function describeCopies(bytes: number): string {
+  const ahead = bytes > 2 ? '' : ', nothing of them ahead';
+  return `rows are copied in pieces of ${bytes} bytes instead of 16${ahead}: a head dim that is a multiple of 8 (float32: 4) is faster`;
+}
+
 /** `flashattn explain` */
 export async function explainCommand(args: string[]): Promise<number> {
   const flags = readFlags(args, {
@@ -37,6 +42,7 @@ export async function explainCommand(args: string[]): Promise<number> {
   const work = block
     ? `${cost.items} blocks of ${block.threads} threads with ${formatBytes(block.sharedMemoryBytes)} of shared memory`
     : `${cost.items} items`;
+  const copies = block && block.copyBytes < 16 ? [['copies', describeCopies(block.copyBytes)] as const] : [];
   const gflops = (flops: number) => `${Number((flops / 1e9).toPrecision(4))} GFLOP`;
   console.log(
     formatTable([
@@ -45,6 +51,7 @@ export async function explainCommand(args: string[]): Promise<number> {
         'kernel',
         `${cost.kernel}, ${cost.dtype}, tiles of ${cost.tiles.query} queries x ${cost.tiles.key} keys, ${work}`,
       ],
+      ...copies,
       ['arithmetic', `${gflops(cost.flops.forward)} forward, ${gflops(cost.flops.backward)} backward`],
       ['sparsity', `${(100 * cost.sparsity).toFixed(1)} % of the query-key pairs are masked`],
       ['tensors', formatBytes(cost.bytes)],

@@ -9,6 +9,13 @@ import { hasEmulator, onEmulator } from '../support/emulator.js';
 
 const program = (name: string) => fileURLToPath(new URL(`../../build/bench/${name}.js`, import.meta.url));
 
+interface Others {
+  readonly rows: readonly unknown[];
+  readonly failures: readonly string[];
+  readonly hostMicroseconds: Readonly<Record<string, number>>;
+  readonly gigabytesPerSecond: Readonly<Record<string, number>>;
+}
+
 const readJson = (path: string) => JSON.parse(readFileSync(path, 'utf8')) as unknown;
 
 describe.skipIf(!hasEmulator)(onEmulator('the benchmark for GPUs'), () => {
@@ -27,6 +34,18 @@ describe.skipIf(!hasEmulator)(onEmulator('the benchmark for GPUs'), () => {
       for (const number of [forwardMs, backwardMs, deterministicRatio, forwardTflops])
         expect(number).toBeGreaterThan(0);
     expect(stdout.split('\n').filter((line) => line.startsWith('float16'))).toHaveLength(10);
+  });
+
+  it('runs what the dense shapes leave out', async () => {
+    const path = join(folder, 'others.json');
+    const { code, stdout } = await runNode([program('others'), '--device', 'emulator', '--tiny', '--json', path]);
+    expect(stdout).toContain('packed sequences');
+    expect(code).toBe(0);
+    const { rows, failures, hostMicroseconds, gigabytesPerSecond } = readJson(path) as Others;
+    expect(failures).toEqual([]);
+    expect(rows).toHaveLength(18);
+    for (const number of [...Object.values(hostMicroseconds), ...Object.values(gigabytesPerSecond)])
+      expect(number).toBeGreaterThan(0);
   });
 
   it('is set beside torch', async () => {

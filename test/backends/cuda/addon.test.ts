@@ -237,6 +237,18 @@ describe.skipIf(!hasEmulator)(onEmulator('operations'), () => {
     for (const t of inputs) t.dispose();
   });
 
+  it.each([
+    ['float16', 64, 64, 16],
+    ['float16', 36, 64, 8],
+    ['bfloat16', 64, 30, 4],
+    ['bfloat16', 31, 31, 2],
+    ['float32', 31, 31, 4],
+    ['float32', 6, 6, 8],
+  ] as const)('tell that rows of %s of dims %i and %i are copied by %i bytes', (dtype, dim, valueDim, copyBytes) => {
+    const shapes = { q: [1, 8, 2, dim], k: [1, 8, 2, dim], v: [1, 8, 2, valueDim] };
+    expect(explain({ ...shapes, dtype, device }).block).toMatchObject({ copyBytes });
+  });
+
   it('are explained and timed', async () => {
     const cost = explain({ q: [2, 300, 4, 64], dtype: 'float16', device, backward: true });
     expect(cost).toMatchObject({ device: 'emulator', kernel: 'cuda-sm80' });
