@@ -144,10 +144,21 @@ const architecturesOf = (kernels) =>
     (a, b) => a - b,
   );
 
-/** Kernels that have to keep everything in registers: forward and backward of the common head dims. */
-function mayNotSpill(name) {
+/** What kernels of the common head dims may spill, stored and loaded, where it is not 0. */
+const allowedSpills = [
+  // Tiles of 64 keys: on an H200, where nothing is spilled, 1.16 times as fast as 32. Not measured on these.
+  { kernels: /^forward_kernel<B?Float16, 128, (?:Large|Small)>/, architectures: ['100', '120'], bytes: 360 },
+  { kernels: /^backward_kernel<Float16, 64, Large>/, architectures: ['120'], bytes: 16 },
+  // Where sums are carried to memory, once in 2,048 rows.
+  { kernels: /<Float32, /, architectures: ['80', '90', '100', '120'], bytes: 160 },
+];
+
+/** Bytes; undefined: any number. Forward and backward of the common head dims have to keep everything in registers. */
+function spillLimit(name, architecture) {
   const [, headDim] = /^(?:forward|backward|backward_bias|backward_relative)_kernel<\w+, (\d+)/.exec(name) ?? [];
-  return headDim !== undefined && Number(headDim) <= 128;
+  if (headDim === undefined || Number(headDim) > 128) return undefined;
+  const allowed = allowedSpills.find((one) => one.kernels.test(name) && one.architectures.includes(architecture));
+  return allowed?.bytes ?? 0;
 }
 
 function* absoluteProblems(name, kernel, architectures) {
@@ -159,7 +170,7 @@ function* absoluteProblems(name, kernel, architectures) {
       continue;
     }
     const [, , stores, loads] = kernel[architecture];
-    if (mayNotSpill(name) && stores + loads > 0)
+    if (stores + loads > (spillLimit(name, architecture) ?? Infinity))
       yield `${name} on sm_${architecture}: spills ${stores} + ${loads} bytes`;
   }
 }
