@@ -67,7 +67,8 @@ export function fromDevicePointer<const S extends Shape, D extends DType = 'floa
  * thread.
  *
  * @param stream a cudaStream_t as a bigint; 0n is the legacy default stream
- * @throws ERR_DEVICE on wasm, ERR_OPTION
+ * @throws ERR_DEVICE on wasm, and while a stream in use is being captured into a CUDA graph (every other call then throws it
+ *   too; only disposing of tensors works), ERR_OPTION
  */
 export function setStream(device: DeviceName, stream: bigint | undefined): void {
   if (stream !== undefined && (typeof stream !== 'bigint' || stream < 0n || stream >= addressLimit))

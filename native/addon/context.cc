@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "devices.h"
 #include "pending.h"
@@ -14,6 +15,8 @@ namespace flashattn {
 namespace {
 
 constexpr size_t kReadChunk = size_t{8} << 20;
+constexpr const char* kCaptured =
+    "the stream is being captured into a graph, which this library cannot be part of: end the capture first";
 
 Napi::Number to_number(Napi::Env env, size_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
 
@@ -86,6 +89,27 @@ cudaError_t Context::open() {
   return error;
 }
 
+/**
+ * While a stream is captured into a graph nothing that is queued runs, and a graph would replay copies from pinned memory
+ * that holds something else by then. Only a stream of another's can be.
+ */
+bool Context::is_captured(cudaStream_t stream) {
+  if (stream == parts_->stream.get()) return false;
+  cudaStreamCaptureStatus status{};
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error != cudaSuccess) cudaGetLastError();  // one that does not exist is told by what uses it
+  return error == cudaSuccess && status != cudaStreamCaptureStatusNone;
+}
+
+bool Context::accepts_work() {
+  if (is_captured(stream_)) {
+    throw_device(Env(), kCaptured);
+    return false;
+  }
+  for (void* pointer : std::exchange(parts_->freed_later, {})) parts_->memory.free(pointer, stream_);
+  return true;
+}
+
 // Memory --------------------------------------------------------------------------------------------------------------
 
 Napi::Value Context::allocate(const Napi::CallbackInfo& info) {
@@ -93,6 +117,7 @@ Napi::Value Context::allocate(const Napi::CallbackInfo& info) {
   const size_t bytes = arguments.size(0);
   if (arguments.failed()) return info.Env().Undefined();
   const CurrentDevice current(device_);
+  if (!accepts_work()) return info.Env().Undefined();
   void* pointer = nullptr;
   const cudaError_t error = parts_->memory.allocate(&pointer, bytes, stream_);
   if (error == cudaErrorMemoryAllocation) {
@@ -112,6 +137,7 @@ void Context::free(const Napi::CallbackInfo& info) {
   void* pointer = arguments.pointer(0);
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
+  if (is_captured(stream_)) return parts_->freed_later.push_back(pointer);  // what disposes of tensors cannot fail
   if (parts_->memory.free(pointer, stream_))
     account();
   else
@@ -149,6 +175,7 @@ void Context::write(const Napi::CallbackInfo& info) {
   const Napi::Uint8Array source = arguments.bytes(1);
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
+  if (!accepts_work()) return;
   check(parts_->uploads.upload(target, source.Data(), source.ByteLength(), stream_), "data could not be written");
   account();
 }
@@ -159,6 +186,7 @@ Napi::Value Context::read(const Napi::CallbackInfo& info) {
   const Napi::Uint8Array target = arguments.bytes(1);
   if (arguments.failed()) return info.Env().Undefined();
   const CurrentDevice current(device_);
+  if (!accepts_work()) return info.Env().Undefined();
   const size_t bytes = target.ByteLength();
   PinnedMemory block;
   cudaError_t error = parts_->downloads.acquire(bytes, &block);
@@ -184,6 +212,7 @@ void Context::read_sync(const Napi::CallbackInfo& info) {
   Napi::Uint8Array target = arguments.bytes(1);
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
+  if (!accepts_work()) return;
   check(copy_out(target.Data(), source, target.ByteLength()), "data could not be read");
   account();
 }
@@ -225,6 +254,7 @@ cudaError_t Context::copy_out(unsigned char* to, const unsigned char* from, size
 
 Napi::Value Context::synchronize(const Napi::CallbackInfo& info) {
   const CurrentDevice current(device_);
+  if (!accepts_work()) return info.Env().Undefined();
   Event reached;
   if (!check(reached.record(stream_, Pending::kEventFlags), "the stream could not be marked"))
     return info.Env().Undefined();
@@ -236,6 +266,9 @@ void Context::set_stream(const Napi::CallbackInfo& info) {
   const auto next = static_cast<cudaStream_t>(arguments.pointer_or(0, parts_->stream.get()));
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
+  // An event cannot order what a capture has begun with after what was queued before it.
+  if (is_captured(next)) return throw_device(info.Env(), kCaptured);
+  if (!accepts_work()) return;
   Event before;
   cudaError_t error = before.record(stream_);
   if (error == cudaSuccess) error = cudaStreamWaitEvent(next, before.get(), 0);
@@ -244,6 +277,7 @@ void Context::set_stream(const Napi::CallbackInfo& info) {
 
 Napi::Value Context::record_event(const Napi::CallbackInfo& info) {
   const CurrentDevice current(device_);
+  if (!accepts_work()) return info.Env().Undefined();
   Event event;
   if (!check(event.record(stream_, cudaEventDefault), "the stream could not be marked")) return info.Env().Undefined();
   const auto unused =

@@ -48,6 +48,9 @@ class Context : public Napi::ObjectWrap<Context> {
   void partition(const Napi::CallbackInfo&);  // (AttentionShape: Uint8Array, into an AttentionPartition: Uint8Array)
 
   cudaError_t open();
+  /** Whether work can be queued; throws where not. Frees what had to wait for that. */
+  bool accepts_work();
+  bool is_captured(cudaStream_t);
   cudaError_t copy_out(unsigned char* to, const unsigned char* from, size_t bytes);
   /** Throws where `error` is one; `what` was being done. */
   bool check(cudaError_t error, const char* what);
@@ -61,6 +64,7 @@ class Context : public Napi::ObjectWrap<Context> {
     UploadRing uploads;
     DownloadBlocks downloads;
     std::vector<Event> events;
+    std::vector<void*> freed_later;
   };
 
   int device_ = 0;

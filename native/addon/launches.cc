@@ -46,6 +46,7 @@ void Context::launch(const Napi::CallbackInfo& info) {
   if (arguments.failed()) return;
 
   const CurrentDevice current(device_);
+  if (!accepts_work()) return;
   const FaultWatch watch;
   cudaError_t error = operation.launch(params, limits_, stream_);
   const bool waits = synchronous_ && error == cudaSuccess;

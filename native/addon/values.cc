@@ -26,6 +26,10 @@ void throw_cuda(Napi::Env env, cudaError_t error, std::string_view what) {
   thrown.ThrowAsJavaScriptException();
 }
 
+void throw_device(Napi::Env env, std::string_view message) {
+  make_error(env, message, "ERR_DEVICE").ThrowAsJavaScriptException();
+}
+
 void throw_out_of_memory(Napi::Env env, size_t requested, size_t free, size_t total) {
   Napi::Error thrown = make_error(env, "out of memory", "ERR_OUT_OF_MEMORY");
   thrown.Set("requested", Napi::Number::New(env, static_cast<double>(requested)));

@@ -12,6 +12,9 @@ namespace flashattn {
 /** Throws a JavaScript Error { message, code: 'ERR_DEVICE', cuda: the error's name }. */
 void throw_cuda(Napi::Env, cudaError_t, std::string_view what);
 
+/** Throws { code: 'ERR_DEVICE' }. */
+void throw_device(Napi::Env, std::string_view message);
+
 /** Throws { code: 'ERR_OUT_OF_MEMORY', requested, free, total }, all in bytes. */
 void throw_out_of_memory(Napi::Env, size_t requested, size_t free, size_t total);
 

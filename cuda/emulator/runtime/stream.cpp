@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 struct CUstream_st {
   int device;
   cudaError_t failure = cudaSuccess;
+  bool capturing = false;
 };
 
 struct CUevent_st {
@@ -86,6 +87,11 @@ cudaError_t first_failure(bool clear) {
 
 }  // namespace
 
+void set_capturing(cudaStream_t stream, bool capturing) {
+  const LaunchLock lock;
+  if (context().streams.has(stream)) stream->capturing = capturing;
+}
+
 cudaError_t fail(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
@@ -152,6 +158,13 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   const LaunchLock lock;
   if (!context().events.has(event)) return fail(cudaErrorInvalidResourceHandle);
   return emulator::take_failure(stream);
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const LaunchLock lock;
+  if (stream && !context().streams.has(stream)) return fail(cudaErrorInvalidResourceHandle);
+  *status = stream && stream->capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {

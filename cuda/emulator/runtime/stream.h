@@ -7,6 +7,9 @@ namespace emulator {
 /** Remembers an error for cudaGetLastError of this host thread, and returns it. */
 cudaError_t fail(cudaError_t);
 
+/** Says that a stream is being captured into a graph, or not any more. */
+void set_capturing(cudaStream_t, bool capturing);
+
 /** The device that a stream belongs to: of the default stream, this thread's. -1: there is no such stream. */
 int device_of(cudaStream_t);
 

@@ -70,6 +70,10 @@ export interface EmulatorControls {
   }): void;
   /** The next launch ends with this error of CUDA, told by the next call that waits. */
   failLaunch(error: number): void;
+  /** A stream of another user of the device. */
+  createStream(): number;
+  /** Says that a stream is being captured into a graph, or not any more. */
+  setCapturing(stream: number, capturing: boolean): void;
   /** Whether a device has a primary context. */
   hasContext(device: number): boolean;
   reports(): string[];

@@ -4,6 +4,7 @@
 
 #include "emulator/emulator.h"
 #include "emulator/runtime/contexts.h"
+#include "emulator/runtime/stream.h"
 
 namespace flashattn {
 
@@ -51,6 +52,19 @@ void fail_launch(const Napi::CallbackInfo& info) {
   if (info[0].IsNumber()) emulator::fail_next_launch(info[0].As<Napi::Number>().Int32Value());
 }
 
+/** () -> a stream of another user of the device */
+Napi::Value create_stream(const Napi::CallbackInfo& info) {
+  cudaStream_t stream = nullptr;
+  cudaStreamCreate(&stream);
+  return Napi::Number::New(info.Env(), static_cast<double>(reinterpret_cast<uintptr_t>(stream)));
+}
+
+/** (stream, capturing) */
+void set_capturing(const Napi::CallbackInfo& info) {
+  const auto address = static_cast<uintptr_t>(info[0].ToNumber().DoubleValue());
+  emulator::set_capturing(reinterpret_cast<cudaStream_t>(address), info[1].ToBoolean());
+}
+
 /** (device) -> boolean */
 Napi::Value has_context(const Napi::CallbackInfo& info) {
   const int device = info[0].IsNumber() ? info[0].As<Napi::Number>().Int32Value() : 0;
@@ -93,6 +107,8 @@ Napi::Value emulator_controls(Napi::Env env) {
   controls.Set("reports", Napi::Function::New(env, reports, "reports"));
   controls.Set("clearReports", Napi::Function::New(env, clear_reports, "clearReports"));
   controls.Set("failLaunch", Napi::Function::New(env, fail_launch, "failLaunch"));
+  controls.Set("createStream", Napi::Function::New(env, create_stream, "createStream"));
+  controls.Set("setCapturing", Napi::Function::New(env, set_capturing, "setCapturing"));
   controls.Set("hasContext", Napi::Function::New(env, has_context, "hasContext"));
   controls.Set("statistics", Napi::Function::New(env, statistics, "statistics"));
   return controls;

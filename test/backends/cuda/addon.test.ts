@@ -377,6 +377,33 @@ describe.skipIf(!hasEmulator)(onEmulator('device pointers'), () => {
     expect(codeOf(() => setStream('wasm', 0n))).toBe('ERR_DEVICE');
     expect([...t.dataSync()]).toEqual([5, 6, 7, 8]);
   });
+
+  it('while a stream is captured into a graph, is refused; tensors can be disposed of', async () => {
+    const emulator = emulatorControls();
+    if (!emulator) throw new Error('no emulator');
+    const stream = emulator.createStream();
+    using t = tensor(range(4), [4], { device });
+    using other = tensor(range(4), [4], { device });
+    const used = memory(device).bytesInUse;
+    setStream(device, BigInt(stream));
+    using scratch = tensor(range(4), [4], { device });
+    emulator.setCapturing(stream, true);
+    const refused = 'being captured into a graph';
+    expect(() => t.write([5, 6, 7, 8])).toThrow(refused);
+    expect(() => t.dataSync()).toThrow(refused);
+    expect(() => zeros([1], { device })).toThrow(refused);
+    expect(() => other.copyInto(t)).toThrow(refused);
+    expect(() => setStream(device, undefined)).toThrow(refused);
+    await expect(synchronize(device)).rejects.toThrow(refused);
+    scratch.dispose();
+    emulator.setCapturing(stream, false);
+    expect([...t.dataSync()]).toEqual([0, 1, 2, 3]);
+    setStream(device, undefined);
+    expect(memory(device).bytesInUse).toBe(used);
+    emulator.setCapturing(stream, true);
+    expect(() => setStream(device, BigInt(stream))).toThrow(refused);
+    expect([...t.dataSync()]).toEqual([0, 1, 2, 3]);
+  });
 });
 
 describe.skipIf(!hasEmulator)(onEmulator('the addon'), () => {
