@@ -15,7 +15,7 @@ class DeviceMemory {
 
   cudaError_t open(int device) { return pool_.open(device); }
 
-  /** When nothing is left it waits for `stream`, gives the pool's unused memory back and tries once more. */
+  /** When nothing is left it waits for `stream`, gives what pools keep unused back and tries once more. */
   cudaError_t allocate(void** pointer, size_t bytes, cudaStream_t stream);
   /** Once `stream` gets there. False for a pointer that `allocate` did not return. */
   bool free(void* pointer, cudaStream_t stream);

@@ -22,13 +22,14 @@ class MemoryPool {
   cudaError_t open(int device);
   cudaError_t allocate(void** pointer, size_t bytes, cudaStream_t stream);
   cudaError_t free(void* pointer, cudaStream_t stream);
-  /** Gives memory that is not in use back to the device. */
+  /** Gives memory that no pool of this process has in use back to the device. */
   void trim();
   /** What the pool holds of the device, given that `in_use` bytes are allocated. */
   size_t reserved(size_t in_use) const;
 
  private:
   [[maybe_unused]] CUmemPoolHandle_st* pool_ = nullptr;
+  [[maybe_unused]] int device_ = 0;
 };
 
 }  // namespace flashattn

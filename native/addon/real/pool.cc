@@ -1,10 +1,23 @@
 #include "../pool.h"
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 
 namespace flashattn {
 
 namespace {
+
+/** The devices of all pools of this process: each environment has its own, and one must not starve another. */
+struct Pools {
+  std::mutex mutex;
+  std::map<cudaMemPool_t, int> devices;
+};
+
+Pools& pools() {
+  static Pools& pools = *new Pools;  // other threads may outlive main
+  return pools;
+}
 
 bool supports_pools(int device) {
   int supported = 0;
@@ -14,7 +27,10 @@ bool supports_pools(int device) {
 }  // namespace
 
 MemoryPool::~MemoryPool() {
-  if (pool_ != nullptr) cudaMemPoolDestroy(pool_);
+  if (pool_ == nullptr) return;
+  const std::scoped_lock lock(pools().mutex);
+  pools().devices.erase(pool_);
+  cudaMemPoolDestroy(pool_);
 }
 
 cudaError_t MemoryPool::open(int device) {
@@ -25,6 +41,11 @@ cudaError_t MemoryPool::open(int device) {
   properties.location.id = device;
   const cudaError_t error = cudaMemPoolCreate(&pool_, &properties);
   if (error != cudaSuccess) return error;
+  device_ = device;
+  {
+    const std::scoped_lock lock(pools().mutex);
+    pools().devices[pool_] = device;
+  }
   uint64_t keep = UINT64_MAX;
   return cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep);
 }
@@ -38,7 +59,9 @@ cudaError_t MemoryPool::free(void* pointer, cudaStream_t stream) {
 }
 
 void MemoryPool::trim() {
-  if (pool_ != nullptr) cudaMemPoolTrimTo(pool_, 0);
+  const std::scoped_lock lock(pools().mutex);
+  for (const auto& [pool, device] : pools().devices)
+    if (device == device_) cudaMemPoolTrimTo(pool, 0);
 }
 
 size_t MemoryPool::reserved(size_t in_use) const {
