@@ -58,7 +58,8 @@ cudaError_t UploadRing::retire_oldest() {
 }
 
 cudaError_t DownloadBlocks::acquire(size_t bytes, PinnedMemory* block) {
-  const size_t size = std::bit_ceil(std::max(bytes, kSmallest));
+  // Blocks that are kept have few sizes, so that they fit again; the others are as large as they have to be.
+  const size_t size = bytes > kKeptBytes ? bytes : std::bit_ceil(std::max(bytes, kSmallest));
   const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const auto& kept) { return kept.size() == size; });
   if (found != kept_.end()) {
     *block = std::move(*found);
