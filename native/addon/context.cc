@@ -72,6 +72,7 @@ Context::~Context() {
   cudaStream_t own = parts_->stream.get();
   // Another's stream may be gone by now: what was queued there is waited for with all that the device has to do.
   if (own != nullptr) stream_ == own ? cudaStreamSynchronize(own) : cudaDeviceSynchronize();
+  waiter_.stop();
   parts_->memory.free_all(own);
   parts_.reset();
 }
@@ -198,7 +199,8 @@ Napi::Value Context::read(const Napi::CallbackInfo& info) {
     parts_->downloads.release(std::move(block));
     return info.Env().Undefined();
   }
-  return Pending::start(*this, device_, std::move(copied), std::move(block), target);
+  return waiter_.add(info.Env(), device_,
+                     std::make_unique<Pending>(*this, std::move(copied), std::move(block), target));
 }
 
 void Context::end_download(PinnedMemory block) {
@@ -258,7 +260,7 @@ Napi::Value Context::synchronize(const Napi::CallbackInfo& info) {
   Event reached;
   if (!check(reached.record(stream_, Pending::kEventFlags), "the stream could not be marked"))
     return info.Env().Undefined();
-  return Pending::start(*this, device_, std::move(reached));
+  return waiter_.add(info.Env(), device_, std::make_unique<Pending>(*this, std::move(reached)));
 }
 
 void Context::set_stream(const Napi::CallbackInfo& info) {

@@ -8,6 +8,7 @@
 
 #include "launch.h"
 #include "memory.h"
+#include "pending.h"
 #include "runtime.h"
 #include "staging.h"
 
@@ -70,8 +71,8 @@ class Context : public Napi::ObjectWrap<Context> {
   int device_ = 0;
   DeviceLimits limits_{};
   int64_t accounted_ = 0;
-  bool synchronous_ =
-      false;  // FLASHATTN_SYNC=1: a launch waits for its end, so that what goes wrong in it is told of it
+  Waiter waiter_;
+  bool synchronous_ = false;  // FLASHATTN_SYNC=1: a launch waits for its end, so that its errors are told of it
   std::unique_ptr<Parts> parts_ = std::make_unique<Parts>();
   cudaStream_t stream_ = nullptr;  // in use: of `parts_`, or another's
 };

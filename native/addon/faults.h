@@ -23,7 +23,7 @@ class FaultWatch {
   [[maybe_unused]] size_t before_ = 0;
 };
 
-/** { configure, reports, clearReports, statistics, failLaunch, createStream, setCapturing, hasContext }, or undefined on the real device. */
+/** What tests control and see of the emulated device; undefined on the real one. See EmulatorControls in lib. */
 Napi::Value emulator_controls(Napi::Env);
 
 }  // namespace flashattn

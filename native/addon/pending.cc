@@ -1,75 +1,128 @@
 #include "pending.h"
 
 #include <cstring>
-#include <memory>
+#include <system_error>
 
 #include "context.h"
 #include "values.h"
 
 namespace flashattn {
 
-Pending::Pending(Context& context, int device, Event reached)
+Pending::Pending(Context& context, Event reached)
     : context_(context),
-      device_(device),
       reached_(std::move(reached)),
       keep_context_(Napi::Persistent(context.Value())) {}
 
-Napi::Value Pending::start(Context& context, int device, Event reached) {
-  return queue(new Pending(context, device, std::move(reached)));
+Pending::Pending(Context& context, Event reached, PinnedMemory block, Napi::Uint8Array target)
+    : Pending(context, std::move(reached)) {
+  block_ = std::move(block);
+  target_ = target.Data();
+  bytes_ = target.ByteLength();
+  keep_target_ = Napi::Persistent(target.As<Napi::Object>());
 }
 
-Napi::Value Pending::start(Context& context, int device, Event reached, PinnedMemory block, Napi::Uint8Array target) {
-  auto* pending = new Pending(context, device, std::move(reached));
-  pending->block_ = std::move(block);
-  pending->target_ = target.Data();
-  pending->bytes_ = target.ByteLength();
-  pending->keep_target_ = Napi::Persistent(target.As<Napi::Object>());
-  return queue(pending);
-}
-
-Napi::Value Pending::queue(Pending* pending) {
-  const Napi::Env env = pending->context_.Env();
-  const Napi::String name = Napi::String::New(env, "flashattn");
+napi_value Pending::promise(Napi::Env env) {
   napi_value promise = nullptr;
-  napi_status status = napi_create_promise(env, &pending->deferred_, &promise);
-  if (status == napi_ok)
-    status = napi_create_async_work(env, nullptr, name, execute, complete, pending, &pending->work_);
-  if (status == napi_ok) status = napi_queue_async_work(env, pending->work_);
-  if (status != napi_ok) {
-    Napi::Error::New(env, "a read could not be queued").ThrowAsJavaScriptException();
-    pending->finish(env);
+  return napi_create_promise(env, &deferred_, &promise) == napi_ok ? promise : nullptr;
+}
+
+void Pending::wait() {
+  error_ = reached_.wait();
+  if (error_ == cudaSuccess && bytes_ > 0) std::memcpy(target_, block_.data(), bytes_);
+}
+
+void Pending::settle(Napi::Env env) {
+  if (block_.data() != nullptr) context_.end_download(std::move(block_));
+  if (error_ == cudaSuccess) {
+    napi_resolve_deferred(env, deferred_, env.Undefined());
+    return;
+  }
+  throw_cuda(env, error_, "an operation failed on the device");
+  napi_value error = nullptr;
+  if (napi_get_and_clear_last_exception(env, &error) == napi_ok) napi_reject_deferred(env, deferred_, error);
+}
+
+void Pending::abandon(std::unique_ptr<Pending> pending) {
+  pending->keep_context_.SuppressDestruct();
+  pending->keep_target_.SuppressDestruct();
+}
+
+Napi::Value Waiter::add(Napi::Env env, int device, std::unique_ptr<Pending> pending) {
+  napi_value promise = pending->promise(env);
+  if (promise == nullptr) return env.Undefined();
+  if (!thread_.joinable() && !start(env, device)) {
+    Napi::Error::New(env, "no thread could be started to wait for the device").ThrowAsJavaScriptException();
     return env.Undefined();
   }
+  if (unsettled_++ == 0) napi_ref_threadsafe_function(env, to_env_);
+  {
+    const std::scoped_lock lock(mutex_);
+    queue_.push_back(std::move(pending));
+  }
+  changed_.notify_one();
   return Napi::Value(env, promise);
 }
 
-void Pending::execute(napi_env, void* data) {
-  auto* pending = static_cast<Pending*>(data);
-  const CurrentDevice current(pending->device_);
-  pending->error_ = pending->reached_.wait();
-  if (pending->error_ == cudaSuccess && pending->bytes_ > 0)
-    std::memcpy(pending->target_, pending->block_.data(), pending->bytes_);
+bool Waiter::start(Napi::Env env, int device) {
+  if (stopping_) return false;
+  const Napi::String name = Napi::String::New(env, "flashattn");
+  const napi_status status =
+      napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, settle, &to_env_);
+  if (status != napi_ok) return false;
+  napi_unref_threadsafe_function(env, to_env_);
+  try {
+    thread_ = std::thread([this, device] { run(device); });
+  } catch (const std::system_error&) {
+    napi_release_threadsafe_function(to_env_, napi_tsfn_abort);
+    return false;
+  }
+  // An environment that ends runs its hooks first: what promises refer to is still there.
+  env_ = env;
+  napi_add_env_cleanup_hook(env, on_end_of_environment, this);
+  return true;
 }
 
-/** Also called when the environment is being torn down and runs no JavaScript: then nobody awaits the promise. */
-void Pending::complete(napi_env raw, napi_status, void* data) {
+void Waiter::run(int device) {
+  const CurrentDevice current(device);
+  for (;;) {
+    std::unique_ptr<Pending> pending;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (stopping_) return;
+      pending = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    pending->wait();
+    const bool taken = napi_call_threadsafe_function(to_env_, pending.get(), napi_tsfn_nonblocking) == napi_ok;
+    if (taken)
+      pending.release();
+    else
+      Pending::abandon(std::move(pending));
+  }
+}
+
+void Waiter::settle(napi_env raw, napi_value, void* data, void* settled) {
+  std::unique_ptr<Pending> pending(static_cast<Pending*>(settled));
+  if (raw == nullptr) return Pending::abandon(std::move(pending));
   const Napi::Env env(raw);
   const Napi::HandleScope scope(env);
-  auto* pending = static_cast<Pending*>(data);
-  if (pending->error_ == cudaSuccess) {
-    napi_resolve_deferred(env, pending->deferred_, env.Undefined());
-  } else {
-    throw_cuda(env, pending->error_, "an operation failed on the device");
-    napi_value error = nullptr;
-    if (napi_get_and_clear_last_exception(env, &error) == napi_ok) napi_reject_deferred(env, pending->deferred_, error);
-  }
-  pending->finish(env);
+  auto* waiter = static_cast<Waiter*>(data);
+  if (--waiter->unsettled_ == 0) napi_unref_threadsafe_function(env, waiter->to_env_);
+  pending->settle(env);
 }
 
-void Pending::finish(Napi::Env env) {
-  if (block_.data() != nullptr) context_.end_download(std::move(block_));
-  if (work_ != nullptr) napi_delete_async_work(env, work_);
-  delete this;
+void Waiter::stop() {
+  if (!thread_.joinable()) return;
+  {
+    const std::scoped_lock lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_one();
+  thread_.join();
+  queue_.clear();
+  napi_release_threadsafe_function(to_env_, napi_tsfn_abort);
+  napi_remove_env_cleanup_hook(env_, on_end_of_environment, this);
 }
 
 }  // namespace flashattn

@@ -44,8 +44,15 @@ const bugs: readonly Bug[] = [
   {
     bug: 'rows read beyond the last one',
     file: 'tile.cuh',
-    find: 'const int bytes = first + r < end ? columns * TileType::kElementBytes : 0;',
-    replace: 'const int bytes = columns * TileType::kElementBytes;',
+    find: 'ptx::cp_async<16>(tile.chunk(r, c), bytes ? source : from.data, bytes);',
+    replace: 'ptx::cp_async<16>(tile.chunk(r, c), source, bytes ? bytes : columns * TileType::kElementBytes);',
+    report: /tile\.cuh:\d+: global-out-of-bounds/,
+  },
+  {
+    bug: 'rows of little alignment read beyond the last one',
+    file: 'tile.cuh',
+    find: 'const int count = max_of(0, min_of(bytes - part, Size));',
+    replace: 'const int count = bytes ? max_of(0, min_of(bytes - part, Size)) : Size;',
     report: /tile\.cuh:\d+: global-out-of-bounds/,
   },
   {

@@ -1,6 +1,7 @@
 #include "stream.h"
 
 #include <chrono>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -64,6 +65,13 @@ Context& context() {
   return context;
 }
 
+struct Holding {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool held = false;
+};
+Holding& holding = *new Holding;  // other threads may outlive main
+
 CUstream_st* find(cudaStream_t stream) {
   if (!stream) return &context().default_stream;
   return context().streams.has(stream) ? stream : nullptr;
@@ -86,6 +94,19 @@ cudaError_t first_failure(bool clear) {
 }
 
 }  // namespace
+
+void hold_events(bool held) {
+  {
+    const std::scoped_lock lock(holding.mutex);
+    holding.held = held;
+  }
+  holding.changed.notify_all();
+}
+
+void wait_while_held() {
+  std::unique_lock lock(holding.mutex);
+  holding.changed.wait(lock, [] { return !holding.held; });
+}
 
 void set_capturing(cudaStream_t stream, bool capturing) {
   const LaunchLock lock;
@@ -203,11 +224,15 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  emulator::wait_while_held();
   const LaunchLock lock;
   return context().events.has(event) ? cudaSuccess : fail(cudaErrorInvalidResourceHandle);
 }
 
-cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const LaunchLock lock;
+  return context().events.has(event) ? cudaSuccess : fail(cudaErrorInvalidResourceHandle);
+}
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   const LaunchLock lock;

@@ -7,6 +7,10 @@ namespace emulator {
 /** Remembers an error for cudaGetLastError of this host thread, and returns it. */
 cudaError_t fail(cudaError_t);
 
+/** While events are held, whoever waits for one blocks, as for a device that is at work. */
+void hold_events(bool held);
+void wait_while_held();
+
 /** Says that a stream is being captured into a graph, or not any more. */
 void set_capturing(cudaStream_t, bool capturing);
 

@@ -70,6 +70,8 @@ export interface EmulatorControls {
   }): void;
   /** The next launch ends with this error of CUDA, told by the next call that waits. */
   failLaunch(error: number): void;
+  /** While events are held, whoever waits for one blocks. */
+  holdEvents(held: boolean): void;
   /** A stream of another user of the device. */
   createStream(): number;
   /** Says that a stream is being captured into a graph, or not any more. */

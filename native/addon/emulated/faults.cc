@@ -52,6 +52,9 @@ void fail_launch(const Napi::CallbackInfo& info) {
   if (info[0].IsNumber()) emulator::fail_next_launch(info[0].As<Napi::Number>().Int32Value());
 }
 
+/** (held) */
+void hold_events(const Napi::CallbackInfo& info) { emulator::hold_events(info[0].ToBoolean()); }
+
 /** () -> a stream of another user of the device */
 Napi::Value create_stream(const Napi::CallbackInfo& info) {
   cudaStream_t stream = nullptr;
@@ -107,6 +110,7 @@ Napi::Value emulator_controls(Napi::Env env) {
   controls.Set("reports", Napi::Function::New(env, reports, "reports"));
   controls.Set("clearReports", Napi::Function::New(env, clear_reports, "clearReports"));
   controls.Set("failLaunch", Napi::Function::New(env, fail_launch, "failLaunch"));
+  controls.Set("holdEvents", Napi::Function::New(env, hold_events, "holdEvents"));
   controls.Set("createStream", Napi::Function::New(env, create_stream, "createStream"));
   controls.Set("setCapturing", Napi::Function::New(env, set_capturing, "setCapturing"));
   controls.Set("hasContext", Napi::Function::New(env, has_context, "hasContext"));

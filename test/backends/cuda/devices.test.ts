@@ -94,4 +94,53 @@ describe.skipIf(!hasEmulator)(onEmulator('several devices'), () => {
     if (ended) expect(launched).toMatchObject({ ...failure, launch: 'fill', ended });
     else expect({ launched, read }).toMatchObject({ read: failure });
   });
+
+  it('are waited for by a thread of their own: files can be read meanwhile, and promises are kept in order', async () => {
+    const body = `
+      const context = new addon.Context(0);
+      const pointer = context.allocate(64);
+      fill(context, pointer, 16, 9);
+      addon.emulator.holdEvents(true);
+      const order = [];
+      const reads = Array.from({ length: 8 }, (_, n) => {
+        const bytes = new Uint8Array(4);
+        return context.read(pointer, bytes).then(() => order.push(n + ':' + bytes[0]));
+      });
+      const text = await require('node:fs/promises').readFile(process.execPath, { encoding: 'latin1', flag: 'r' });
+      const before = order.length;
+      addon.emulator.holdEvents(false);
+      await Promise.all(reads);
+      await context.synchronize();
+      return { read: text.length > 0, before, order };`;
+    const order = Array.from({ length: 8 }, (_, n) => `${n}:9`);
+    expect(await run(body, { UV_THREADPOOL_SIZE: '1' })).toEqual({ read: true, before: 0, order });
+  });
+
+  it('are let go of by a worker that ends while it waits', async () => {
+    const body = `
+      const { Worker } = require('node:worker_threads');
+      const program = "const addon = require(" + JSON.stringify(${JSON.stringify(emulatorPath)}) + ");" +
+        "const context = new addon.Context(0); const pointer = context.allocate(64);" +
+        "for (let n = 0; n < 4; n++) void context.read(pointer, new Uint8Array(64));" +
+        "require('node:worker_threads').parentPort.postMessage(0);";
+      const codes = [];
+      for (let round = 0; round < 5; round++) {
+        addon.emulator.holdEvents(true);
+        const worker = new Worker(program, { eval: true });
+        await new Promise((resolve) => worker.once('message', resolve));
+        setTimeout(() => addon.emulator.holdEvents(false), 20);
+        codes.push(await worker.terminate());
+      }
+      const context = new addon.Context(0);
+      const pointer = context.allocate(64);
+      fill(context, pointer, 16, 5);
+      const bytes = new Uint8Array(4);
+      await context.read(pointer, bytes);
+      return { codes, value: bytes[0] };`;
+    expect(await run(body)).toEqual({ codes: [1, 1, 1, 1, 1], value: 5 });
+  });
+
+  it('do not keep a process alive that awaits nothing', async () => {
+    expect(await run('new addon.Context(0).synchronize(); return 1;')).toBe(1);
+  });
 });
