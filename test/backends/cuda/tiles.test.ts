@@ -30,4 +30,11 @@ describe.skipIf(!hasEmulator)(onEmulator('tiles'), () => {
     expect(stdout).toMatch(/^pass {2}grid +105 passed, 0 failed/m);
     expect(code).toBe(0);
   });
+
+  it.each(['properties', 'determinism', 'canaries'])('of large problems pass the %s', async (group) => {
+    const args = ['--device', 'emulator', '--quick', '--group', group];
+    const { code, stdout } = await runNode([verify, ...args], { FLASHATTN_MULTIPROCESSORS: '1' });
+    expect(stdout).toMatch(new RegExp(`^pass {2}${group} +[1-9]\\d* passed, 0 failed`, 'm'));
+    expect(code).toBe(0);
+  });
 });
