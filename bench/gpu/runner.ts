@@ -22,8 +22,8 @@ export interface Step {
   readonly name: string;
   /** The limit of each of its commands. */
   readonly seconds: number;
-  /** Looked for on the PATH; without it the step is skipped. */
-  readonly needs?: string;
+  /** What it needs, and a command of the shell that finds out whether it is there; without it the step is skipped. */
+  readonly needs?: { readonly what: string; readonly test: string };
   readonly commands: (files: Files) => readonly Command[];
 }
 
@@ -143,9 +143,9 @@ export async function runVisit({ steps, out, results, scale }: Visit): Promise<R
 
   const runStep = async ({ name, seconds, needs, commands }: Step) => {
     say(`${clock()}  == ${name}`);
-    if (needs !== undefined && spawnSync('sh', ['-c', `command -v ${needs}`]).status !== 0) {
+    if (needs !== undefined && spawnSync('sh', ['-c', needs.test]).status !== 0) {
       outcomes[name] = { result: 'skipped', code: null, seconds: 0 };
-      say(`skipped: there is no ${needs}`);
+      say(`skipped: there is no ${needs.what}`);
       return keepSummary();
     }
     await Promise.all(commands({ results }).map((command) => runCommand(command, seconds * scale)));

@@ -120,6 +120,9 @@ for program in ncu compute-sanitizer nvcc cuobjdump; do command -v $program; don
 python3 -c 'import torch; print("torch", torch.__version__, "cuDNN", torch.backends.cudnn.version())'
 exit 0`;
 
+const program = (name: string) => ({ what: name, test: `command -v ${name}` });
+const torchModule = { what: 'torch in python3', test: "python3 -c 'import torch'" };
+
 const steps: readonly Step[] = [
   { name: 'probe', seconds: 30, commands: () => [{ name: 'probe', shows: true, run: ['sh', '-c', probe] }] },
   {
@@ -142,7 +145,7 @@ const steps: readonly Step[] = [
   {
     name: 'torch',
     seconds: 90,
-    needs: 'python3',
+    needs: torchModule,
     commands: (files) => [torch(files, 'torch', '--dtypes', 'bfloat16', '--only', 'sdpa')],
   },
   {
@@ -153,7 +156,7 @@ const steps: readonly Step[] = [
       ...verify(files, { name: 'full-large', env: largeTiles }),
     ],
   },
-  { name: 'sanitizer', seconds: 150, needs: 'compute-sanitizer', commands: sanitizer },
+  { name: 'sanitizer', seconds: 150, needs: program('compute-sanitizer'), commands: sanitizer },
   {
     name: 'sparse',
     seconds: 60,
@@ -167,10 +170,10 @@ const steps: readonly Step[] = [
   {
     name: 'flex',
     seconds: 90,
-    needs: 'python3',
+    needs: torchModule,
     commands: (files) => [torch(files, 'flex', '--dtypes', 'bfloat16', '--seconds', '60', '--only', 'flex')],
   },
-  { name: 'profile', seconds: 90, needs: 'ncu', commands: profile },
+  { name: 'profile', seconds: 90, needs: program('ncu'), commands: profile },
 ];
 
 /** What fits into a command of ten minutes. */

@@ -66,7 +66,10 @@ describe.skipIf(process.platform === 'win32')('a visit to a GPU machine', () => 
     const { outcomes, log } = await visit(
       step('crash', shell('crash', 'echo last words; kill -SEGV $$')),
       step('missing', { name: 'missing', run: ['no-such-program'] }),
-      { ...step('skipped', shell('never', 'exit 0')), needs: 'no-such-program' },
+      {
+        ...step('skipped', shell('never', 'exit 0')),
+        needs: { what: 'no-such-program', test: 'command -v no-such-program' },
+      },
     );
     expect(outcomes).toMatchObject({
       crash: { result: 'fail', code: null },

@@ -26,7 +26,9 @@ export function make(
   device: DeviceName = testDevice,
 ): Tensor {
   if (dtype === 'float32') return tensor(Float32Array.from(values), shape, { dtype, device });
-  const bits = Uint16Array.from(values, (x) => toBits(x, dtype));
+  // A loop: Uint16Array.from with a function takes forty times as long.
+  const bits = new Uint16Array(values.length);
+  for (const [i, x] of values.entries()) bits[i] = toBits(x, dtype);
   return tensor(bits, shape, { dtype, device });
 }
 
