@@ -14,9 +14,14 @@ const { values: flags, positionals } = parseArgs({
     device: { type: 'string', default: 'cuda' },
     /** How much of its limit a step gets; for trying them. */
     scale: { type: 'string', default: '1' },
+    /** Say what would be run. */
+    list: { type: 'boolean', default: false },
   },
 });
 const { device } = flags;
+const isGpu = device === 'cuda';
+/** An emulated device runs every path once. */
+const tiny = isGpu ? [] : ['--tiny'];
 
 const node = process.execPath;
 const groups = [
@@ -27,13 +32,13 @@ const groups = [
   'range',
   'sums',
   'precision',
-  'scale',
+  ...(isGpu ? ['scale'] : []),
   'masks',
   'canaries',
   'operations',
   'properties',
   'determinism',
-] as const;
+];
 
 interface Extent {
   readonly name: string;
@@ -67,7 +72,7 @@ function benchmark({ results }: Files, name: string, ...args: string[]): Command
   return {
     name,
     shows: true,
-    run: [node, 'build/bench/gpu.js', '--device', device, '--json', join(results, `${name}.json`), ...args],
+    run: [node, 'build/bench/gpu.js', '--device', device, '--json', join(results, `${name}.json`), ...tiny, ...args],
   };
 }
 
@@ -128,6 +133,7 @@ const steps: readonly Step[] = [
   {
     name: 'conformance',
     seconds: 30,
+    needs: { what: 'GPU', test: String(isGpu) },
     commands: ({ results }) => {
       const args = ['--compare', 'emulator.bin', '--write', join(results, 'conformance.bin')];
       return [{ name: 'conformance', shows: true, run: ['./conformance', ...args] }];
@@ -168,6 +174,14 @@ const steps: readonly Step[] = [
     commands: (files) => [benchmark(files, 'float16', '--dtypes', 'float16', '--dense')],
   },
   {
+    name: 'others',
+    seconds: 60,
+    commands: ({ results }) => {
+      const args = ['--device', device, '--json', join(results, 'others.json'), ...tiny];
+      return [{ name: 'others', shows: true, run: [node, 'build/bench/others.js', ...args] }];
+    },
+  },
+  {
     name: 'flex',
     seconds: 90,
     needs: torchModule,
@@ -190,10 +204,17 @@ if (names.length === 0 || unknown.length > 0) {
   console.error(`${unknown.join(', ') || 'nothing'} to run: name ${known}`);
   process.exit(2);
 }
+const chosen = names.map((name) => steps.find((step) => step.name === name) as Step);
+const results = resolve('results');
+if (flags.list) {
+  for (const { name, commands } of chosen)
+    for (const command of commands({ results })) console.log(`${name}: ${command.run.join(' ')}`);
+  process.exit(0);
+}
 const outcomes = await runVisit({
-  steps: names.map((name) => steps.find((step) => step.name === name) as Step),
+  steps: chosen,
   out: resolve(flags.out),
-  results: resolve('results'),
+  results,
   scale: Number(flags.scale),
 });
 if (Object.values(outcomes).some(({ result }) => result === 'fail' || result === 'timeout')) process.exitCode = 1;

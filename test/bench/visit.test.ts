@@ -1,8 +1,13 @@
 import { mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { type Command, runVisit, type Step } from '../../bench/gpu/runner.js';
+import { suite } from '../../verify/device/suite.js';
+import { runNode } from '../support/child.js';
+
+const program = fileURLToPath(new URL('../../build/bench/visit.js', import.meta.url));
 
 const shell = (name: string, script: string, more: Partial<Command> = {}): Command => ({
   name,
@@ -11,6 +16,27 @@ const shell = (name: string, script: string, more: Partial<Command> = {}): Comma
 });
 
 const step = (name: string, ...commands: Command[]): Step => ({ name, seconds: 20, commands: () => commands });
+
+describe('the visits', () => {
+  const list = (...args: string[]) => runNode([program, ...args, '--list']);
+
+  it('run all there is to run: every step, and every group of checks in both ways', async () => {
+    const { code, stdout } = await list('1', '2', '3');
+    expect(code).toBe(0);
+    const { stderr } = await list('nothing');
+    const [, known = ''] = /or steps \((.*)\)/.exec(stderr) ?? [];
+    expect(new Set(stdout.match(/^\w+(?=:)/gm))).toEqual(new Set(known.split(', ')));
+    const groups = suite({ cases: 1, repeats: 1, large: true }).map(({ name }) => name);
+    for (const group of [...groups, 'golden']) expect(stdout.split(` --group ${group} `)).toHaveLength(5);
+  });
+
+  it('say what is unknown', async () => {
+    expect(await list('7')).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining('7 to run: name visits (1, 2, 3)'),
+    });
+  });
+});
 
 describe.skipIf(process.platform === 'win32')('a visit to a GPU machine', () => {
   const folders: string[] = [];
