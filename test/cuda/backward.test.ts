@@ -84,6 +84,22 @@ const bugs: readonly Bug[] = [
     report: /backward\.cuh:\d+: global-race/,
   },
   {
+    bug: 'a carried sum that is not brought back',
+    problem: 'more queries than a sum takes',
+    file: 'carry.cuh',
+    find: 'sum += ptx::load_global(data + column) * factor;',
+    replace: 'sum += 0.0f * factor;',
+    report: /d_(key|value) \[0, \d+, 0, \d+\]/,
+  },
+  {
+    bug: 'a carried sum that the next one replaces',
+    problem: 'more queries than a sum takes',
+    file: 'carry.cuh',
+    find: 'first ? sum :',
+    replace: 'first || factor == 1.0f ? sum :',
+    report: /d_(key|value) \[0, \d+, 0, \d+\]/,
+  },
+  {
     bug: 'a hidden NaN that is not repaired',
     problem: 'a NaN that few see',
     file: 'sm80/backward.cuh',

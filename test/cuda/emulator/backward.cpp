@@ -79,6 +79,7 @@ int main(int count, char** names) {
   const Problem problems[] = {
       {.name = "dense", .batch = 2, .heads = 2, .kv_heads = 2, .queries = 70, .keys = 150},
       {.name = "one query", .heads = 2, .kv_heads = 1, .queries = 1, .keys = 67, .layout = Layout::HeadsFirst},
+      {.name = "more queries than a sum takes", .queries = 4200, .keys = 20},
       {.name = "causal", .heads = 2, .kv_heads = 1, .queries = 140, .keys = 200, .window_right = 0},
       {.name = "more queries than keys", .queries = 150, .keys = 60, .window_right = 0},
       {.name = "odd dims", .queries = 40, .keys = 50, .head_dim = odd, .value_dim = whole, .layout = Layout::Padded},
