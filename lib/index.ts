@@ -32,7 +32,7 @@ export type {
   Integers,
   VarlenOptions,
 } from './attention/options.js';
-export { type Plan, type Problem, plan } from './attention/plan.js';
+export { type Captured, type Plan, type Problem, plan } from './attention/plan.js';
 export {
   alibiSlopes,
   type RelativeBias,

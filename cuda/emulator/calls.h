@@ -51,6 +51,7 @@ uint32_t ballot(bool predicate, Site);
 struct Launch {
   void (*run)(const void* call);
   const void* call;
+  size_t call_bytes;  // that a copy of `call` has
   const char* name;
   dim3 grid;
   int threads, shared_bytes;

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "calls.h"
 #include "number.h"
@@ -163,13 +164,14 @@ cudaError_t launch(void (*kernel)(Params), const char* name, dim3 grid, int thre
                    cudaStream_t stream, const Params& params) {
   struct Call {
     void (*kernel)(Params);
-    const Params& params;
+    Params params;
   } call{kernel, params};
+  static_assert(std::is_trivially_copyable_v<Call>);
   const auto run = [](const void* data) {
     const Call& call = *static_cast<const Call*>(data);
     call.kernel(call.params);
   };
-  return emulator::launch({run, &call, name, grid, threads, shared_bytes, stream});
+  return emulator::launch({run, &call, sizeof(Call), name, grid, threads, shared_bytes, stream});
 }
 
 }  // namespace ptx

@@ -141,6 +141,9 @@ cudaError_t launch(const Launch& launch) {
   const LaunchLock lock;
   const cudaError_t invalid = check(launch);
   if (invalid != cudaSuccess) return invalid;
+  bool kept = false;
+  const cudaError_t captured = capture(launch, &kept);
+  if (kept || captured != cudaSuccess) return captured;
   const uint64_t before = report_count();
   ++machine.statistics.launches;
   run_grid(launch);

@@ -5,7 +5,7 @@ import { checkDType, type DType } from '../base/dtype.js';
 import { FlashAttnError, optionError } from '../base/errors.js';
 import { backendFor, type DeviceName } from '../devices/registry.js';
 import type { AttentionProblem } from '../kernels/attention.js';
-import type { Backend } from '../kernels/device.js';
+import type { Backend, Recording } from '../kernels/device.js';
 import { checkShape } from '../tensor/shape.js';
 import { allocating, isTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
@@ -65,6 +65,58 @@ export function resolveProblem(description: Problem): ResolvedProblem {
 const collected = new FinalizationRegistry<readonly Scratch[]>((memory) => {
   for (const scratch of memory) scratch.dispose();
 });
+
+const forgotten = new FinalizationRegistry<Recording>((recording) => recording.dispose());
+
+/** What `Captured` is made of. */
+interface CapturedParts<Results> {
+  readonly backend: Backend;
+  readonly recording: Recording;
+  readonly results: Results;
+  /** The inputs. */
+  readonly used: NamedTensors;
+  /** Called before each replay. @throws ERR_DISPOSED */
+  readonly begin: () => void;
+}
+
+/** A pass of a plan over certain tensors, recorded. See `Plan.capture`. */
+export class Captured<Results> implements Disposable {
+  readonly #parts: CapturedParts<Results>;
+  #disposed = false;
+
+  /** @internal Use `Plan.capture`. */
+  constructor(parts: CapturedParts<Results>) {
+    this.#parts = parts;
+    forgotten.register(this, parts.recording, this);
+  }
+
+  /**
+   * Queues the pass once more, over what its tensors hold by then. Returns the same tensors every time, overwritten; they
+   * belong to the plan.
+   *
+   * @throws ERR_DISPOSED, ERR_DEVICE
+   */
+  replay(): Results {
+    if (this.#disposed) throw new FlashAttnError('ERR_DISPOSED', 'what was captured has been disposed');
+    const { backend, recording, results, used, begin } = this.#parts;
+    for (const [name, t] of Object.entries(used)) t?.operand(name, backend);
+    begin();
+    recording.replay();
+    return results;
+  }
+
+  /** Frees the recording; the plan and the tensors stay as they are. */
+  dispose(): void {
+    if (this.#disposed) return;
+    this.#disposed = true;
+    forgotten.unregister(this);
+    this.#parts.recording.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
 
 /** See `plan`. */
 export class Plan<D extends DType = DType> implements Disposable {
@@ -143,6 +195,60 @@ export class Plan<D extends DType = DType> implements Disposable {
     checkDisjoint({ q, k, v, out, lse, dOut, dLse, ...tensorsOf(options) }, { ...this.#gradients });
     launchBackward(backend, problem, operands(this.#gradients), this.#backwardScratch);
     return this.#gradients as Gradients<D, Shape>;
+  }
+
+  /**
+   * Runs forward, and with `dOut` backward too, and records them: `replay()` queues the same launches over the same
+   * tensors, as one CUDA graph where the device has such, without the host's work of `run`. Write into the tensors to give
+   * it other values.
+   *
+   * @throws as `run` and `runBackward`
+   */
+  capture(q: Tensor<D, Shape>, k: Tensor<D, Shape>, v: Tensor<D, Shape>): Captured<Readonly<AttentionResult<D, Shape>>>;
+  capture(
+    q: Tensor<D, Shape>,
+    k: Tensor<D, Shape>,
+    v: Tensor<D, Shape>,
+    dOut: Tensor<D, Shape>,
+    dLse?: Tensor<'float32', Shape>,
+  ): Captured<Readonly<AttentionResult<D, Shape> & Gradients<D, Shape>>>;
+  capture(
+    q: Tensor<D, Shape>,
+    k: Tensor<D, Shape>,
+    v: Tensor<D, Shape>,
+    dOut?: Tensor<D, Shape>,
+    dLse?: Tensor<'float32', Shape>,
+  ): Captured<Readonly<AttentionResult<D, Shape> & Partial<Gradients<D, Shape>>>> {
+    const run = () => ({
+      ...this.run(q, k, v),
+      ...((dOut !== undefined || dLse !== undefined) && this.runBackward(dOut as Tensor<D, Shape>, dLse)),
+    });
+    return this.#capture(run, { q, k, v, dOut, dLse });
+  }
+
+  /**
+   * Records `runBackward` alone, for the tensors of the last `run` or replay: where the loss is computed in between.
+   *
+   * @throws as `runBackward`
+   */
+  captureBackward(dOut: Tensor<D, Shape>, dLse?: Tensor<'float32', Shape>): Captured<Readonly<Gradients<D, Shape>>> {
+    const run = () => this.runBackward(dOut, dLse);
+    const { q, k, v } = { ...this.#saved };
+    return this.#capture(run, { q, k, v, dOut, dLse });
+  }
+
+  /** `inputs`: the tensors besides those of the options. */
+  #capture<Results>(run: () => Results, inputs: NamedTensors): Captured<Results> {
+    const { backend, options } = this.#resolved;
+    // The first run loads and uploads what a recording must find in place.
+    const results = run();
+    const saved = this.#saved;
+    const recording = backend.record(run);
+    const begin = () => {
+      this.#checkUsable();
+      this.#saved = saved;
+    };
+    return new Captured({ backend, recording, results, used: { ...inputs, ...tensorsOf(options) }, begin });
   }
 
   /** Frees the results, the gradients and the scratch memory. */

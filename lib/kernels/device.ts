@@ -13,6 +13,13 @@ export interface MemoryReport {
   readonly tensors: number;
 }
 
+/** Launches that can be queued again and again. */
+export interface Recording {
+  /** Queues all of them, on the memory that they were recorded with. */
+  replay(): void;
+  dispose(): void;
+}
+
 /** A device: memory, one in-order stream, and the operations that its kernels have. */
 export interface Backend extends Memory {
   readonly device: string;
@@ -21,6 +28,11 @@ export interface Backend extends Memory {
 
   /** Queues a launch and returns at once; operands have been validated by the caller. */
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void;
+  /**
+   * Keeps what `run` launches instead of queueing it, as one graph where the device has such. `run` must not do anything
+   * else here, and has done the same before: what a first launch has to load or to upload is not part of a recording.
+   */
+  record(run: () => void): Recording;
   /** How attention is cut into pieces here. */
   partition(problem: AttentionProblem): AttentionPartition;
   /** Bytes that every thread keeps for itself, all threads together. */

@@ -13,10 +13,12 @@ export interface Memory {
   write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void;
 }
 
-/** Arrays in device memory, one behind the other. */
+/** Arrays in device memory, one behind the other; freed with the object that they are of, or when nobody retains them. */
 export interface Uploaded {
   readonly buffer: DeviceBuffer;
   readonly addresses: readonly number[];
+  retain(): void;
+  release(): void;
 }
 
 export type HostArray = Int32Array | Uint32Array;

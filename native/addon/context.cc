@@ -15,6 +15,7 @@ namespace flashattn {
 namespace {
 
 constexpr size_t kReadChunk = size_t{8} << 20;
+constexpr const char* kRecording = "launches are being recorded: nothing else can be done meanwhile";
 constexpr const char* kCaptured =
     "the stream is being captured into a graph, which this library cannot be part of: end the capture first";
 
@@ -56,6 +57,9 @@ Napi::Function Context::define(Napi::Env env) {
                          InstanceMethod("recordEvent", &Context::record_event),
                          InstanceMethod("elapsed", &Context::elapsed),
                          InstanceMethod("launch", &Context::launch),
+                         InstanceMethod("record", &Context::record),
+                         InstanceMethod("replay", &Context::replay),
+                         InstanceMethod("forget", &Context::forget),
                          InstanceMethod("partition", &Context::partition),
                      });
 }
@@ -103,8 +107,8 @@ bool Context::is_captured(cudaStream_t stream) {
 }
 
 bool Context::accepts_work() {
-  if (is_captured(stream_)) {
-    throw_device(Env(), kCaptured);
+  if (recording_ || is_captured(stream_)) {
+    throw_device(Env(), recording_ ? kRecording : kCaptured);
     return false;
   }
   for (void* pointer : std::exchange(parts_->freed_later, {})) parts_->memory.free(pointer, stream_);
@@ -138,7 +142,8 @@ void Context::free(const Napi::CallbackInfo& info) {
   void* pointer = arguments.pointer(0);
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
-  if (is_captured(stream_)) return parts_->freed_later.push_back(pointer);  // what disposes of tensors cannot fail
+  if (recording_ || is_captured(stream_))
+    return parts_->freed_later.push_back(pointer);  // what disposes of tensors cannot fail
   if (parts_->memory.free(pointer, stream_))
     account();
   else

@@ -11,6 +11,7 @@
 #include "pending.h"
 #include "runtime.h"
 #include "staging.h"
+#include "values.h"
 
 namespace flashattn {
 
@@ -45,10 +46,15 @@ class Context : public Napi::ObjectWrap<Context> {
   Napi::Value elapsed(const Napi::CallbackInfo&);       // (event, event) -> milliseconds; both are used up
 
   // Launches.
-  void launch(const Napi::CallbackInfo&);     // (operation, its params: Uint8Array)
+  void launch(const Napi::CallbackInfo&);         // (operation, its params: Uint8Array)
+  Napi::Value record(const Napi::CallbackInfo&);  // (() => void) -> graph
+  void replay(const Napi::CallbackInfo&);         // (graph)
+  void forget(const Napi::CallbackInfo&);         // (graph)
   void partition(const Napi::CallbackInfo&);  // (AttentionShape: Uint8Array, into an AttentionPartition: Uint8Array)
 
   cudaError_t open();
+  /** Throws what a launch came to, unless all went well. */
+  void check_launch(cudaError_t error, const std::string& fault, Launched);
   /** Whether work can be queued; throws where not. Frees what had to wait for that. */
   bool accepts_work();
   bool is_captured(cudaStream_t);
@@ -65,6 +71,7 @@ class Context : public Napi::ObjectWrap<Context> {
     UploadRing uploads;
     DownloadBlocks downloads;
     std::vector<Event> events;
+    std::vector<Graph> graphs;
     std::vector<void*> freed_later;
   };
 
@@ -75,6 +82,7 @@ class Context : public Napi::ObjectWrap<Context> {
   bool synchronous_ = false;  // FLASHATTN_SYNC=1: a launch waits for its end, so that its errors are told of it
   std::unique_ptr<Parts> parts_ = std::make_unique<Parts>();
   cudaStream_t stream_ = nullptr;  // in use: of `parts_`, or another's
+  bool recording_ = false;         // launches are kept for a graph
 };
 
 }  // namespace flashattn

@@ -1,5 +1,7 @@
 // The launches among Context's methods.
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "context.h"
 #include "faults.h"
@@ -46,18 +48,73 @@ void Context::launch(const Napi::CallbackInfo& info) {
   if (arguments.failed()) return;
 
   const CurrentDevice current(device_);
-  if (!accepts_work()) return;
+  if (!recording_ && !accepts_work()) return;
   const FaultWatch watch;
   cudaError_t error = operation.launch(params, limits_, stream_);
-  const bool waits = synchronous_ && error == cudaSuccess;
+  const bool waits = synchronous_ && !recording_ && error == cudaSuccess;
   if (waits) error = cudaStreamSynchronize(stream_);
-  const std::string fault = watch.first_fault();
+  check_launch(error, watch.first_fault(), {waits ? operation.name : last_kernel(), waits});
+}
+
+void Context::check_launch(cudaError_t error, const std::string& fault, Launched launched) {
   if (error == cudaSuccess && fault.empty()) return;
   cudaGetLastError();
   if (!fault.empty())
     throw_launch(Env(), {}, fault, nullptr);
   else
-    throw_launch(Env(), {waits ? operation.name : last_kernel(), waits}, describe(error), cudaGetErrorName(error));
+    throw_launch(Env(), launched, describe(error), cudaGetErrorName(error));
+}
+
+/** Launches go to the context's own stream meanwhile: another's may be one that cannot be captured. */
+Napi::Value Context::record(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!info[0].IsFunction()) {
+    Arguments(info).fail(0, "a function");
+    return env.Undefined();
+  }
+  const CurrentDevice current(device_);
+  if (!accepts_work()) return env.Undefined();
+  cudaStream_t own = parts_->stream.get();
+  if (!check(Graph::begin(own), "launches cannot be recorded")) return env.Undefined();
+  recording_ = true;
+  cudaStream_t before = std::exchange(stream_, own);
+  info[0].As<Napi::Function>().Call({});
+  stream_ = before;
+  recording_ = false;
+  Graph graph;
+  const cudaError_t error = graph.end(own);
+  if (error != cudaSuccess) cudaGetLastError();
+  if (env.IsExceptionPending()) return env.Undefined();
+  if (!check(error, "launches could not be recorded")) return env.Undefined();
+  auto& graphs = parts_->graphs;
+  const auto unused = std::find_if(graphs.begin(), graphs.end(), [](const Graph& g) { return !g; });
+  const auto place = unused == graphs.end() ? graphs.emplace(graphs.end()) : unused;
+  *place = std::move(graph);
+  return Napi::Number::New(env, static_cast<double>(place - graphs.begin()));
+}
+
+void Context::replay(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const size_t index = arguments.size(0);
+  if (arguments.failed()) return;
+  auto& graphs = parts_->graphs;
+  if (index >= graphs.size() || !graphs[index]) return arguments.fail(0, "the number of a graph");
+  const CurrentDevice current(device_);
+  if (!accepts_work()) return;
+  const FaultWatch watch;
+  cudaError_t error = graphs[index].launch(stream_);
+  const bool waits = synchronous_ && error == cudaSuccess;
+  if (waits) error = cudaStreamSynchronize(stream_);
+  check_launch(error, watch.first_fault(), {"a recorded plan", waits});
+}
+
+/** What has been queued of the graph runs to its end. */
+void Context::forget(const Napi::CallbackInfo& info) {
+  Arguments arguments(info);
+  const size_t index = arguments.size(0);
+  if (arguments.failed() || index >= parts_->graphs.size()) return;
+  const CurrentDevice current(device_);
+  const Graph forgotten = std::move(parts_->graphs[index]);
 }
 
 void Context::partition(const Napi::CallbackInfo& info) {

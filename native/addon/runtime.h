@@ -81,6 +81,39 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+/** Launches that a stream has kept, to be queued again as one. */
+class Graph {
+ public:
+  Graph() = default;
+  ~Graph() {
+    if (launches_ != nullptr) cudaGraphExecDestroy(launches_);
+  }
+  Graph(Graph&& other) noexcept : launches_(std::exchange(other.launches_, nullptr)) {}
+  Graph& operator=(Graph&& other) noexcept {
+    std::swap(launches_, other.launches_);
+    return *this;
+  }
+
+  /** From here on `stream` keeps what it is given. */
+  static cudaError_t begin(cudaStream_t stream) {
+    // Other threads of the process, which know nothing of this, may do meanwhile whatever they like.
+    return cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
+  }
+  /** Takes what `stream` has kept since `begin`. */
+  cudaError_t end(cudaStream_t stream) {
+    cudaGraph_t graph = nullptr;
+    cudaError_t error = cudaStreamEndCapture(stream, &graph);
+    if (error == cudaSuccess) error = cudaGraphInstantiate(&launches_, graph, 0);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    return error;
+  }
+  cudaError_t launch(cudaStream_t stream) const { return cudaGraphLaunch(launches_, stream); }
+  explicit operator bool() const { return launches_ != nullptr; }
+
+ private:
+  cudaGraphExec_t launches_ = nullptr;
+};
+
 /** Host memory that the device copies from and to by itself. */
 class PinnedMemory {
  public:

@@ -46,7 +46,7 @@ const PLANNED: Readonly<Record<string, Omit<Case, 'dtype'>>> = {
 };
 
 const planned = (name: string, problem: Omit<Case, 'dtype'>, dtype: DType): Check => ({
-  name: `a plan, ${name}, ${dtype}: bit-equal to attention, and allocates nothing`,
+  name: `a plan, ${name}, ${dtype}: run and replayed, bit-equal to attention, and allocates nothing`,
   run(device) {
     const c: Case = { ...problem, dtype, deterministic: true };
     const instances = [instantiate(c), instantiate({ ...c, seed: c.seed + 100 })];
@@ -70,31 +70,44 @@ const planned = (name: string, problem: Omit<Case, 'dtype'>, dtype: DType): Chec
           const g = own(make(dOut, shapeOf(p, 'out'), dtype, device));
           const gLse = dLse && (own(make(dLse, lseShape(p), 'float32', device)) as Tensor<'float32'>);
           const before = memory(device);
-          const { out, lse } = made.run(q, k, v);
-          const gradients = made.runBackward(g, gLse);
+          const results = { ...made.run(q, k, v), ...made.runBackward(g, gLse) };
           const after = memory(device);
           ensure(
             after.bytesInUse === before.bytesInUse && after.tensors === before.tensors,
             'the plan allocated memory',
           );
-          const results: Record<string, Tensor | undefined> = {
-            out,
-            lse,
-            dQuery: gradients.dq,
-            dKey: gradients.dk,
-            dValue: gradients.dv,
-            dBias: gradients.dBias,
-            dRelativeBias: gradients.dRelativeBias,
-            dSink: gradients.dSink,
+          const named: Readonly<Record<string, Tensor | undefined>> = {
+            out: results.out,
+            lse: results.lse,
+            dQuery: results.dq,
+            dKey: results.dk,
+            dValue: results.dv,
+            dBias: results.dBias,
+            dRelativeBias: results.dRelativeBias,
+            dSink: results.dSink,
           };
           // The terms are those of the first instance.
           const terms = { ...p, query, key, value };
           const expected = new LibraryProblem({ problem: terms, dOut, dLse }, { dtype, device, deterministic: true });
           try {
             const same = expected.results((t) => t.dataSync());
-            for (const [tensorName, data] of Object.entries(same)) {
-              const found = results[tensorName]?.dataSync();
-              ensure(found !== undefined && data.every((x, n) => Object.is(x, found[n])), `${tensorName} differs`);
+            const compare = (when: string) => {
+              for (const [tensorName, data] of Object.entries(same)) {
+                const found = named[tensorName]?.dataSync();
+                ensure(
+                  found !== undefined && data.every((x, n) => Object.is(x, found[n])),
+                  `${tensorName} differs ${when}`,
+                );
+              }
+            };
+            compare('after run');
+            const captured = made.capture(q, k, v, g, gLse);
+            try {
+              for (const t of Object.values(named)) t?.write(new Array(t.size).fill(Number.NaN));
+              captured.replay();
+              compare('after replay');
+            } finally {
+              captured.dispose();
             }
           } finally {
             expected.dispose();

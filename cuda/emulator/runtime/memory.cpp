@@ -73,6 +73,7 @@ cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
 cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
   const int device = emulator::device_of(stream);
   if (device < 0) return fail(cudaErrorInvalidResourceHandle);
+  if (const cudaError_t error = emulator::refuse_capture(stream)) return error;
   if (data && emulator::device_of_memory(data, 1) != device) return fail(cudaErrorInvalidValue);
   return cudaFree(data);
 }

@@ -5,10 +5,13 @@
 #include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "../emulator.h"
 #include "../launch_lock.h"
 #include "contexts.h"
+#include "graph.h"
 
 namespace {
 using Clock = std::chrono::steady_clock;
@@ -17,7 +20,8 @@ using Clock = std::chrono::steady_clock;
 struct CUstream_st {
   int device;
   cudaError_t failure = cudaSuccess;
-  bool capturing = false;
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  std::vector<emulator::KeptLaunch> kept{};  // while it is captured
 };
 
 struct CUevent_st {
@@ -37,7 +41,7 @@ template <class Object>
 class Handles {
  public:
   Object* add(Object object) {
-    auto owned = std::make_unique<Object>(object);
+    auto owned = std::make_unique<Object>(std::move(object));
     Object* handle = owned.get();
     objects_[handle] = std::move(owned);
     return handle;
@@ -108,11 +112,6 @@ void wait_while_held() {
   holding.changed.wait(lock, [] { return !holding.held; });
 }
 
-void set_capturing(cudaStream_t stream, bool capturing) {
-  const LaunchLock lock;
-  if (context().streams.has(stream)) stream->capturing = capturing;
-}
-
 cudaError_t fail(cudaError_t error) {
   if (error != cudaSuccess) last_error = error;
   return error;
@@ -129,8 +128,26 @@ void fail_later(cudaStream_t stream, cudaError_t error) {
   (found ? *found : context().default_stream).failure = error;
 }
 
+cudaError_t capture(const Launch& launch, bool* kept) {
+  const LaunchLock lock;
+  CUstream_st* found = find(launch.stream);
+  *kept = found != nullptr && found->capture == cudaStreamCaptureStatusActive;
+  if (*kept) found->kept.emplace_back(launch);
+  const bool failed = found != nullptr && found->capture == cudaStreamCaptureStatusInvalidated;
+  return failed ? fail(cudaErrorStreamCaptureInvalidated) : cudaSuccess;
+}
+
+cudaError_t refuse_capture(cudaStream_t stream) {
+  const LaunchLock lock;
+  CUstream_st* found = find(stream);
+  if (found == nullptr || found->capture == cudaStreamCaptureStatusNone) return cudaSuccess;
+  found->capture = cudaStreamCaptureStatusInvalidated;
+  return fail(cudaErrorStreamCaptureUnsupported);
+}
+
 cudaError_t take_failure(cudaStream_t stream) {
   const LaunchLock lock;
+  if (const cudaError_t error = refuse_capture(stream)) return error;
   CUstream_st* found = find(stream);
   return found ? take(*found) : fail(cudaErrorInvalidResourceHandle);
 }
@@ -184,7 +201,28 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   const LaunchLock lock;
   if (stream && !context().streams.has(stream)) return fail(cudaErrorInvalidResourceHandle);
-  *status = stream && stream->capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  *status = stream ? stream->capture : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  const LaunchLock lock;
+  if (!stream) return fail(cudaErrorStreamCaptureUnsupported);
+  if (!context().streams.has(stream)) return fail(cudaErrorInvalidResourceHandle);
+  if (stream->capture != cudaStreamCaptureStatusNone) return fail(cudaErrorIllegalState);
+  stream->capture = cudaStreamCaptureStatusActive;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  const LaunchLock lock;
+  if (!context().streams.has(stream)) return fail(cudaErrorInvalidResourceHandle);
+  const cudaStreamCaptureStatus status = std::exchange(stream->capture, cudaStreamCaptureStatusNone);
+  auto kept = std::exchange(stream->kept, {});
+  *graph = nullptr;
+  if (status == cudaStreamCaptureStatusNone) return fail(cudaErrorIllegalState);
+  if (status == cudaStreamCaptureStatusInvalidated) return fail(cudaErrorStreamCaptureInvalidated);
+  *graph = emulator::make_graph(stream->device, std::move(kept));
   return cudaSuccess;
 }
 

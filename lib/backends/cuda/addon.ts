@@ -50,6 +50,11 @@ export interface Context {
   elapsed(start: number, end: number): number;
   /** `operation` counts the operations of the addon's description; `params` are the bytes of its struct. */
   launch(operation: number, params: Uint8Array): void;
+  /** Calls `run`, whose launches are kept and not queued; what else it asks of the device throws. The graph's number. */
+  record(run: () => void): number;
+  /** Queues the launches of a graph. */
+  replay(graph: number): void;
+  forget(graph: number): void;
   /** From the bytes of an AttentionShape to those of an AttentionPartition. */
   partition(shape: Uint8Array, into: Uint8Array): void;
 }
@@ -74,7 +79,7 @@ export interface EmulatorControls {
   holdEvents(held: boolean): void;
   /** A stream of another user of the device. */
   createStream(): number;
-  /** Says that a stream is being captured into a graph, or not any more. */
+  /** Begins to capture a stream into a graph, or ends it and forgets the graph. */
   setCapturing(stream: number, capturing: boolean): void;
   /** Whether a device has a primary context. */
   hasContext(device: number): boolean;

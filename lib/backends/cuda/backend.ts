@@ -9,11 +9,12 @@ import {
   shapeOf,
 } from '../../kernels/attention.js';
 import { peak } from '../../kernels/copy.js';
-import type { Backend, MemoryReport } from '../../kernels/device.js';
+import type { Backend, MemoryReport, Recording } from '../../kernels/device.js';
 import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
 import type { Operation } from '../../kernels/operation.js';
 import type { Fields, Struct } from '../../kernels/struct.js';
 import { NativeBuild } from '../shared/nativeBuild.js';
+import { Recorder } from '../shared/recorder.js';
 import { StructMemory } from '../shared/structWriter.js';
 import { Uploads } from '../shared/uploads.js';
 import type { Context, EmulatorControls } from './addon.js';
@@ -79,6 +80,7 @@ export class CudaBackend implements Backend {
   readonly #shape = new Staged(attentionShape.byteLength);
   readonly #partition = new Staged(attentionPartition.byteLength);
   readonly #uploads = new Uploads(this);
+  readonly #recorder = new Recorder<never>();
   #inUse = 0;
   #peak = 0;
   #tensors = 0;
@@ -122,7 +124,7 @@ export class CudaBackend implements Backend {
   }
 
   upload<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded {
-    return this.#uploads.get(owner, arraysOf);
+    return this.#recorder.using(this.#uploads.get(owner, arraysOf));
   }
 
   async read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
@@ -156,6 +158,18 @@ export class CudaBackend implements Backend {
     const bytes = this.#params.first(operation.struct.byteLength);
     const { problem } = operands as Partial<AttentionLaunch<ForwardOperands>>;
     this.#run(() => this.#context.launch(number, bytes), problem);
+  }
+
+  /** As a CUDA graph. */
+  record(run: () => void): Recording {
+    let graph = 0;
+    const capture = () => {
+      graph = this.#run(() => this.#context.record(run));
+    };
+    return this.#recorder.record(capture, () => ({
+      replay: () => this.#run(() => this.#context.replay(graph)),
+      dispose: () => this.#context.forget(graph),
+    }));
   }
 
   partition(problem: AttentionProblem): AttentionPartition {

@@ -1,5 +1,5 @@
 import { onReleased } from '../../base/released.js';
-import type { DeviceBuffer, HostArray, Memory, Uploaded } from '../../kernels/memory.js';
+import type { HostArray, Memory, Uploaded } from '../../kernels/memory.js';
 
 // Kernels load up to 16 bytes at a time.
 const alignment = 16;
@@ -12,11 +12,10 @@ const align = (n: number) => Math.ceil(n / alignment) * alignment;
 export class Uploads {
   readonly #memory: Memory;
   readonly #uploaded = new WeakMap<object, Uploaded>();
-  readonly #collected: FinalizationRegistry<DeviceBuffer>;
+  readonly #collected = new FinalizationRegistry<Uploaded>((uploaded) => uploaded.release());
 
   constructor(memory: Memory) {
     this.#memory = memory;
-    this.#collected = new FinalizationRegistry((buffer) => memory.free(buffer));
     onReleased((owner) => this.#release(owner));
   }
 
@@ -24,8 +23,9 @@ export class Uploads {
     const known = this.#uploaded.get(owner);
     if (known) return known;
     const uploaded = this.#upload(arraysOf(owner));
+    uploaded.retain();
     this.#uploaded.set(owner, uploaded);
-    this.#collected.register(owner, uploaded.buffer, owner);
+    this.#collected.register(owner, uploaded, owner);
     return uploaded;
   }
 
@@ -34,7 +34,7 @@ export class Uploads {
     if (!uploaded) return;
     this.#uploaded.delete(owner);
     this.#collected.unregister(owner);
-    this.#memory.free(uploaded.buffer);
+    uploaded.release();
   }
 
   #upload(arrays: readonly HostArray[]): Uploaded {
@@ -47,6 +47,16 @@ export class Uploads {
       offset += align(array.byteLength);
       return buffer.address + at;
     });
-    return { buffer, addresses };
+    let references = 0;
+    return {
+      buffer,
+      addresses,
+      retain: () => {
+        references++;
+      },
+      release: () => {
+        if (--references === 0) this.#memory.free(buffer);
+      },
+    };
   }
 }

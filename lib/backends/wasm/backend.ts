@@ -1,11 +1,12 @@
 import { FlashAttnError } from '../../base/errors.js';
 import { type AttentionProblem, attentionPartition, attentionShape, shapeOf } from '../../kernels/attention.js';
 import { asStrided, copy, peak } from '../../kernels/copy.js';
-import type { Backend, MemoryReport } from '../../kernels/device.js';
+import type { Backend, MemoryReport, Recording } from '../../kernels/device.js';
 import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
-import type { Operation } from '../../kernels/operation.js';
+import type { Launch, Operation } from '../../kernels/operation.js';
 import type { Fields, Struct } from '../../kernels/struct.js';
 import { NativeBuild } from '../shared/nativeBuild.js';
+import { Recorder } from '../shared/recorder.js';
 import { StructMemory } from '../shared/structWriter.js';
 import { Uploads } from '../shared/uploads.js';
 import { Heap } from './heap.js';
@@ -44,6 +45,13 @@ class WasmBuffer implements DeviceBuffer, Readable {
   ) {}
 }
 
+/** An operation with its parameters, ready to be queued. */
+interface PreparedLaunch extends Pick<Launch<Fields>, 'reads' | 'writes' | 'work'> {
+  /** The number of its first phase. */
+  readonly first: number;
+  readonly params: Uint32Array;
+}
+
 export interface WasmStatus {
   /** Which WebAssembly build runs. */
   readonly simd: SimdBuild;
@@ -75,6 +83,7 @@ class WasmBackend implements Backend {
   readonly #lost: { readonly from: number; readonly to: number; readonly cause: unknown }[] = [];
   readonly #reads: PendingReads;
   readonly #uploads = new Uploads(this);
+  readonly #recorder = new Recorder<PreparedLaunch>();
   #tensors = 0;
 
   constructor() {
@@ -147,7 +156,7 @@ class WasmBackend implements Backend {
   }
 
   upload<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded {
-    return this.#uploads.get(owner, arraysOf);
+    return this.#recorder.using(this.#uploads.get(owner, arraysOf));
   }
 
   read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
@@ -173,18 +182,42 @@ class WasmBackend implements Backend {
       });
   }
 
-  /** Launches each phase that has items. */
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
     const launch = operation.describe(operands);
     if (!launch) return;
+    const { reads, writes, work } = launch;
     const first = this.#build.numberOf(operation) * this.#maxPhases;
-    if (this.#pool.queue.faulted) this.#replacePool();
-    for (const buffer of launch.writes) this.#reads.beforeOverwriting(buffer as WasmBuffer);
+    const records = this.#recorder.active;
+    if (!records) this.#beforeWriting(writes);
     this.#staging.write(operation.struct, launch.params);
     const params = this.#staging.words.subarray(0, operation.struct.byteLength / 4);
-    const number = this.#pool.launch(first, this.#maxPhases, params, this.#exports.count_items, launch.work);
-    for (const buffer of launch.writes as readonly WasmBuffer[]) buffer.lastWrite = buffer.lastUse = number;
-    for (const buffer of launch.reads as readonly WasmBuffer[]) buffer.lastUse = number;
+    if (records) this.#recorder.keep({ first, params: params.slice(), reads, writes, work });
+    else this.#queue({ first, params, reads, writes, work });
+  }
+
+  record(run: () => void): Recording {
+    return this.#recorder.record(run, (kept) => ({
+      replay: () => {
+        for (const launch of kept) {
+          this.#beforeWriting(launch.writes);
+          this.#queue(launch);
+        }
+      },
+      dispose: () => {},
+    }));
+  }
+
+  /** May launch copies of what pending reads have not had yet. */
+  #beforeWriting(buffers: readonly DeviceBuffer[]): void {
+    if (this.#pool.queue.faulted) this.#replacePool();
+    for (const buffer of buffers) this.#reads.beforeOverwriting(buffer as WasmBuffer);
+  }
+
+  /** Launches each phase that has items. */
+  #queue({ first, params, reads, writes, work }: PreparedLaunch): void {
+    const number = this.#pool.launch(first, this.#maxPhases, params, this.#exports.count_items, work);
+    for (const buffer of writes as readonly WasmBuffer[]) buffer.lastWrite = buffer.lastUse = number;
+    for (const buffer of reads as readonly WasmBuffer[]) buffer.lastUse = number;
   }
 
   partition(problem: AttentionProblem) {

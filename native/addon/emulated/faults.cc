@@ -62,10 +62,14 @@ Napi::Value create_stream(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(reinterpret_cast<uintptr_t>(stream)));
 }
 
-/** (stream, capturing) */
+/** (stream, capturing): begins a capture, or ends it and forgets what it has kept */
 void set_capturing(const Napi::CallbackInfo& info) {
-  const auto address = static_cast<uintptr_t>(info[0].ToNumber().DoubleValue());
-  emulator::set_capturing(reinterpret_cast<cudaStream_t>(address), info[1].ToBoolean());
+  const auto stream = reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(info[0].ToNumber().DoubleValue()));
+  cudaGraph_t graph = nullptr;
+  if (info[1].ToBoolean())
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
+  else if (cudaStreamEndCapture(stream, &graph) == cudaSuccess)
+    cudaGraphDestroy(graph);
 }
 
 /** (device) -> boolean */
