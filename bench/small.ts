@@ -11,7 +11,7 @@ import { cpus } from 'node:os';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { attention, attentionBackward, status, type Tensor, tensor } from 'flashattn';
+import { attention, attentionBackward, plan, status, type Tensor, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../lib/cli/table.js';
 import { createReader } from './readBandwidth.js';
@@ -24,10 +24,16 @@ function random(...shape: [number, number, number, number]) {
   );
 }
 
+const tensorsOf = (results: object) =>
+  Object.values(results).filter((x): x is Tensor => x && typeof x.ready === 'function');
+
+async function wait(results: object): Promise<void> {
+  await Promise.all(tensorsOf(results).map((t) => t.ready()));
+}
+
 async function finish(results: object): Promise<void> {
-  const tensors = Object.values(results).filter((x): x is Tensor => x && typeof x.ready === 'function');
-  await Promise.all(tensors.map((t) => t.ready()));
-  for (const t of tensors) t.dispose();
+  await wait(results);
+  for (const t of tensorsOf(results)) t.dispose();
 }
 
 /** Undefined of no values. */
@@ -144,6 +150,7 @@ async function calls(
   run: () => object,
   rounds: number,
   theirs: (runs: number) => Promise<number> | undefined = () => undefined,
+  end = finish,
 ): Promise<CallRow> {
   const [whole, host, peer]: number[][] = [[], [], []];
   for (let round = -10; round < rounds; round++) {
@@ -151,7 +158,7 @@ async function calls(
       const start = performance.now();
       const results = run();
       const returned = performance.now();
-      await finish(results);
+      await end(results);
       if (round < 0) continue;
       host.push(1000 * (returned - start));
       whole.push(1000 * (performance.now() - start));
@@ -229,6 +236,8 @@ const one = random(1, 1, 8, 32);
 const savedOne = { q: one, k: one, v: one, ...attention(one, one, one) };
 const [q, k, v, dOut] = small;
 const saved = { q, k, v, ...attention(q, k, v) };
+const planned = plan({ q: one.shape, backward: true });
+const captured = planned.capture(one, one, one, one);
 const callRows = [
   await calls(
     'forward 8 x 32 x 32',
@@ -244,6 +253,14 @@ const callRows = [
     (runs) => peer?.([1, 1, 1, 8, 32], runs),
   ),
   await calls('backward 8 x 1 x 1', () => ({ ...attentionBackward(one, savedOne) }), rounds),
+  await calls(
+    'a plan, both 8 x 1 x 1',
+    () => ({ ...planned.run(one, one, one), ...planned.runBackward(one) }),
+    rounds,
+    undefined,
+    wait,
+  ),
+  await calls('a captured plan, both', () => captured.replay(), rounds, undefined, wait),
 ];
 for (const row of callRows) console.log(lineOf(callColumns, row));
 

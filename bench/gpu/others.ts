@@ -176,7 +176,9 @@ async function measureHost(settings: Settings): Promise<Record<string, number>> 
     }
     return median(samples.slice(2));
   };
+  using captured = prepared.capture(q, k, v, dOut);
   return {
+    'a captured plan, forward and backward': await time(() => captured.replay()),
     'a plan, forward': await time(() => prepared.run(q, k, v)),
     'a plan, backward': await time(() => prepared.runBackward(dOut)),
     'attention()': await time(() => {
