@@ -60,6 +60,7 @@ export {
   type CudaReasonCode,
   type DeviceName,
   type DeviceReason,
+  emptyCache,
   measurePeak,
   measureTime,
   memory,

@@ -169,6 +169,15 @@ export function memory(device: DeviceName = 'auto'): MemoryReport {
   return backendFor(device).memory();
 }
 
+/**
+ * Gives memory that is kept for later tensors back to the device, as far as nothing is using it; waits for what is under
+ * way. Seldom needed: of what was in use at once, no more is kept than a program needed lately. On WebAssembly, whose
+ * memory never shrinks, it does nothing.
+ */
+export function emptyCache(device: DeviceName = 'auto'): void {
+  backendFor(device).emptyCache();
+}
+
 /** Resolves when everything launched on the device so far is done. */
 export async function synchronize(device: DeviceName = 'auto'): Promise<void> {
   await backendFor(device).synchronize();

@@ -63,6 +63,8 @@ export interface Backend extends Memory {
   setStream(stream: bigint | undefined): void;
 
   memory(): MemoryReport;
+  /** Gives memory that is kept for what comes back to the device, where that is possible. */
+  emptyCache(): void;
   tensorCreated(): void;
   tensorDisposed(): void;
 }

@@ -47,6 +47,7 @@ Napi::Function Context::define(Napi::Env env) {
                      {
                          InstanceMethod("allocate", &Context::allocate),
                          InstanceMethod("free", &Context::free),
+                         InstanceMethod("trim", &Context::trim),
                          InstanceMethod("memoryInfo", &Context::memory_info),
                          InstanceMethod("pointerAttributes", &Context::pointer_attributes),
                          InstanceMethod("write", &Context::write),
@@ -150,6 +151,14 @@ void Context::free(const Napi::CallbackInfo& info) {
     throw_cuda(info.Env(), cudaErrorInvalidValue, "memory that was not allocated here cannot be freed");
 }
 
+void Context::trim(const Napi::CallbackInfo&) {
+  const CurrentDevice current(device_);
+  if (!accepts_work()) return;
+  parts_->memory.trim(stream_);
+  parts_->downloads.clear();
+  account();
+}
+
 Napi::Value Context::memory_info(const Napi::CallbackInfo& info) {
   const CurrentDevice current(device_);
   size_t free = 0;
@@ -194,6 +203,7 @@ Napi::Value Context::read(const Napi::CallbackInfo& info) {
   const CurrentDevice current(device_);
   if (!accepts_work()) return info.Env().Undefined();
   const size_t bytes = target.ByteLength();
+  parts_->memory.before_wait();
   PinnedMemory block;
   cudaError_t error = parts_->downloads.acquire(bytes, &block);
   account();
@@ -220,6 +230,7 @@ void Context::read_sync(const Napi::CallbackInfo& info) {
   if (arguments.failed()) return;
   const CurrentDevice current(device_);
   if (!accepts_work()) return;
+  parts_->memory.before_wait();
   check(copy_out(target.Data(), source, target.ByteLength()), "data could not be read");
   account();
 }
@@ -262,6 +273,7 @@ cudaError_t Context::copy_out(unsigned char* to, const unsigned char* from, size
 Napi::Value Context::synchronize(const Napi::CallbackInfo& info) {
   const CurrentDevice current(device_);
   if (!accepts_work()) return info.Env().Undefined();
+  parts_->memory.before_wait();
   Event reached;
   if (!check(reached.record(stream_, Pending::kEventFlags), "the stream could not be marked"))
     return info.Env().Undefined();

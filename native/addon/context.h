@@ -33,6 +33,7 @@ class Context : public Napi::ObjectWrap<Context> {
   // Memory: pointers are numbers.
   Napi::Value allocate(const Napi::CallbackInfo&);            // (bytes) -> pointer
   void free(const Napi::CallbackInfo&);                       // (pointer)
+  void trim(const Napi::CallbackInfo&);                       // ()
   Napi::Value memory_info(const Napi::CallbackInfo&);         // () -> { free, total, reserved }
   Napi::Value pointer_attributes(const Napi::CallbackInfo&);  // (pointer) -> { kind, device }
   void write(const Napi::CallbackInfo&);                      // (pointer, Uint8Array)

@@ -12,8 +12,7 @@ cudaError_t DeviceMemory::allocate(void** pointer, size_t bytes, cudaStream_t st
   cudaError_t error = pool_.allocate(pointer, bytes, stream);
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    cudaStreamSynchronize(stream);
-    pool_.trim();
+    trim(stream);
     error = pool_.allocate(pointer, bytes, stream);
   }
   if (error != cudaSuccess) {
@@ -22,7 +21,19 @@ cudaError_t DeviceMemory::allocate(void** pointer, size_t bytes, cudaStream_t st
   }
   sizes_[*pointer] = bytes;
   in_use_ += bytes;
+  recent_.note(in_use_);
+  pool_.keep(recent_.value());
   return cudaSuccess;
+}
+
+void DeviceMemory::before_wait() {
+  recent_.step(in_use_);
+  pool_.keep(recent_.value());
+}
+
+void DeviceMemory::trim(cudaStream_t stream) {
+  cudaStreamSynchronize(stream);
+  pool_.trim();
 }
 
 bool DeviceMemory::free(void* pointer, cudaStream_t stream) {

@@ -1,12 +1,34 @@
 // Device memory of one context.
 #pragma once
+#include <algorithm>
 #include <unordered_map>
+#include <utility>
 
 #include "pool.h"
 
 namespace flashattn {
 
-/** Allocations in the order of a stream. */
+/** The most of something lately: within the last one to two spans of so many waits for the device. */
+class RecentPeak {
+ public:
+  void note(size_t now) { current_ = std::max(current_, now); }
+  /** Another wait: what has not been there for long is forgotten. */
+  void step(size_t now) {
+    if (++waits_ % kSpan != 0) return;
+    before_ = std::exchange(current_, now);
+  }
+  size_t value() const { return std::max(before_, current_); }
+
+ private:
+  static constexpr unsigned kSpan = 64;  // enough for the steps of a loop that looks at its loss now and then
+  size_t before_ = 0, current_ = 0;
+  unsigned waits_ = 0;
+};
+
+/**
+ * Allocations in the order of a stream. Freed memory is kept for what comes, as much as was in use at once lately: a
+ * program that needed much once does not hold it for ever.
+ */
 class DeviceMemory {
  public:
   DeviceMemory() = default;
@@ -19,6 +41,10 @@ class DeviceMemory {
   cudaError_t allocate(void** pointer, size_t bytes, cudaStream_t stream);
   /** Once `stream` gets there. False for a pointer that `allocate` did not return. */
   bool free(void* pointer, cudaStream_t stream);
+  /** Before every wait for the device. */
+  void before_wait();
+  /** Gives back what is not in use, once `stream` has come to its end. */
+  void trim(cudaStream_t stream);
   /** What is left, before the object goes. Nothing may run on it any more. */
   void free_all(cudaStream_t stream);
 
@@ -32,6 +58,7 @@ class DeviceMemory {
   MemoryPool pool_;
   std::unordered_map<void*, size_t> sizes_;
   size_t in_use_ = 0;
+  RecentPeak recent_;
 };
 
 }  // namespace flashattn

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 namespace flashattn {
 
@@ -80,6 +81,11 @@ void DownloadBlocks::release(PinnedMemory block) {
   }
   kept_bytes_ += block.size();
   kept_.push_back(std::move(block));
+}
+
+void DownloadBlocks::clear() {
+  kept_.clear();
+  reserved_ -= std::exchange(kept_bytes_, 0);
 }
 
 }  // namespace flashattn

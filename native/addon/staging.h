@@ -43,6 +43,8 @@ class DownloadBlocks {
  public:
   cudaError_t acquire(size_t bytes, PinnedMemory* block);
   void release(PinnedMemory block);
+  /** Frees what is kept. */
+  void clear();
 
   size_t reserved() const { return reserved_; }
 

@@ -6,6 +6,7 @@
 #include "../launch_lock.h"
 #include "../properties.h"
 #include "contexts.h"
+#include "pools.h"
 #include "stream.h"
 
 using emulator::device_properties;
@@ -131,7 +132,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   emulator::need_context();
   const emulator::LaunchLock lock;
   *total = emulator::device_memory().capacity();
-  *free = *total - emulator::device_memory().used();
+  *free = *total - emulator::device_memory().used() - emulator::idle_bytes();
   return cudaSuccess;
 }
 

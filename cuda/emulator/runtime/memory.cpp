@@ -8,6 +8,7 @@
 #include "../emulator.h"
 #include "../launch_lock.h"
 #include "contexts.h"
+#include "pools.h"
 #include "stream.h"
 
 using emulator::device_memory;
@@ -52,6 +53,8 @@ cudaError_t set(void* data, int value, size_t bytes) {
 cudaError_t allocate(void** data, size_t bytes, int device) {
   if (!data) return fail(cudaErrorInvalidValue);
   emulator::need_context();
+  const size_t taken = device_memory().used() + emulator::idle_bytes();
+  if (bytes > device_memory().capacity() - taken) return fail(cudaErrorMemoryAllocation);
   *data = bytes == 0 ? nullptr : emulator::allocate_on(device, bytes);
   return *data || bytes == 0 ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
@@ -61,8 +64,10 @@ cudaError_t allocate(void** data, size_t bytes, int device) {
 cudaError_t cudaMalloc(void** data, size_t bytes) { return allocate(data, bytes, emulator::current_device()); }
 
 cudaError_t cudaFree(void* data) {
-  if (!data || emulator::release(data)) return cudaSuccess;
-  return fail(cudaErrorInvalidValue);
+  if (!data) return cudaSuccess;
+  if (!emulator::release(data)) return fail(cudaErrorInvalidValue);
+  emulator::give_to_pool(data);
+  return cudaSuccess;
 }
 
 cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {

@@ -12,6 +12,7 @@
 #include "../launch_lock.h"
 #include "contexts.h"
 #include "graph.h"
+#include "pools.h"
 
 namespace {
 using Clock = std::chrono::steady_clock;
@@ -189,7 +190,11 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return context().streams.remove(stream) ? cudaSuccess : fail(cudaErrorInvalidResourceHandle);
 }
 
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return emulator::take_failure(stream); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const cudaError_t error = emulator::take_failure(stream);
+  emulator::shrink_pools();
+  return error;
+}
 cudaError_t cudaStreamQuery(cudaStream_t stream) { return emulator::take_failure(stream); }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
@@ -232,7 +237,11 @@ cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void*
   return error;
 }
 
-cudaError_t cudaDeviceSynchronize() { return emulator::take_any_failure(); }
+cudaError_t cudaDeviceSynchronize() {
+  const cudaError_t error = emulator::take_any_failure();
+  emulator::shrink_pools();
+  return error;
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   const LaunchLock lock;
@@ -264,6 +273,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   emulator::wait_while_held();
   const LaunchLock lock;
+  emulator::shrink_pools();
   return context().events.has(event) ? cudaSuccess : fail(cudaErrorInvalidResourceHandle);
 }
 

@@ -38,6 +38,8 @@ export interface DeviceList {
 export interface Context {
   allocate(bytes: number): number;
   free(pointer: number): void;
+  /** Gives memory that is not in use back to the device. */
+  trim(): void;
   memoryInfo(): { free: number; total: number; reserved: number };
   pointerAttributes(pointer: number): { kind: 'device' | 'managed' | 'host' | 'unregistered'; device: number };
   write(pointer: number, bytes: Uint8Array): void;

@@ -245,6 +245,10 @@ export class CudaBackend implements Backend {
     };
   }
 
+  emptyCache(): void {
+    this.#run(() => this.#context.trim());
+  }
+
   tensorCreated(): void {
     this.#tensors++;
   }

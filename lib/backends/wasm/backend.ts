@@ -244,6 +244,9 @@ class WasmBackend implements Backend {
     };
   }
 
+  /** The memory of a WebAssembly module never shrinks. */
+  emptyCache(): void {}
+
   tensorCreated(): void {
     this.#tensors++;
   }

@@ -8,6 +8,7 @@ import { StructMemory } from '../../../lib/backends/shared/structWriter.js';
 import { emulatorControls } from '../../../lib/devices/registry.js';
 import {
   attention,
+  emptyCache,
   explain,
   FlashAttnError,
   fromDevicePointer,
@@ -83,6 +84,42 @@ describe.skipIf(!hasEmulator)(onEmulator('device memory'), () => {
     using start = t.slice(0, 0, 3);
     start.write([1, 2, 3]);
     expect([...start.dataSync()]).toEqual([1, 2, 3]);
+  });
+
+  it('is kept for what comes, as much as was needed lately', async () => {
+    const large = () => zeros([2 ** 22], { device });
+    const reserved = () => memory(device).bytesReserved;
+    emptyCache(device);
+    const before = reserved();
+    large().dispose();
+    await synchronize(device);
+    expect(reserved()).toBe(before + 2 ** 24);
+    large().dispose(); // finds what is there
+    expect(reserved()).toBe(before + 2 ** 24);
+    for (let i = 0; i < 2 * 64; i++) await synchronize(device);
+    expect(reserved()).toBe(before);
+    // Needed again and again, it stays.
+    for (let i = 0; i < 3 * 64; i++) {
+      if (i % 20 === 0) large().dispose();
+      await synchronize(device);
+    }
+    expect(reserved()).toBe(before + 2 ** 24);
+    emptyCache(device);
+    expect(reserved()).toBe(before);
+    expect(memory('wasm').bytesInUse).toBeGreaterThanOrEqual(0);
+    emptyCache('wasm');
+  });
+
+  it('that another environment keeps unused is there when it is asked for', () => {
+    const { Context } = loadEmulatedAddon();
+    const other = new Context(0);
+    emptyCache(device);
+    const bytes = 0.75 * deviceBytes;
+    other.free(other.allocate(bytes));
+    expect(other.memoryInfo().reserved).toBe(bytes);
+    using t = zeros([bytes / 4], { device });
+    expect(t.size).toBe(bytes / 4);
+    expect(other.memoryInfo().reserved).toBe(0);
   });
 
   it('of zeros is zero also where it was used before', async () => {

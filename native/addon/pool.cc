@@ -1,4 +1,4 @@
-#include "../pool.h"
+#include "pool.h"
 
 #include <cstdint>
 #include <map>
@@ -46,8 +46,7 @@ cudaError_t MemoryPool::open(int device) {
     const std::scoped_lock lock(pools().mutex);
     pools().devices[pool_] = device;
   }
-  uint64_t keep = UINT64_MAX;
-  return cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep);
+  return cudaSuccess;
 }
 
 cudaError_t MemoryPool::allocate(void** pointer, size_t bytes, cudaStream_t stream) {
@@ -56,6 +55,12 @@ cudaError_t MemoryPool::allocate(void** pointer, size_t bytes, cudaStream_t stre
 
 cudaError_t MemoryPool::free(void* pointer, cudaStream_t stream) {
   return pool_ == nullptr ? cudaFree(pointer) : cudaFreeAsync(pointer, stream);
+}
+
+void MemoryPool::keep(size_t bytes) {
+  if (pool_ == nullptr || bytes == kept_) return;
+  uint64_t threshold = bytes;
+  if (cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &threshold) == cudaSuccess) kept_ = bytes;
 }
 
 void MemoryPool::trim() {
