@@ -70,11 +70,6 @@ function toBFloat(x: number): number {
   return ((word + 0x7fff + ((word >>> 16) & 1)) >>> 16) & 0xffff;
 }
 
-function fromBFloat(h: number): number {
-  bits[0] = h << 16;
-  return float[0];
-}
-
 /** Rounds numbers to `dtype` (to nearest, ties to even, in one step), as what `DataOf` holds. */
 export function encode<D extends DType>(values: ArrayLike<number>, dtype: D): DataOf[D] {
   if (dtype === 'float32') return Float32Array.from(values) as DataOf[D];
@@ -84,11 +79,21 @@ export function encode<D extends DType>(values: ArrayLike<number>, dtype: D): Da
   return result as DataOf[D];
 }
 
+const patterns = 1 << 16;
+/** What the bits of a half stand for; made when it is first worth it. */
+let halves: Float32Array | undefined;
+
 /** The numbers that the elements stand for. Exact. */
 export function decode(data: Float32Array | Uint16Array, dtype: DType): Float32Array {
   if (dtype === 'float32') return data as Float32Array;
-  const convert = dtype === 'float16' ? fromHalf : fromBFloat;
   const result = new Float32Array(data.length);
-  for (let at = 0; at < result.length; at++) result[at] = convert(data[at]);
+  if (dtype === 'bfloat16') {
+    const words = new Uint32Array(result.buffer);
+    for (let at = 0; at < words.length; at++) words[at] = data[at] << 16;
+    return result;
+  }
+  if (data.length >= patterns) halves ??= Float32Array.from({ length: patterns }, (_, half) => fromHalf(half));
+  if (halves) for (let at = 0; at < result.length; at++) result[at] = halves[data[at]];
+  else for (let at = 0; at < result.length; at++) result[at] = fromHalf(data[at]);
   return result;
 }

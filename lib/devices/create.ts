@@ -4,6 +4,7 @@ import { fill } from '../kernels/copy.js';
 import { checkShape, type Shape, type Widen } from '../tensor/shape.js';
 import { encodeSource, type Float16ArrayLike, isHalfArray, type TensorSource } from '../tensor/source.js';
 import { allocateTensor, type Tensor } from '../tensor/tensor.js';
+import { writeElements } from '../tensor/write.js';
 import { backendFor, type DeviceName } from './registry.js';
 
 /** Options of `tensor` and `zeros`. */
@@ -44,10 +45,15 @@ export function tensor(data: TensorSource, shape: Shape, options: TensorOptions 
   const axes = checkShape(shape, 'shape');
   const { dtype: requested, device } = readOptions(options);
   const dtype = checkDType(requested ?? (isHalfArray(data) ? 'float16' : 'float32'), 'dtype');
-  const bytes = encodeSource(data, dtype, axes, 'data');
+  const encoded = encodeSource(data, dtype, axes, 'data');
   const backend = backendFor(device);
-  const result = allocateTensor(backend, axes, dtype, 'hostWritten');
-  backend.write(result.operand('data', backend).buffer, 0, bytes);
+  const result = allocateTensor(backend, axes, dtype, encoded.dtype === dtype ? 'hostWritten' : 'deviceWritten');
+  try {
+    writeElements(backend, result.flat('data', backend), encoded);
+  } catch (error) {
+    result.dispose();
+    throw error;
+  }
   return result;
 }
 

@@ -36,13 +36,23 @@ function readNumbers(source: ArrayLike<unknown>, count: number, argument: string
 /** Arrays whose elements are already those of the dtype. */
 const storedIn = { float32: ['Float32Array'], float16: ['Float16Array', 'Uint16Array'], bfloat16: ['Uint16Array'] };
 
+/** Elements as they are written to a device. */
+export interface Encoded {
+  /** That of the tensor, or float32: the device rounds. */
+  readonly dtype: DType;
+  readonly bytes: Uint8Array;
+}
+
+/** From so many elements on float32 is rounded on the device: before that, launches cost more than they save. */
+const roundedOnDevice = 1 << 16;
+
 /**
- * The bytes of `source` as elements of `dtype`, rounded to nearest, ties to even; shares memory with it where nothing has
- * to be converted.
+ * The elements of `source`, rounded to `dtype` (to nearest, ties to even) unless the device is to do that; shares memory
+ * with it where nothing has to be converted.
  *
  * @throws ERR_DTYPE, ERR_SHAPE
  */
-export function encodeSource(source: unknown, dtype: DType, shape: Shape, argument: string): Uint8Array {
+export function encodeSource(source: unknown, dtype: DType, shape: Shape, argument: string): Encoded {
   const isFloats = isTyped(source, 'Float32Array', 'Float64Array');
   const isBits = isTyped(source, 'Uint16Array');
   if (!(isFloats || isBits || isHalfArray(source) || Array.isArray(source)))
@@ -56,11 +66,14 @@ export function encodeSource(source: unknown, dtype: DType, shape: Shape, argume
   const countError = (found: number) =>
     shapeError(`${argument} has ${found} elements; shape ${show(shape)} needs ${count}`);
   if (source.length !== count) throw countError(source.length);
-  const elements = storedIn[dtype].includes(typedArrayName(source) ?? '')
+  const name = typedArrayName(source) ?? '';
+  const written = name === 'Float32Array' && count >= roundedOnDevice ? 'float32' : dtype;
+  const elements = storedIn[written].includes(name)
     ? (source as Float32Array)
     : encode(isFloats ? source : readNumbers(source, count, argument), dtype);
   const bytes = new Uint8Array(elements.buffer, elements.byteOffset, elements.byteLength);
   // The length of a subclass may be anything; these bytes are what is going to be written.
-  if (bytes.byteLength !== count * bytesPerElement[dtype]) throw countError(bytes.byteLength / bytesPerElement[dtype]);
-  return bytes;
+  if (bytes.byteLength !== count * bytesPerElement[written])
+    throw countError(bytes.byteLength / bytesPerElement[written]);
+  return { dtype: written, bytes };
 }

@@ -20,6 +20,7 @@ import {
 } from './shape.js';
 import { encodeSource, type TensorSource } from './source.js';
 import { describe, inspect } from './text.js';
+import { writeElements } from './write.js';
 
 export type { Shape, Widen } from './shape.js';
 
@@ -147,8 +148,9 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   write(source: TensorSource): void {
     this.#checkUsable();
     if (!this.isContiguous) throw shapeError('write needs a contiguous tensor, this is a strided view');
-    const bytes = encodeSource(source, this.dtype, this.shape, 'source');
-    this.#storage.backend.write(this.#storage.buffer, this.#offset * bytesPerElement[this.dtype], bytes);
+    const encoded = encodeSource(source, this.dtype, this.shape, 'source');
+    const { backend } = this.#storage;
+    writeElements(backend, this.flat('the tensor', backend), encoded);
   }
 
   /**

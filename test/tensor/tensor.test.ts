@@ -1,5 +1,6 @@
 import { describe, expect, expectTypeOf, it } from 'vitest';
 import { type DType, memory, type Tensor, tensor, zeros } from '../../lib/index.js';
+import { fromBits, toBits } from '../../verify/oracle/float16.js';
 
 const range = (n: number) => Float32Array.from({ length: n }, (_, i) => i);
 
@@ -121,15 +122,58 @@ describe('rounding', () => {
   ] as const)('to %s is to nearest, ties to even', async (dtype, decode, overflow, infinity) => {
     for (const low of lows) {
       const values = Float32Array.from(patterns(low));
-      using t = tensor(values, [values.length], { dtype });
-      const stored = t.dataSync();
-      let wrong = 0;
-      for (const [i, x] of values.entries()) {
-        const expected = nearest(x, decode, overflow, infinity);
-        const isNaNPattern = (stored[i] & 0x7fff) > infinity;
-        if (Number.isNaN(expected) ? !isNaNPattern : stored[i] !== expected) wrong++;
+      // The device rounds many numbers, the host few.
+      using byDevice = tensor(values, [values.length], { dtype });
+      using byHost = zeros([values.length], { dtype });
+      for (let begin = 0; begin < values.length; begin += 2 ** 15) {
+        using part = byHost.slice(0, begin, begin + 2 ** 15);
+        part.write(values.subarray(begin, begin + 2 ** 15));
       }
-      expect(wrong, `low bits ${low.toString(16)}`).toBe(0);
+      for (const stored of [byDevice.dataSync(), byHost.dataSync()]) {
+        let wrong = 0;
+        for (const [i, x] of values.entries()) {
+          const expected = nearest(x, decode, overflow, infinity);
+          const isNaNPattern = (stored[i] & 0x7fff) > infinity;
+          if (Number.isNaN(expected) ? !isNaNPattern : stored[i] !== expected) wrong++;
+        }
+        expect(wrong, `low bits ${low.toString(16)}`).toBe(0);
+      }
+    }
+  });
+
+  it.each([
+    ['float16', half, 0x7c00],
+    ['bfloat16', bfloat, 0x7f80],
+  ] as const)('back from %s is exact, of many numbers and of few', (dtype, decode, infinity) => {
+    const stored = Uint16Array.from({ length: 2 ** 16 }, (_, pattern) => pattern);
+    const numberOf = (pattern: number) => {
+      const size = pattern & 0x7fff;
+      const magnitude = size > infinity ? Number.NaN : size === infinity ? Number.POSITIVE_INFINITY : decode(size);
+      return pattern === size ? magnitude : -magnitude;
+    };
+    using t = tensor(stored, [2 ** 16], { dtype });
+    const expected = Float32Array.from(stored, numberOf);
+    for (let begin = 0; begin < 2 ** 16; begin += 2 ** 14) {
+      using part = t.slice(0, begin, begin + 2 ** 14);
+      expect(part.toFloat32Sync()).toEqual(expected.slice(begin, begin + 2 ** 14));
+    }
+    expect(t.toFloat32Sync()).toEqual(expected);
+  });
+
+  it('of more numbers than go through the device at a time, into a part of a tensor', async () => {
+    const count = 2 ** 20 + 2 ** 16 + 3;
+    const values = Float32Array.from({ length: count }, (_, i) => i % 1999);
+    for (const dtype of ['float16', 'bfloat16'] as const) {
+      using t = zeros([count + 5], { dtype });
+      using part = t.slice(0, 3, count + 3);
+      part.write(values.map((x) => -x));
+      const first = part.data();
+      part.write(values);
+      const expected = values.map((x) => fromBits(toBits(x, dtype), dtype));
+      expect(await part.toFloat32()).toEqual(expected);
+      expect((await first).every((bits, i) => fromBits(bits, dtype) === -expected[i])).toBe(true);
+      const whole = await t.toFloat32();
+      expect([...whole.slice(0, 3), ...whole.slice(count + 3)]).toEqual([0, 0, 0, 0, 0]);
     }
   });
 });

@@ -86,6 +86,15 @@ describe.skipIf(!hasEmulator)(onEmulator('device memory'), () => {
     expect([...start.dataSync()]).toEqual([1, 2, 3]);
   });
 
+  it('that runs out while the device rounds leaves nothing behind', () => {
+    emptyCache(device);
+    const before = memory(device);
+    const count = (deviceBytes - before.bytesInUse) / 2 - 2 ** 19;
+    const data = new Float32Array(count);
+    expect(codeOf(() => tensor(data, [count], { device, dtype: 'float16' }))).toBe('ERR_OUT_OF_MEMORY');
+    expect(memory(device)).toMatchObject({ bytesInUse: before.bytesInUse, tensors: before.tensors });
+  });
+
   it('is kept for what comes, as much as was needed lately', async () => {
     const large = () => zeros([2 ** 22], { device });
     const reserved = () => memory(device).bytesReserved;
