@@ -9,7 +9,7 @@ import { parseArgs } from 'node:util';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const sources = join(root, 'native');
-const besideLoader = join(root, 'lib', 'backends', 'wasm');
+const besideLoader = join(root, 'lib', 'backends', 'cpu', 'wasm');
 
 const compile = [
   '--target=wasm32-unknown-unknown',

@@ -11,7 +11,7 @@ import { builds } from './build-wasm.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const hashFile = join(root, 'native', 'wasm-hashes.json');
-const outputs = 'lib/backends/wasm';
+const outputs = 'lib/backends/cpu/wasm';
 const files = builds.map(({ file }) => file);
 
 const readJson = (path) => JSON.parse(readFileSync(path, 'utf8'));

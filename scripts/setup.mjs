@@ -27,7 +27,7 @@ const wasmStep = (variant, commands) => ({
   for: commands,
   after: ['install'],
   from: ['native/cpu', 'native/structs', 'scripts/build-wasm.mjs', 'package-lock.json'],
-  into: ['lib/backends/wasm', 'dist'],
+  into: ['lib/backends/cpu/wasm', 'dist'],
   run: (folder) => ['scripts/build-wasm.mjs', '--out', folder, variant],
 });
 

@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { nodeBinary, nodeVersions } from './node-binary.mjs';
 
-const tests = ['tensor/tensor', 'attention/errors', 'backends/wasm/pool', 'cli/cli', 'verify/golden'].map(
+const tests = ['tensor/tensor', 'attention/errors', 'backends/cpu/wasm/pool', 'cli/cli', 'verify/golden'].map(
   (name) => `test/${name}.test.ts`,
 );
 

@@ -1,8 +1,8 @@
+import { describeWasm, type WasmStatus, wasmBackend } from '../backends/cpu/wasm/device.js';
 import { type LoadResult, loadEmulator } from '../backends/cuda/addon.js';
 import { CudaBackend, type CudaDeviceName, type CudaStatus } from '../backends/cuda/backend.js';
 import { describeSearch } from '../backends/cuda/search.js';
 import { cudaSupport, type DeviceReason, findDevices, type UsableDevice } from '../backends/cuda/support.js';
-import { describeWasm, type WasmStatus, wasmBackend } from '../backends/wasm/backend.js';
 import { type ErrorCode, FlashAttnError, optionError, show } from '../base/errors.js';
 import type { Backend, MemoryReport } from '../kernels/device.js';
 

@@ -3,9 +3,9 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
+import { readText } from '../../lib/backends/cpu/wasm/host.js';
+import { loadModule } from '../../lib/backends/cpu/wasm/module.js';
 import { StructMemory } from '../../lib/backends/shared/structWriter.js';
-import { readText } from '../../lib/backends/wasm/backend.js';
-import { loadModule } from '../../lib/backends/wasm/module.js';
 import {
   attentionBackward,
   attentionForward,

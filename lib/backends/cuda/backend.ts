@@ -15,7 +15,7 @@ import type { Operation } from '../../kernels/operation.js';
 import type { Fields, Struct } from '../../kernels/struct.js';
 import { NativeBuild } from '../shared/nativeBuild.js';
 import { Recorder } from '../shared/recorder.js';
-import { StructMemory } from '../shared/structWriter.js';
+import { Staged } from '../shared/staged.js';
 import { Uploads } from '../shared/uploads.js';
 import type { Context, EmulatorControls } from './addon.js';
 import { DeviceErrors } from './errors.js';
@@ -46,22 +46,6 @@ const mostParamsBytes = 1024;
 
 // Fills write whole words.
 const padded = (byteLength: number) => Math.max(4, Math.ceil(byteLength / 4) * 4);
-
-/** A struct's own memory, and the bytes that the addon takes. */
-class Staged {
-  readonly memory: StructMemory;
-  readonly #bytes: Uint8Array;
-
-  constructor(byteLength: number) {
-    const buffer = new ArrayBuffer(byteLength);
-    this.memory = new StructMemory(buffer);
-    this.#bytes = new Uint8Array(buffer);
-  }
-
-  first(byteLength: number): Uint8Array {
-    return this.#bytes.subarray(0, byteLength);
-  }
-}
 
 /** One CUDA device; one for each JavaScript environment, with a stream of its own. */
 export class CudaBackend implements Backend {

@@ -3,7 +3,7 @@ import { mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { distUrl, runNode, runProgram } from '../../support/child.js';
+import { distUrl, runNode, runProgram } from '../../../support/child.js';
 
 interface Outcome {
   /** `status()` before and after the work. */

@@ -1,6 +1,6 @@
 /** Waiting for a launch while workers finish it and the ones behind it, in every order that threads can have. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { field, LaunchQueue, queueBytes } from '../../../lib/backends/wasm/queue.js';
+import { field, LaunchQueue, queueBytes } from '../../../../lib/backends/cpu/wasm/queue.js';
 
 const { completed: COMPLETED, event: EVENT, awaited: AWAITED } = field;
 const ADDRESS = 1024;

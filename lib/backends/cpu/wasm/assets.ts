@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { FlashAttnError } from '../../base/errors.js';
-import { packageFolder, urlOf } from '../../base/package.js';
+import { FlashAttnError } from '../../../base/errors.js';
+import { packageFolder, urlOf } from '../../../base/package.js';
 
 /** What is read at run time: bundlers that follow imports alone leave it behind. */
 export type Asset = 'flashattn.relaxed.wasm' | 'flashattn.simd.wasm';

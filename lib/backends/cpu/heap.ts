@@ -1,11 +1,19 @@
-import { FlashAttnError } from '../../base/errors.js';
-import { createMemory } from './module.js';
+import type { FlashAttnError } from '../../base/errors.js';
 
-const pageBytes = 65536;
 const alignment = 64;
-/** wasm32 addresses 4 GiB. */
-const maxPages = 65536;
-const growthBytes = 16 * 2 ** 20;
+
+/** Addresses that a heap hands out. */
+export interface AddressSpace {
+  readonly start: number;
+  /** Where what is usable now ends. */
+  readonly end: number;
+  /** The most bytes that there can be. */
+  readonly limit: number;
+  /** Makes what lies before `end` usable, or more; false where the system has no more memory. */
+  grow(end: number): boolean;
+  /** The error for memory that is not there, where `available` bytes are not in use. */
+  outOfMemory(byteLength: number, available: number): FlashAttnError;
+}
 
 interface Block {
   address: number;
@@ -17,20 +25,20 @@ interface Block {
 const align = (n: number) => Math.ceil(n / alignment) * alignment;
 
 /**
- * First-fit allocator over one shared WebAssembly memory. Launches run in order, so memory freed behind a pending
+ * First-fit allocator. Launches run in order, so memory freed behind a pending
  * launch can be given to a later one at once; only the host has to wait for it.
  */
 export class Heap {
-  readonly memory = createMemory(16, maxPages);
+  readonly #space: AddressSpace;
   /** Sorted by address, never adjacent. */
   #free: Block[] = [];
-  #end = 0;
+  #end: number;
   #inUse = 0;
   #peak = 0;
 
-  /** Hands over the memory behind `address`, where the module's own data ends. */
-  start(address: number): void {
-    this.#end = align(address);
+  constructor(space: AddressSpace) {
+    this.#space = space;
+    this.#end = align(space.start);
   }
 
   get inUse(): number {
@@ -42,11 +50,11 @@ export class Heap {
   }
 
   get reserved(): number {
-    return this.memory.buffer.byteLength;
+    return this.#space.end - this.#space.start;
   }
 
   get limit(): number {
-    return maxPages * pageBytes;
+    return this.#space.limit;
   }
 
   /**
@@ -74,12 +82,15 @@ export class Heap {
     this.#join(at - 1);
   }
 
+  /** Memory that the host writes first. @throws ERR_OUT_OF_MEMORY */
+  claim(byteLength: number): number {
+    const address = this.allocate(byteLength, 0);
+    if (address === undefined) throw this.outOfMemory(byteLength);
+    return address;
+  }
+
   outOfMemory(byteLength: number): FlashAttnError {
-    const available = this.limit - this.#inUse;
-    return new FlashAttnError(
-      'ERR_OUT_OF_MEMORY',
-      `wasm: ${byteLength} bytes were asked for and ${available} of the ${this.limit} bytes that WebAssembly can address are available; dispose tensors or split the problem`,
-    );
+    return this.#space.outOfMemory(byteLength, this.limit - this.#inUse);
   }
 
   /** The index of the first free block behind an address. */
@@ -105,18 +116,9 @@ export class Heap {
 
   #extend(byteLength: number): number | undefined {
     const address = this.#end;
-    const missing = address + byteLength - this.reserved;
-    if (missing > 0) {
-      const pages = Math.ceil(missing / pageBytes);
-      const room = maxPages - this.reserved / pageBytes;
-      if (pages > room) return undefined;
-      try {
-        this.memory.grow(Math.min(room, Math.max(pages, growthBytes / pageBytes)));
-      } catch {
-        return undefined; // the system has no more memory to map
-      }
-    }
-    this.#end = address + byteLength;
+    const end = address + byteLength;
+    if (end > this.#space.end && !this.#space.grow(end)) return undefined;
+    this.#end = end;
     return address;
   }
 

@@ -23,14 +23,14 @@ interface Copy {
 
 /** What reads need of the backend. */
 export interface ReadSource {
-  readonly memory: WebAssembly.Memory;
+  copyOut(address: number, byteLength: number): Uint8Array;
   isDone(launch: number): boolean;
   /** @throws ERR_WORKER when the launch was lost */
   wait(launch: number): Promise<void>;
   /** @throws ERR_WORKER when the launch was lost */
   waitSync(launch: number): void;
   /** Launches a copy. @throws ERR_OUT_OF_MEMORY */
-  copy(from: Readable, byteOffset: number, words: number): Readable;
+  copyLater(from: Readable, byteOffset: number, words: number): Readable;
   free(copy: Readable): void;
 }
 
@@ -84,7 +84,7 @@ export class PendingReads {
     if (!source.isDone(launch)) {
       const skip = byteOffset % 4;
       try {
-        return { buffer: source.copy(buffer, byteOffset - skip, Math.ceil((skip + byteLength) / 4)), skip };
+        return { buffer: source.copyLater(buffer, byteOffset - skip, Math.ceil((skip + byteLength) / 4)), skip };
       } catch {
         // Without memory for a copy the host waits; what was lost the read itself reports.
         try {
@@ -96,6 +96,6 @@ export class PendingReads {
   }
 
   #bytes({ address }: Readable, byteOffset: number, byteLength: number): Uint8Array {
-    return new Uint8Array(this.#source.memory.buffer, address + byteOffset, byteLength).slice();
+    return this.#source.copyOut(address + byteOffset, byteLength);
   }
 }

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { setFlagsFromString } from 'node:v8';
-import { FlashAttnError } from '../../base/errors.js';
+import { FlashAttnError } from '../../../base/errors.js';
 import { readAsset } from './assets.js';
 
 /** 'relaxed' uses fused multiply-add (relaxed SIMD); 'plain' is WebAssembly SIMD without it, 1.2 to 1.4 times slower. */

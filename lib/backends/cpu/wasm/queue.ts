@@ -1,4 +1,4 @@
-import { type Field, type Struct, struct } from '../../kernels/struct.js';
+import { type Field, type Struct, struct } from '../../../kernels/struct.js';
 
 const slotCount = 4096;
 

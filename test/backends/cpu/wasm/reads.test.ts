@@ -1,10 +1,10 @@
 /** A read gives what the launches before it made, whatever is written, launched, freed or reused after it. */
 import * as fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { wasmBackend } from '../../../lib/backends/wasm/backend.js';
-import { attention, memory, plan, synchronize, type Tensor, tensor, zeros } from '../../../lib/index.js';
-import type { DeviceBuffer } from '../../../lib/kernels/memory.js';
-import { collectGarbage } from '../../support/collectGarbage.js';
+import { wasmBackend } from '../../../../lib/backends/cpu/wasm/device.js';
+import { attention, memory, plan, synchronize, type Tensor, tensor, zeros } from '../../../../lib/index.js';
+import type { DeviceBuffer } from '../../../../lib/kernels/memory.js';
+import { collectGarbage } from '../../../support/collectGarbage.js';
 
 /** Attention over one key is that key's value: v is copied to out. Big ones are left to the threads. */
 const big = { q: [1, 1 << 17, 1, 4], v: [1, 1, 1, 4] } as const;

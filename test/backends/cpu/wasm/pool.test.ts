@@ -1,9 +1,9 @@
 import type { Worker } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
-import { wasmBackend } from '../../../lib/backends/wasm/backend.js';
-import { attention, memory, plan, tensor, zeros } from '../../../lib/index.js';
-import { distUrl, runScript } from '../../support/child.js';
-import { collectGarbage } from '../../support/collectGarbage.js';
+import { wasmBackend } from '../../../../lib/backends/cpu/wasm/device.js';
+import { attention, memory, plan, tensor, zeros } from '../../../../lib/index.js';
+import { distUrl, runScript } from '../../../support/child.js';
+import { collectGarbage } from '../../../support/collectGarbage.js';
 
 /** Big enough to take tens of milliseconds. */
 const big = [1, 2048, 4, 64] as const;

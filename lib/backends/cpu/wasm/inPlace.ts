@@ -1,5 +1,5 @@
-import { FlashAttnError } from '../../base/errors.js';
-import type { Heap } from './heap.js';
+import { FlashAttnError } from '../../../base/errors.js';
+import type { Heap } from '../heap.js';
 import type { InPlace } from './queue.js';
 
 /** What the host's own instance of the module runs launches with. */
@@ -16,9 +16,7 @@ export class CallingThread implements InPlace {
 
   constructor(exports: RunExports, heap: Heap, workspaceBytes: number) {
     this.#exports = exports;
-    const workspace = heap.allocate(workspaceBytes, 0);
-    if (workspace === undefined) throw heap.outOfMemory(workspaceBytes);
-    this.#workspace = workspace;
+    this.#workspace = heap.claim(workspaceBytes);
   }
 
   runPending(queue: number): void {

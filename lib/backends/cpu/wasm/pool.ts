@@ -1,7 +1,7 @@
-import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
-import { FlashAttnError, optionError, show } from '../../base/errors.js';
-import type { Heap } from './heap.js';
+import { FlashAttnError } from '../../../base/errors.js';
+import type { Heap } from '../heap.js';
+import { describeCause, workerError } from '../host.js';
 import { type CountItems, type InPlace, LaunchQueue, queueBytes } from './queue.js';
 import { obituaryUnits, threadState, type WorkerData, workerSource } from './worker.js';
 
@@ -15,17 +15,6 @@ const idleSpins = 2000;
 const inPlaceWork = 2e6;
 /** How long a new pool waits for threads of a dead one to leave the item they are in. */
 const leaveMilliseconds = 1000;
-
-/** FLASHATTN_THREADS, or one thread for each processor. */
-export function threadCount(): number {
-  const { FLASHATTN_THREADS: setting } = process.env;
-  if (setting === undefined || setting === '') return availableParallelism();
-  const threads = Number(setting);
-  if (Number.isInteger(threads) && threads >= 1 && threads <= 256) return threads;
-  throw optionError(
-    `the environment variable FLASHATTN_THREADS is ${show(setting)}; it must be an integer from 1 to 256`,
-  );
-}
 
 /** Node's permission model, where the process runs under it. */
 const { permission } = process as { permission?: { has(scope: string): boolean } };
@@ -44,6 +33,7 @@ interface Region {
 
 export interface PoolSetup {
   readonly heap: Heap;
+  readonly memory: WebAssembly.Memory;
   readonly module: WebAssembly.Module;
   readonly inPlace: InPlace;
   readonly threads: number;
@@ -73,11 +63,11 @@ export class Pool {
   #waiters = 0;
 
   constructor(setup: PoolSetup) {
-    const { heap, inPlace, launched } = setup;
+    const { memory, inPlace, launched } = setup;
     this.#setup = setup;
     this.#states = new Int32Array(new SharedArrayBuffer(4 * setup.threads));
     this.#ring = this.#allocate(queueBytes);
-    this.queue = new LaunchQueue(heap.memory, this.#ring.address, launched, idleSpins, {
+    this.queue = new LaunchQueue(memory, this.#ring.address, launched, idleSpins, {
       run: (launch, params, items) => inPlace.run(launch, params, items),
       runPending: (queue) => {
         try {
@@ -178,12 +168,12 @@ export class Pool {
   }
 
   #startWorker(index: number): void {
-    const { heap, module, workspaceBytes } = this.#setup;
+    const { memory, module, workspaceBytes } = this.#setup;
     const region = this.#allocate(stackBytes + workspaceBytes);
     const stackTop = region.address + stackBytes;
     const data: WorkerData = {
       module,
-      memory: heap.memory,
+      memory,
       queue: this.queue.address,
       workspace: stackTop,
       stackTop,
@@ -223,7 +213,7 @@ export class Pool {
 
   /** Goes on without threads, which could not be started. */
   #doWithout(cause: unknown): void {
-    this.#threadless = `no thread could be started: ${describe(cause)}`;
+    this.#threadless = `no thread could be started: ${describeCause(cause)}`;
     this.queue.waitSync(this.queue.published);
   }
 
@@ -237,23 +227,10 @@ export class Pool {
   }
 
   #allocate(byteLength: number): Region {
-    const { heap } = this.#setup;
-    const address = heap.allocate(byteLength, 0);
-    if (address === undefined) throw heap.outOfMemory(byteLength);
-    return { address, byteLength };
+    return { address: this.#setup.heap.claim(byteLength), byteLength };
   }
 
   #free({ address, byteLength }: Region): void {
     this.#setup.heap.free(address, byteLength, 0);
   }
 }
-
-const describe = (cause: unknown) => (cause instanceof Error ? cause.message : String(cause));
-
-/** What a read of a result gets that was lost with a thread. */
-export const workerError = (cause: unknown) =>
-  new FlashAttnError(
-    'ERR_WORKER',
-    `a worker thread died before this result was computed (${describe(cause)}); later calls use new threads`,
-    { cause },
-  );

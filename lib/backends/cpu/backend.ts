@@ -1,0 +1,279 @@
+import { FlashAttnError } from '../../base/errors.js';
+import { type AttentionProblem, attentionPartition, attentionShape, shapeOf } from '../../kernels/attention.js';
+import { asStrided, copy, peak } from '../../kernels/copy.js';
+import type { Backend, MemoryReport, Recording } from '../../kernels/device.js';
+import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
+import type { Launch, Operation } from '../../kernels/operation.js';
+import type { Fields, Struct } from '../../kernels/struct.js';
+import { NativeBuild } from '../shared/nativeBuild.js';
+import { Recorder } from '../shared/recorder.js';
+import { Staged } from '../shared/staged.js';
+import { StructMemory } from '../shared/structWriter.js';
+import { Uploads } from '../shared/uploads.js';
+import type { Heap } from './heap.js';
+import { type Host, type HostLaunch, type LostLaunches, workerError } from './host.js';
+import { type PendingRead, PendingReads, type Readable } from './reads.js';
+
+const peakIterations = 1 << 14;
+const peakFlopsPerIteration = 2 * 8 * 4; // multiply and add, 8 chains, 4 lanes
+const mostParamsBytes = 1024;
+
+/** Memory in the heap, with the numbers of the launches that matter to it. */
+class HostBuffer implements DeviceBuffer, Readable {
+  /** The last launch that writes it: reading waits for this one. */
+  lastWrite = 0;
+  /** The last launch that touches it at all: overwriting or freeing waits for this one. */
+  lastUse = 0;
+  readonly pendingReads: PendingRead[] = [];
+
+  constructor(
+    readonly address: number,
+    readonly byteLength: number,
+  ) {}
+}
+
+/** What a launch leaves behind in the buffers that it uses. */
+interface PreparedLaunch extends HostLaunch, Pick<Launch<Fields>, 'reads' | 'writes'> {}
+
+/** The kernels of native/cpu, wherever they run. */
+export class CpuBackend<H extends Host> implements Backend {
+  readonly device: H['device'];
+  readonly host: H;
+  readonly #heap: Heap;
+  readonly #build: NativeBuild;
+  readonly #params = new StructMemory(new ArrayBuffer(mostParamsBytes));
+  readonly #shape = new Staged(attentionShape.byteLength);
+  readonly #partition = new Staged(attentionPartition.byteLength);
+  readonly #lost: LostLaunches[] = [];
+  readonly #reads: PendingReads;
+  readonly #uploads = new Uploads(this);
+  readonly #recorder = new Recorder<PreparedLaunch>();
+  #tensors = 0;
+
+  constructor(host: H) {
+    this.host = host;
+    this.device = host.device;
+    this.#heap = host.heap;
+    const structs = [...host.structs, attentionShape, attentionPartition] as readonly Struct[];
+    this.#build = new NativeBuild(host.build, host.description, structs);
+    this.#reads = new PendingReads({
+      isDone: (launch) => launch <= host.completed,
+      wait: (launch) => this.#waitFor(launch),
+      waitSync: (launch) => this.#waitSync(launch),
+      copyOut: (address, byteLength) => host.copyOut(address, byteLength),
+      copyLater: (from, byteOffset, words) => this.#copyLater(from as HostBuffer, byteOffset, words),
+      free: (buffer) => this.free(buffer as HostBuffer),
+    });
+  }
+
+  get kernels(): string {
+    return this.host.kernels;
+  }
+
+  get threads(): number {
+    return this.host.threads;
+  }
+
+  get workspaceBytes(): number {
+    return this.threads * this.host.workspaceBytes;
+  }
+
+  allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): HostBuffer {
+    const { host } = this;
+    let address = this.#heap.allocate(
+      byteLength,
+      purpose === 'hostWritten' ? host.completed : Number.POSITIVE_INFINITY,
+    );
+    if (address === undefined && purpose === 'hostWritten') {
+      // Memory freed behind pending launches is the host's once they are done.
+      this.#settle(host.published);
+      address = this.#heap.allocate(byteLength, host.published);
+    }
+    if (address === undefined) throw this.#heap.outOfMemory(byteLength);
+    const buffer = new HostBuffer(address, byteLength);
+    // Its last owner's launches may still be pending, also when it is freed or written again before any launch of its own.
+    if (purpose === 'deviceWritten') buffer.lastUse = host.published;
+    return buffer;
+  }
+
+  free(buffer: DeviceBuffer): void {
+    this.#heap.free(buffer.address, buffer.byteLength, (buffer as HostBuffer).lastUse);
+  }
+
+  write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void {
+    const target = buffer as HostBuffer;
+    this.#settle(target.lastUse);
+    this.#reads.beforeOverwriting(target);
+    this.host.copyIn(target.address + byteOffset, bytes);
+    target.lastWrite = 0;
+  }
+
+  upload<Owner extends object>(owner: Owner, arraysOf: (owner: Owner) => readonly HostArray[]): Uploaded {
+    return this.#recorder.using(this.#uploads.get(owner, arraysOf));
+  }
+
+  read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
+    return this.#reads.read(buffer as HostBuffer, byteOffset, byteLength);
+  }
+
+  readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
+    this.#waitSync((buffer as HostBuffer).lastWrite);
+    return this.host.copyOut(buffer.address + byteOffset, byteLength);
+  }
+
+  async wait(buffer: DeviceBuffer): Promise<void> {
+    await this.#waitFor((buffer as HostBuffer).lastWrite);
+  }
+
+  checkIntact(buffer: DeviceBuffer, argument: string): void {
+    const { lastWrite } = buffer as HostBuffer;
+    if (this.host.faulted) this.#replaceThreads();
+    const lost = this.#findLost(lastWrite);
+    if (lost)
+      throw new FlashAttnError('ERR_WORKER', `${argument} was never computed: a worker thread died before it`, {
+        cause: lost.cause,
+      });
+  }
+
+  launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
+    const launch = operation.describe(operands);
+    if (!launch) return;
+    const { reads, writes, work } = launch;
+    const first = this.#build.numberOf(operation) * this.host.maxPhases;
+    const records = this.#recorder.active;
+    if (!records) this.#beforeWriting(writes);
+    this.#params.write(operation.struct, launch.params);
+    const params = this.#params.words.subarray(0, operation.struct.byteLength / 4);
+    if (records) this.#recorder.keep({ first, params: params.slice(), reads, writes, work });
+    else this.#queue({ first, params, reads, writes, work });
+  }
+
+  record(run: () => void): Recording {
+    return this.#recorder.record(run, (kept) => ({
+      replay: () => {
+        for (const launch of kept) {
+          this.#beforeWriting(launch.writes);
+          this.#queue(launch);
+        }
+      },
+      dispose: () => {},
+    }));
+  }
+
+  /** May launch copies of what pending reads have not had yet. */
+  #beforeWriting(buffers: readonly DeviceBuffer[]): void {
+    if (this.host.faulted) this.#replaceThreads();
+    for (const buffer of buffers) this.#reads.beforeOverwriting(buffer as HostBuffer);
+  }
+
+  #queue(launch: PreparedLaunch): void {
+    const { reads, writes } = launch;
+    const number = this.host.launch(launch);
+    for (const buffer of writes as readonly HostBuffer[]) buffer.lastWrite = buffer.lastUse = number;
+    for (const buffer of reads as readonly HostBuffer[]) buffer.lastUse = number;
+  }
+
+  partition(problem: AttentionProblem) {
+    this.#shape.memory.write(attentionShape, shapeOf(problem));
+    const result = this.#partition.first(attentionPartition.byteLength);
+    this.host.partition(this.#shape.first(attentionShape.byteLength), result);
+    return this.#partition.memory.read(attentionPartition);
+  }
+
+  async synchronize(): Promise<void> {
+    await this.#waitFor(this.host.published);
+  }
+
+  memory(): MemoryReport {
+    const { inUse, peak: most, reserved, limit } = this.#heap;
+    return {
+      device: this.device,
+      bytesInUse: inUse,
+      bytesPeak: most,
+      bytesReserved: reserved,
+      bytesLimit: limit,
+      tensors: this.#tensors,
+    };
+  }
+
+  /** The memory of a WebAssembly module never shrinks. */
+  emptyCache(): void {}
+
+  tensorCreated(): void {
+    this.#tensors++;
+  }
+
+  tensorDisposed(): void {
+    this.#tensors--;
+  }
+
+  async measurePeak(): Promise<number> {
+    const sink = this.allocate(64, 'hostWritten');
+    this.write(sink, 0, new Uint8Array(new Float32Array([0.9999, 1e-4]).buffer));
+    const items = 256 * this.threads;
+    const milliseconds = await this.measure(() => this.launch(peak, { sink, items, iterations: peakIterations }));
+    this.free(sink);
+    return (items * peakIterations * peakFlopsPerIteration) / (milliseconds / 1000);
+  }
+
+  async measure(run: () => void): Promise<number> {
+    await this.synchronize();
+    const start = performance.now();
+    run();
+    await this.synchronize();
+    return performance.now() - start;
+  }
+
+  devicePointer(): never {
+    throw noPointers(
+      `a tensor on ${this.device} has no device pointer: its memory is reached through data() and write()`,
+    );
+  }
+
+  adopt(): never {
+    throw noPointers(`${this.device} cannot use memory by its pointer: copy the data with tensor()`);
+  }
+
+  setStream(): never {
+    throw noPointers(`${this.device} has no streams`);
+  }
+
+  #replaceThreads(): void {
+    this.#lost.push(this.host.replace());
+  }
+
+  #findLost(launch: number): { readonly cause: unknown } | undefined {
+    return this.#lost.find(({ from, to }) => launch > from && launch <= to);
+  }
+
+  async #waitFor(launch: number): Promise<void> {
+    await this.host.wait(launch);
+    this.#checkComputed(launch);
+  }
+
+  #waitSync(launch: number): void {
+    this.host.waitSync(launch);
+    this.#checkComputed(launch);
+  }
+
+  #checkComputed(launch: number): void {
+    const lost = this.#findLost(launch);
+    if (lost) throw workerError(lost.cause);
+  }
+
+  /** Blocks until a launch is done or lost. */
+  #settle(launch: number): void {
+    this.host.settle(launch);
+    if (this.host.faulted) this.#replaceThreads();
+  }
+
+  /** A copy of some words of a buffer, made in order behind what has been launched. @throws ERR_OUT_OF_MEMORY */
+  #copyLater(from: HostBuffer, byteOffset: number, words: number): HostBuffer {
+    const to = this.allocate(4 * words, 'deviceWritten');
+    const array = (buffer: HostBuffer, offset: number) => asStrided({ buffer, offset, dtype: 'float32', count: words });
+    this.launch(copy, { from: array(from, byteOffset / 4), to: array(to, 0) });
+    return to;
+  }
+}
+
+const noPointers = (message: string) => new FlashAttnError('ERR_DEVICE', message);
