@@ -158,13 +158,14 @@ class BackwardBlock {
   FLASHATTN_DEVICE void put_row_stats(float2 row) const {
     if (warp_ * kWarpSize >= Tiles::kQueryTile) return;
     const float shift = static_cast<float>(backward_exponent<Element>(p_)), lse = row.x;
-    const bool is_coarse = is_coarse_lse(lse);
+    const bool coarse = is_coarse_lse(lse);
     const float fine = lse == -kInfinity ? kInfinity : lse * kLog2E - shift;
-    const uint32_t coarse = ptx::ballot(is_coarse);
+    const uint32_t coarse_bits = ptx::ballot(coarse);
     if (thread_ < Tiles::kQueryTile)
       ptx::store_shared(row_stats() + static_cast<uint32_t>(thread_ * sizeof(float2)),
-                        make_float2(is_coarse ? -shift : fine, row.y * d_score_factor()));
-    if (lane_.index == 0) ptx::store_shared(coarse_rows() + static_cast<uint32_t>(warp_ * sizeof(uint32_t)), coarse);
+                        make_float2(coarse ? -shift : fine, row.y * d_score_factor()));
+    if (lane_.index == 0)
+      ptx::store_shared(coarse_rows() + static_cast<uint32_t>(warp_ * sizeof(uint32_t)), coarse_bits);
   }
 
   // The walk ----------------------------------------------------------------------------------------------------------
