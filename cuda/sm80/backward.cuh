@@ -197,7 +197,7 @@ class BackwardBlock {
     Visit visit = visits().at(0);
     load(0, 0);
     put_row_stats(load_row(visit));
-    int slot = 0, tiles = 0;  // whose products are summed up in registers
+    int slot = 0;
     for (int number = 0; visit.begin >= 0; ++number) {
       locate();
       ptx::cp_async_wait<0>();
@@ -218,10 +218,9 @@ class BackwardBlock {
       put_row_stats(row);
       slot = next_slot;
       if constexpr (kCarries<Element>)
-        if (++tiles == kCarryRows / Tiles::kQueryTile) {
+        if ((number + 1) % (kCarryRows / Tiles::kQueryTile) == 0) {
           for_carried([&](const CarryRow& to, int column, float& sum) { to.carry(column, sum, 1.0f, !carried_); });
           carried_ = true;
-          tiles = 0;
         }
     }
     ptx::cp_async_wait<0>();
