@@ -9,8 +9,8 @@
 // whatever order, or in a fixed one (turns.cuh).
 //
 // Accumulators leave few registers for the rest. What a phase needs to know is therefore asked for when it begins
-// (`locate`, `head`, `visit_at`, places in slots), from shared memory and parameters, rather than kept. One thread walks
-// for all, a visit ahead of what the copies need.
+// (`locate`, `head`, `visits`, places in slots), from shared memory and parameters, rather than kept. One thread walks
+// for all (visits.cuh).
 //
 // P and dS are multiplied by powers of two before they are rounded to float16, and the sums divided by them (range.cuh).
 //
@@ -26,6 +26,7 @@
 #include "repair_backward.cuh"
 #include "row_weights.cuh"
 #include "turns.cuh"
+#include "visits.cuh"
 
 namespace flashattn {
 
@@ -61,17 +62,6 @@ class BackwardBlock {
   }
 
  private:
-  /** A query tile of a query head. */
-  struct Visit {
-    int h, taken;  // query tiles of this head so far
-    int begin;     // first query of the tile; negative: the walk is over
-    int block;     // see TileStep
-  };
-  /** Where a visit's first query and its gradient lie in global memory. */
-  struct Sources {
-    uint8_t *query, *d_out;
-  };
-
   // Shared memory -----------------------------------------------------------------------------------------------------
 
   FLASHATTN_DEVICE static KeyTile keys() { return {ptx::shared_base()}; }
@@ -90,13 +80,9 @@ class BackwardBlock {
   FLASHATTN_DEVICE static uint32_t work() { return row_stats() + Tiles::kQueryTile * sizeof(float2); }
   /** The sequence of the batch entry. */
   FLASHATTN_DEVICE static uint32_t sequence_place() { return work() + sizeof(int4); }
-  /** [4] visits, in turn: the one under way, the one being copied, the one that the walk is at. */
-  FLASHATTN_DEVICE static uint32_t visit_place(int number) {
-    return sequence_place() + sizeof(int4) + static_cast<uint32_t>(number & 3) * (sizeof(Visit) + sizeof(Sources));
-  }
-  FLASHATTN_DEVICE static uint32_t sources_place(int number) { return visit_place(number) + sizeof(Visit); }
+  FLASHATTN_DEVICE static ShownVisits visits() { return {sequence_place() + static_cast<uint32_t>(sizeof(int4))}; }
   /** [2] bits of the query tile: whose lse is coarse. */
-  FLASHATTN_DEVICE static uint32_t coarse_rows() { return visit_place(0) + 4 * (sizeof(Visit) + sizeof(Sources)); }
+  FLASHATTN_DEVICE static uint32_t coarse_rows() { return visits().base + ShownVisits::kBytes; }
 
   // Where this block and thread are -----------------------------------------------------------------------------------
 
@@ -127,7 +113,6 @@ class BackwardBlock {
 
   FLASHATTN_DEVICE static Sequence sequence() { return ptx::load_shared<Sequence>(sequence_place()); }
   FLASHATTN_DEVICE Head head(int h) const { return Head(p_, b_, h, sequence()); }
-  FLASHATTN_DEVICE static Visit visit_at(int number) { return ptx::load_shared<Visit>(visit_place(number)); }
 
   /** What dP - delta are multiplied by, besides 2^backward_exponent P. */
   FLASHATTN_DEVICE static float d_score_factor() {
@@ -144,10 +129,10 @@ class BackwardBlock {
 
   /** The queries of visit `number`, and the gradients of their outputs. */
   FLASHATTN_DEVICE void load(int number, int slot) const {
-    const Visit visit = visit_at(number);
+    const Visit visit = visits().at(number);
     if (visit.begin >= 0) {
       const int count = sequence().query_length - visit.begin;
-      const auto from = ptx::load_shared<Sources>(sources_place(number));
+      const auto from = visits().sources(number);
       load_rows<Tiles::kThreads>(queries(slot), Rows::at<Element>(from.query, p_.query, p_.head_dim), 0, count,
                                  thread_);
       load_rows<Tiles::kThreads>(d_outs(slot), Rows::at<Element>(from.d_out, p_.d_out, p_.value_dim), 0, count,
@@ -173,47 +158,26 @@ class BackwardBlock {
   FLASHATTN_DEVICE void put_row_stats(float2 row) const {
     if (warp_ * kWarpSize >= Tiles::kQueryTile) return;
     const float shift = static_cast<float>(backward_exponent<Element>(p_)), lse = row.x;
-    const bool is_coarse = is_coarse_lse(lse);
+    const bool coarse = is_coarse_lse(lse);
     const float fine = lse == -kInfinity ? kInfinity : lse * kLog2E - shift;
-    const uint32_t coarse = ptx::ballot(is_coarse);
+    const uint32_t coarse_bits = ptx::ballot(coarse);
     if (thread_ < Tiles::kQueryTile)
       ptx::store_shared(row_stats() + static_cast<uint32_t>(thread_ * sizeof(float2)),
-                        make_float2(is_coarse ? -shift : fine, row.y * d_score_factor()));
-    if (lane_.index == 0) ptx::store_shared(coarse_rows() + static_cast<uint32_t>(warp_ * sizeof(uint32_t)), coarse);
+                        make_float2(coarse ? -shift : fine, row.y * d_score_factor()));
+    if (lane_.index == 0)
+      ptx::store_shared(coarse_rows() + static_cast<uint32_t>(warp_ * sizeof(uint32_t)), coarse_bits);
   }
 
   // The walk ----------------------------------------------------------------------------------------------------------
 
-  /** The next one, over all query heads of the group. */
-  FLASHATTN_DEVICE Visit after(Visit visit) const {
-    const Head head = this->head(visit.h);
-    const Range keys = head.keys_at(first_key_, Tiles::kKeyTile);
-    for (;;) {
-      QueryWalk<Tiles::kQueryTile> walk(p_, head.band, b_, visit.h, keys, head.sequence.query_length, visit.taken);
-      const TileStep step = walk.take();
-      visit.taken = walk.taken();
-      visit.begin = step.begin;
-      visit.block = step.block;
-      if (visit.begin >= 0 || (visit.h + 1) % (p_.heads / p_.kv_heads) == 0) return visit;
-      visit = {visit.h + 1, 0, 0, 0};
-    }
-  }
+  /** Whether this thread walks for all: one of the last warp, as the first have row statistics and turns to see to. */
+  FLASHATTN_DEVICE bool walks() const { return thread_ == Tiles::kThreads - kWarpSize; }
 
-  FLASHATTN_DEVICE Visit first_visit() const { return after({kv_head_ * (p_.heads / p_.kv_heads), 0, 0, 0}); }
-
-  /** One thread: what all need to know of visit `number`, from the next barrier on. */
-  FLASHATTN_DEVICE void show(int number, const Visit& visit) const {
-    ptx::store_shared(visit_place(number), visit);
-    if (visit.begin < 0) return;
-    const int64_t first = sequence().query_begin + visit.begin;
-    const Rows query = Rows::of<Element>(p_.query, b_, first, visit.h, p_.head_dim);
-    const Rows d_out = Rows::of<Element>(p_.d_out, b_, first, visit.h, p_.value_dim);
-    ptx::store_shared(sources_place(number), Sources{query.data, d_out.data});
-  }
+  FLASHATTN_DEVICE VisitWalk<Tiles> walk() const { return {p_, b_, kv_head_, first_key_, sequence_place(), visits()}; }
 
   /** The thread that walks finds visit `number`, which follows `before`. */
   FLASHATTN_DEVICE void walk_on(int number, const Visit& before) const {
-    if (thread_ == Tiles::kThreads - kWarpSize && before.begin >= 0) show(number, after(before));
+    if (walks() && before.begin >= 0) walk().show(number, walk().after(before));
   }
 
   FLASHATTN_DEVICE void walk_queries() {
@@ -225,39 +189,38 @@ class BackwardBlock {
     load_rows<Tiles::kThreads>(keys(), key, first_key_, s.key_length, thread_);
     load_rows<Tiles::kThreads>(values(), value, first_key_, s.key_length, thread_);
 
-    if (thread_ == Tiles::kThreads - kWarpSize) {
-      show(0, first_visit());
-      walk_on(1, visit_at(0));
+    if (walks()) {
+      walk().show(0, walk().first());
+      walk_on(1, visits().at(0));
     }
     ptx::sync_threads();
-    Visit visit = visit_at(0);
+    Visit visit = visits().at(0);
     load(0, 0);
     put_row_stats(load_row(visit));
-    int slot = 0, tiles = 0;  // whose products are summed up in registers
+    int slot = 0;
     for (int number = 0; visit.begin >= 0; ++number) {
       locate();
       ptx::cp_async_wait<0>();
       ptx::sync_threads();  // the tile has landed, and everybody is done with the one before
-      walk_on(number + 2, visit_at(number + 1));
+      walk_on(number + 2, visits().at(number + 1));
       const int next_slot = (slot + 1) % Tiles::kSlots;
       if constexpr (Tiles::kSlots > 1) load(number + 1, next_slot);
-      meet(slot, visit_at(number));
+      meet(slot, visits().at(number));
       locate();
       if constexpr (Tiles::kSlots == 1) {
         if constexpr (Tiles::kExchange) ptx::sync_threads();  // everybody is done with the tile
         load(number + 1, 0);
       }
-      visit = visit_at(number + 1);
+      visit = visits().at(number + 1);
       const float2 row = load_row(visit);
       locate();
-      add_d_query(visit_at(number));
+      add_d_query(visits().at(number));
       put_row_stats(row);
       slot = next_slot;
       if constexpr (kCarries<Element>)
-        if (++tiles == kCarryRows / Tiles::kQueryTile) {
+        if ((number + 1) % (kCarryRows / Tiles::kQueryTile) == 0) {
           for_carried([&](const CarryRow& to, int column, float& sum) { to.carry(column, sum, 1.0f, !carried_); });
           carried_ = true;
-          tiles = 0;
         }
     }
     ptx::cp_async_wait<0>();
@@ -560,7 +523,7 @@ class BackwardBlock {
   /** Whether a pair of this warp's keys was hidden. */
   FLASHATTN_DEVICE bool hides() const {
     if (p_.bias.data) return true;
-    for (Visit visit = first_visit(); visit.begin >= 0; visit = after(visit))
+    for (Visit visit = walk().first(); visit.begin >= 0; visit = walk().after(visit))
       if (cover_of(head(visit.h), visit, 0, Tiles::kQueryTile) != Cover::Full) return true;
     return false;
   }

@@ -5,10 +5,16 @@ import { runProgram } from '../support/child.js';
 import { compileProgram, missingCompiler, type Patch, type Program } from './emulator/compile.js';
 
 const sources = ['forward.cpp', fileURLToPath(new URL('../../cuda/launch_error.cu', import.meta.url))];
-const program = (options: Partial<Program> = {}) => compileProgram({ sources, hooks: true, ...options });
+
+type Element = 'Float16' | 'Float32';
+
+const program = (element: Element, { flags = [], ...options }: Partial<Program> = {}) =>
+  compileProgram({ sources, hooks: true, flags: [`-DELEMENT=flashattn::${element}`, ...flags], ...options });
 
 interface Bug extends Patch {
   readonly bug: string;
+  /** Float16 unless it says otherwise. */
+  readonly element?: Element;
   readonly report: RegExp;
 }
 
@@ -76,23 +82,49 @@ const bugs: readonly Bug[] = [
     replace: 'p_.lse[head_.lse_row(first_query_ + tile_row)] = row.lse;',
     report: /forward\.cuh:\d+: (plain|unwrapped)/,
   },
+  {
+    bug: 'a carried sum that is not brought back',
+    element: 'Float32',
+    file: 'carry.cuh',
+    find: 'sum += ptx::load_global(data + column) * factor;',
+    replace: 'sum += 0.0f * factor;',
+    report: /out \[0, \d+, 0, \d+\]/,
+  },
+  {
+    bug: 'a sum that goes on after it has been carried',
+    element: 'Float32',
+    file: 'carry.cuh',
+    find: 'sum = 0.0f;',
+    replace: '',
+    report: /out \[0, \d+, 0, \d+\]/,
+  },
+  {
+    bug: 'a carried sum that a new maximum leaves as it is',
+    element: 'Float32',
+    file: 'carry.cuh',
+    find: 'ptx::load_global(data + column) * factor + sum',
+    replace: 'ptx::load_global(data + column) + (factor > 0.0f ? sum : 0.0f)',
+    report: /out \[0, 0, 0, \d+\]/,
+  },
 ];
 
 describe.skipIf(missingCompiler)(
   `forward kernel on the emulator${missingCompiler ? ` (${missingCompiler})` : ''}`,
   () => {
     test.each([
-      ['0', 'late'],
-      ['1', 'late'],
-      ['2', 'eager'],
-      ['3', 'late'],
-    ])('agrees with plain loops in schedule %s, %s copies', async (schedule, copies) => {
+      ['Float16', '0', 'late'],
+      ['Float16', '1', 'late'],
+      ['Float16', '2', 'eager'],
+      ['Float16', '3', 'late'],
+      ['Float32', '2', 'late'],
+    ] as const)('%s agrees with plain loops in schedule %s, %s copies', async (element, schedule, copies) => {
       const env = { FLASHATTN_EMULATOR_SCHEDULE: schedule, FLASHATTN_EMULATOR_COPIES: copies };
-      expect(await runProgram(await program(), [], env)).toMatchObject({ code: 0, stdout: '0 failed\n' });
+      expect(await runProgram(await program(element), [], env)).toMatchObject({ code: 0, stdout: '0 failed\n' });
     });
 
-    test.each(bugs)('finds $bug', async ({ file, find, replace, report }) => {
-      const result = await runProgram(await program({ patches: [{ file, find, replace }], flags: ['-O1'] }));
+    test.each(bugs)('finds $bug', async ({ element = 'Float16', file, find, replace, report }) => {
+      const options = { patches: [{ file, find, replace }], flags: ['-O1'] };
+      const result = await runProgram(await program(element, options));
       expect(result.code).not.toBe(0);
       expect(result.stdout).toMatch(report);
     });
