@@ -202,7 +202,10 @@ function contextFor(corpus: Corpus): number {
 function describeDevice(requested: DeviceName): string {
   const found = status(requested);
   if (found.device === 'none') return found.reasons.map((reason) => `not ${reason.device}: ${reason.hint}`).join('; ');
-  const details = found.device === 'wasm' ? `${found.threads} threads, ${found.simd} SIMD` : found.name;
+  const details =
+    'name' in found
+      ? found.name
+      : `${found.threads} threads, ${'simd' in found ? `${found.simd} SIMD` : found.instructionSet}`;
   return [
     `${found.device} (${details})`,
     ...found.reasons.map((reason) => `not ${reason.device}: ${reason.hint}`),

@@ -56,6 +56,7 @@ export type { DrawOptions } from './blockmask/draw.js';
 export { type TensorOptions, tensor, zeros } from './devices/create.js';
 export { type DevicePointerOptions, fromDevicePointer, setStream } from './devices/interop.js';
 export {
+  type CpuDeviceStatus,
   type CudaDeviceStatus,
   type CudaReasonCode,
   type DeviceName,

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-// Builds the CUDA addon into build/addon and puts it where node-gyp-build looks for it, or with --emulator the emulated
-// one into build/emulator. CMake does the work; cmake-js tells it where the headers of Node-API are. prebuildify takes
+// Builds the CUDA addon into build/addon and puts it where node-gyp-build looks for it, with --emulator the emulated one
+// into build/emulator, or with --cpu the one for native threads into build/cpu. CMake does the work; cmake-js tells it where the headers of Node-API are. prebuildify takes
 // this file for node-gyp when PREBUILD_NODE_GYP names it.
 import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync } from 'node:fs';
@@ -29,29 +29,34 @@ function cmakeVersion() {
 }
 
 /** What has to be installed before the addon can be built, in words; empty when nothing is missing. */
-export function missingTools({ emulator }) {
+export function missingTools({ emulator, cpu }) {
   const missing = [];
   if (!hasCompiler()) missing.push('a C++20 compiler (g++ 12 or later)');
   const [major, minor] = cmakeVersion() ?? [0, 0];
   if (major < leastCMake[0] || (major === leastCMake[0] && minor < leastCMake[1]))
     missing.push(`cmake ${leastCMake.join('.')} or later`);
-  if (!emulator && !process.env.CUDACXX && !onPath('nvcc')) missing.push('nvcc of CUDA 13 or later on the PATH');
+  if (!emulator && !cpu && !process.env.CUDACXX && !onPath('nvcc'))
+    missing.push('nvcc of CUDA 13 or later on the PATH');
   return missing;
 }
+
+const folders = { cuda: 'addon', emulator: 'emulator', cpu: 'cpu' };
+const files = { cuda: 'flashattn.node', emulator: 'flashattn_emulator.node', cpu: 'flashattn-cpu.node' };
 
 /**
  * `steps`: those of cmake-js; 'build' alone would not configure again after a failure. With `architectures` it is an
  * addon for those alone, in a folder of its own (`output`), which node-gyp-build does not find. Returns the addon, or
  * the folder where it was only configured.
  */
-export function build({ emulator, steps = ['configure', 'build'], architectures, output: wanted }) {
-  const missing = missingTools({ emulator });
+export function build({ emulator, cpu, steps = ['configure', 'build'], architectures, output: wanted }) {
+  const missing = missingTools({ emulator, cpu });
+  const kind = cpu ? 'cpu' : emulator ? 'emulator' : 'cuda';
   if (missing.length > 0) throw new Error(`the addon cannot be built; missing: ${missing.join(', ')}`);
-  const output = wanted ?? join(root, 'build', emulator ? 'emulator' : 'addon');
+  const output = wanted ?? join(root, 'build', folders[kind]);
   const cmakeJs = createRequire(join(root, 'package.json')).resolve('cmake-js/bin/cmake-js');
   const args = ['--log-level', 'warn', '--directory', root, '--out', output];
   args.push('--parallel', String(availableParallelism()));
-  args.push(emulator ? '--CDFLASHATTN_EMULATOR=ON' : '--CDFLASHATTN_CUDA=ON');
+  args.push(`--CDFLASHATTN_${kind.toUpperCase()}=ON`);
   if (architectures) args.push(`--CDFLASHATTN_ARCHITECTURES=${architectures}`);
   args.push('--CDCMAKE_EXPORT_COMPILE_COMMANDS=ON'); // what scripts/kernel-units.mjs reads
   for (const step of steps) {
@@ -59,8 +64,8 @@ export function build({ emulator, steps = ['configure', 'build'], architectures,
     if (status !== 0) throw new Error(`cmake-js ${step} failed${error ? `: ${error.message}` : ''}`);
   }
   if (!steps.includes('build')) return output;
-  const made = join(output, 'Release', emulator ? 'flashattn_emulator.node' : 'flashattn.node');
-  if (emulator || wanted) return made;
+  const made = join(output, 'Release', files[kind]);
+  if (kind !== 'cuda' || wanted) return made;
   // Nothing else may ever lie there: node-gyp-build and prebuildify take the first addon of that folder.
   const found = join(root, 'build', 'Release', 'flashattn.node');
   mkdirSync(dirname(found), { recursive: true });
@@ -70,7 +75,9 @@ export function build({ emulator, steps = ['configure', 'build'], architectures,
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   try {
-    console.log(relative(root, build({ emulator: process.argv.includes('--emulator') })));
+    console.log(
+      relative(root, build({ emulator: process.argv.includes('--emulator'), cpu: process.argv.includes('--cpu') })),
+    );
   } catch (error) {
     console.error(error.message);
     process.exitCode = 1;

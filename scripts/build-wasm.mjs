@@ -65,7 +65,7 @@ async function buildWasm(output, variants) {
   mkdirSync(output, { recursive: true });
   const print = (bytes) => bytes && process.stderr.write(bytes);
   for (const { file, flags } of builds.filter(({ variant }) => variants.length === 0 || variants.includes(variant))) {
-    const command = ['clang++', ...compile, ...flags, 'cpu/wasm/module.cc', ...link, '-o', file];
+    const command = ['clang++', ...compile, ...flags, 'cpu/host/wasm/module.cc', ...link, '-o', file];
     try {
       const files = await runClang(
         command,

@@ -102,7 +102,14 @@ const steps = [
     title: 'Building the CUDA kernels for the emulator',
     for: ['test'],
     after: ['install'],
-    from: ['cuda', 'native/addon', 'native/structs', 'CMakeLists.txt', 'scripts/build-addon.mjs', 'package-lock.json'],
+    from: [
+      'cuda',
+      'native/addon/cuda',
+      'native/structs',
+      'CMakeLists.txt',
+      'scripts/build-addon.mjs',
+      'package-lock.json',
+    ],
     makes: ['build/emulator/Release/flashattn_emulator.node'],
     // Make would take an object that a power cut left half-written for a finished one.
     torn: 'build/emulator',

@@ -30,6 +30,7 @@ interface Results {
 function describe(device: DeviceName) {
   const found = usableStatus(device);
   if (found.device === 'wasm') return { device: found.device, threads: found.threads, simd: found.simd };
+  if (found.device === 'cpu') return { device: found.device, threads: found.threads, simd: found.instructionSet };
   const { name, computeCapability, driver } = found;
   return { device: found.device, name, computeCapability, driverCuda: driver };
 }

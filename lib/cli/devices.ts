@@ -1,11 +1,19 @@
 // Every device of this machine, usable or not, and the kernels that the usable ones run.
 
 import { explain } from '../attention/explain.js';
+import { cpuSupport } from '../backends/cpu/threads/addon.js';
 import type { DeviceDescription } from '../backends/cuda/addon.js';
 import { type CudaSupport, cudaSupport } from '../backends/cuda/support.js';
 import type { DType } from '../base/dtype.js';
 import { FlashAttnError } from '../base/errors.js';
-import { type CudaDeviceStatus, type DeviceName, memory, status, type WasmDeviceStatus } from '../devices/registry.js';
+import {
+  type CpuDeviceStatus,
+  type CudaDeviceStatus,
+  type DeviceName,
+  memory,
+  status,
+  type WasmDeviceStatus,
+} from '../devices/registry.js';
 
 /** What a problem of this dtype and head dim gets. */
 export interface KernelReport {
@@ -28,13 +36,17 @@ export interface UsableGpu extends Usable, Pick<CudaDeviceStatus, 'name' | 'comp
   readonly pciBusId: string;
 }
 
+export interface UsableCpu extends Usable, Pick<CpuDeviceStatus, 'threads' | 'instructionSet'> {
+  readonly kind: 'cpu';
+}
+
 export interface UsableWasm extends Usable, Pick<WasmDeviceStatus, 'threads' | 'simd'> {
   readonly kind: 'wasm';
 }
 
 export interface UnusableDevice {
   readonly device: string;
-  readonly kind: 'cuda' | 'wasm';
+  readonly kind: 'cuda' | 'cpu' | 'wasm';
   readonly usable: false;
   readonly name?: string;
   readonly architecture?: string;
@@ -46,7 +58,7 @@ export interface UnusableDevice {
   readonly hint: string;
 }
 
-export type DeviceReport = UsableGpu | UsableWasm | UnusableDevice;
+export type DeviceReport = UsableGpu | UsableCpu | UsableWasm | UnusableDevice;
 
 const architectures: readonly [capability: number, name: string][] = [
   [10, 'Blackwell'],
@@ -78,9 +90,29 @@ function kernelsOf(device: DeviceName): KernelReport[] {
   );
 }
 
-function unusable(device: string, kind: 'cuda' | 'wasm', error: unknown): UnusableDevice {
+function unusable(device: string, kind: UnusableDevice['kind'], error: unknown): UnusableDevice {
   const code = error instanceof FlashAttnError ? error.code : 'ERR_UNEXPECTED';
   return { device, kind, usable: false, code, hint: (error as Error).message };
+}
+
+function reportCpu(): DeviceReport {
+  const support = cpuSupport();
+  if ('code' in support) return { kind: 'cpu', usable: false, ...support };
+  try {
+    const { threads, instructionSet } = status('cpu');
+    const memoryBytes = memory('cpu').bytesLimit;
+    return {
+      device: 'cpu',
+      kind: 'cpu',
+      usable: true,
+      threads,
+      instructionSet,
+      memoryBytes,
+      kernels: kernelsOf('cpu'),
+    };
+  } catch (error) {
+    return unusable('cpu', 'cpu', error);
+  }
 }
 
 function reportWasm(): DeviceReport {
@@ -114,5 +146,5 @@ function reportGpu({ index, name, major, minor, memory, error }: DeviceDescripti
 /** Sets up every device that can be used. */
 export function reportDevices(): DeviceReport[] {
   const support = cudaSupport();
-  return [...(support.list?.devices ?? []).map((gpu) => reportGpu(gpu, support)), reportWasm()];
+  return [...(support.list?.devices ?? []).map((gpu) => reportGpu(gpu, support)), reportCpu(), reportWasm()];
 }

@@ -48,10 +48,13 @@ function deviceRows(report: DeviceReport): Row[] {
     const capability = `compute capability ${computeCapability} (${architecture})`;
     return [[device, `${name}, ${capability}, ${memory}, ${multiprocessors} multiprocessors`], ...kernelRows(kernels)];
   }
-  const { threads, simd } = report;
+  const workers = `${report.threads} ${report.threads === 1 ? 'thread' : 'threads'}`;
   const speed =
-    simd === 'relaxed' ? 'relaxed SIMD with fused multiply-add' : 'plain SIMD; relaxed SIMD would be faster';
-  const workers = `${threads} ${threads === 1 ? 'thread' : 'threads'}`;
+    report.kind === 'cpu'
+      ? report.instructionSet
+      : report.simd === 'relaxed'
+        ? 'relaxed SIMD with fused multiply-add'
+        : 'plain SIMD; relaxed SIMD would be faster';
   return [[device, `${workers}, ${speed}, up to ${memory}`], ...kernelRows(kernels)];
 }
 

@@ -11,20 +11,20 @@ import { verifyCommand } from './verify.js';
 
 const usage = `flashattn ${version}: exact attention for Node.js
 
-  flashattn doctor [--device auto|wasm|cuda|cuda:<index>] [--json]
+  flashattn doctor [--device auto|cpu|wasm|cuda|cuda:<index>] [--json]
       What this machine can do and why not more, with a numeric self-test of every device.
 
-  flashattn verify [--device auto|wasm|cuda|cuda:<index>] [--quick] [--group <name>] [--cases <n>] [--repeats <n>]
+  flashattn verify [--device auto|cpu|wasm|cuda|cuda:<index>] [--quick] [--group <name>] [--cases <n>] [--repeats <n>]
                    [--golden <folder>] [--json <file>] [--case <json>]
       Golden vectors and property tests of the installed package on the installed device: all groups or one, with so
       many random cases of a kind and repeats. --case runs one case again, as a failure prints it.
 
-  flashattn bench [--device auto|wasm|cuda|cuda:<index>] [--shapes B,N,H,D ...] [--dtype float32|float16|bfloat16]
+  flashattn bench [--device auto|cpu|wasm|cuda|cuda:<index>] [--shapes B,N,H,D ...] [--dtype float32|float16|bfloat16]
                   [--causal] [--rounds 5] [--json <file>] [--svg <file>] [--baseline <file> [--slack 10]]
       Speed of forward and backward. With --baseline, an earlier --json, fails where it is slower by more than 10 %.
 
   flashattn explain --shape 1,4096,8,64 [--kv-shape 1,4096,2,64] [--layout bshd|bhsd] [--dtype float32|float16|bfloat16]
-                    [--causal] [--window left,right] [--backward] [--device auto|wasm|cuda] [--json]
+                    [--causal] [--window left,right] [--backward] [--device auto|cpu|wasm|cuda] [--json]
       Which kernel a problem gets and what it costs, before anything runs.
 
   flashattn mask <name> [--seq 1024] [--block 64|128] [--head 0] [--svg out.svg]

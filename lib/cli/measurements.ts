@@ -4,9 +4,9 @@ import { explain } from '../attention/explain.js';
 import { plan } from '../attention/plan.js';
 import type { DType } from '../base/dtype.js';
 import { tensor } from '../devices/create.js';
-import { type DeviceName, measureTime, usableStatus } from '../devices/registry.js';
+import { type DeviceName, measureTime } from '../devices/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { isEmulated, noise } from './selfTest.js';
+import { isEmulated, isProcessor, noise } from './selfTest.js';
 import { median } from './statistics.js';
 
 export interface BenchShape {
@@ -47,11 +47,10 @@ const emulatorShapes: readonly Sizes[] = [
 /** Shapes that fill the device, as it is used most. */
 export function defaultSizes(device: DeviceName): readonly Sizes[] {
   if (isEmulated(device)) return emulatorShapes;
-  return usableStatus(device).device === 'wasm' ? wasmShapes : cudaShapes;
+  return isProcessor(device) ? wasmShapes : cudaShapes;
 }
 
-export const defaultDType = (device: DeviceName): DType =>
-  usableStatus(device).device === 'wasm' ? 'float32' : 'bfloat16';
+export const defaultDType = (device: DeviceName): DType => (isProcessor(device) ? 'float32' : 'bfloat16');
 
 const sampleMilliseconds = 3;
 const mostRuns = 64;

@@ -59,17 +59,23 @@ const wasmSpeed: SpeedProblem = { heads: 4, length: 1024, dim: 64, dtype: 'float
 const cudaSpeed: SpeedProblem = { heads: 32, length: 4096, dim: 128, dtype: 'bfloat16' };
 const emulatorSpeed: SpeedProblem = { heads: 1, length: 64, dim: 32, dtype: 'bfloat16' };
 
+/** Whether the device is the processor itself. */
+export function isProcessor(device: DeviceName): boolean {
+  const found = usableStatus(device).device;
+  return found === 'wasm' || found === 'cpu';
+}
+
 /** Whether the kernels of a device run on the CPU, for tests of this library: its speed says nothing. */
 export function isEmulated(device: DeviceName): boolean {
   const found = usableStatus(device).device;
-  if (found === 'wasm' || found === 'emulator') return found === 'emulator';
+  if (found === 'emulator' || isProcessor(device)) return found === 'emulator';
   const { loaded } = cudaSupport();
   return 'addon' in loaded && loaded.addon.kind === 'emulator';
 }
 
 function speedProblemOf(device: DeviceName): SpeedProblem {
   if (isEmulated(device)) return emulatorSpeed;
-  return usableStatus(device).device === 'wasm' ? wasmSpeed : cudaSpeed;
+  return isProcessor(device) ? wasmSpeed : cudaSpeed;
 }
 
 /** Repeatable numbers in [-1, 1): Marsaglia's xorshift. */

@@ -1,3 +1,5 @@
+import type { CpuReason } from '../backends/cpu/threads/addon.js';
+import { type CpuStatus, cpuBackend, describeCpu } from '../backends/cpu/threads/device.js';
 import { describeWasm, type WasmStatus, wasmBackend } from '../backends/cpu/wasm/device.js';
 import { type LoadResult, loadEmulator } from '../backends/cuda/addon.js';
 import { CudaBackend, type CudaDeviceName, type CudaStatus } from '../backends/cuda/backend.js';
@@ -9,10 +11,10 @@ import type { Backend, MemoryReport } from '../kernels/device.js';
 export type { CudaReasonCode, DeviceReason } from '../backends/cuda/support.js';
 
 /**
- * What a caller can ask for. 'auto' is the best device that works here: the first CUDA device that can be used, or
- * 'wasm'. The others throw when they cannot be had; 'cuda' is the first CUDA device that can be used.
+ * What a caller can ask for. 'auto' is the best device that works here: the first CUDA device that can be used, or 'cpu'
+ * (native threads), or 'wasm'. The others throw when they cannot be had; 'cuda' is the first CUDA device that can be used.
  */
-export type DeviceName = 'auto' | 'wasm' | 'cuda' | `cuda:${number}`;
+export type DeviceName = 'auto' | 'cpu' | 'wasm' | 'cuda' | `cuda:${number}`;
 
 /** Why WebAssembly cannot be used: the code and the message of the error that using it throws. */
 export interface WasmReason {
@@ -24,7 +26,12 @@ export interface WasmReason {
 interface Resolution {
   readonly requested: DeviceName;
   /** Devices that were preferred but cannot be used, and why. */
-  readonly reasons: readonly (DeviceReason | WasmReason)[];
+  readonly reasons: readonly (DeviceReason | CpuReason | WasmReason)[];
+}
+
+/** `status` of a name that stands for the processor's native threads. */
+export interface CpuDeviceStatus extends CpuStatus, Resolution {
+  readonly device: 'cpu';
 }
 
 /** `status` of a name that stands for WebAssembly. */
@@ -43,9 +50,40 @@ export interface NoDeviceStatus extends Resolution {
 }
 
 /** Told apart by `device`. */
-export type Status = WasmDeviceStatus | CudaDeviceStatus | NoDeviceStatus;
+export type Status = CpuDeviceStatus | WasmDeviceStatus | CudaDeviceStatus | NoDeviceStatus;
 
-type Resolved = { readonly backend: Backend; readonly cuda?: CudaBackend; readonly reasons: readonly DeviceReason[] };
+type Resolved = {
+  readonly backend: Backend;
+  /** What `status` says of the device. */
+  readonly describe: () => Description;
+  readonly reasons: readonly (DeviceReason | CpuReason)[];
+};
+
+type Description =
+  | ({ readonly device: 'wasm' } & WasmStatus)
+  | ({ readonly device: 'cpu' } & CpuStatus)
+  | ({ readonly device: CudaDeviceName } & CudaStatus);
+
+type Reasons = readonly (DeviceReason | CpuReason)[];
+
+const onCuda = (backend: CudaBackend, reasons: Reasons = []): Resolved => ({
+  backend,
+  describe: () => ({ device: backend.device, ...backend.status }),
+  reasons,
+});
+
+const onWasm = (reasons: Reasons = []): Resolved => ({
+  backend: wasmBackend(),
+  describe: () => ({ device: 'wasm', ...describeWasm() }),
+  reasons,
+});
+
+/** Or why not. */
+function onCpu(reasons: Reasons = []): Resolved | CpuReason {
+  const backend = cpuBackend();
+  if ('code' in backend) return backend;
+  return { backend, describe: () => ({ device: 'cpu', ...describeCpu(backend) }), reasons };
+}
 
 const cudaBackends = new Map<string, CudaBackend>();
 
@@ -59,7 +97,7 @@ function openCuda(device: CudaDeviceName, usable: UsableDevice): CudaBackend {
 }
 
 /** `loaded`: without an addon the message also tells where it was looked for. */
-function cannotBeUsed(requested: DeviceName, reasons: readonly DeviceReason[], loaded?: LoadResult): FlashAttnError {
+function cannotBeUsed(requested: DeviceName, reasons: Reasons, loaded?: LoadResult): FlashAttnError {
   const because = reasons.map(({ device, code, hint }) => `${device} (${code}): ${hint}`).join('; ');
   const search = loaded !== undefined && 'tried' in loaded ? describeSearch(loaded.tried) : [];
   const lines = [`device ${show(requested)} cannot be used: ${because}`, ...search];
@@ -110,25 +148,25 @@ function emulator(): CudaBackend {
 }
 
 function resolve(requested: DeviceName): Resolved {
-  if (requested === 'wasm') return { backend: wasmBackend(), reasons: [] };
+  if (requested === 'wasm') return onWasm();
+  if (requested === 'cpu') {
+    const found = onCpu();
+    if ('code' in found) throw cannotBeUsed(requested, [found]);
+    return found;
+  }
   if (requested === 'auto' || requested === 'cuda') {
     const { cuda, reasons } = firstCuda();
-    if (cuda) return { backend: cuda, cuda, reasons };
+    if (cuda) return onCuda(cuda, reasons);
     if (requested === 'cuda') throw cannotBeUsed(requested, reasons, cudaSupport().loaded);
-    return { backend: wasmBackend(), reasons };
+    const found = onCpu(reasons);
+    return 'code' in found ? onWasm([...reasons, found]) : found;
   }
   // Not among the names: it is for tests of this library, thousands of times slower, and only a checkout has it.
-  if ((requested as string) === 'emulator') {
-    const cuda = emulator();
-    return { backend: cuda, cuda, reasons: [] };
-  }
-  if (typeof requested === 'string' && /^cuda:(0|[1-9]\d*)$/.test(requested)) {
-    const cuda = indexedCuda(requested);
-    return { backend: cuda, cuda, reasons: [] };
-  }
+  if ((requested as string) === 'emulator') return onCuda(emulator());
+  if (typeof requested === 'string' && /^cuda:(0|[1-9]\d*)$/.test(requested)) return onCuda(indexedCuda(requested));
   throw new FlashAttnError(
     'ERR_DEVICE',
-    `device is ${show(requested)}; it must be 'auto', 'wasm', 'cuda' or 'cuda:<index>'`,
+    `device is ${show(requested)}; it must be 'auto', 'cpu', 'wasm', 'cuda' or 'cuda:<index>'`,
   );
 }
 
@@ -143,6 +181,7 @@ export function backendFor(requested: DeviceName = 'auto'): Backend {
  *
  * @throws ERR_DEVICE, ERR_OPTION when a device other than 'auto' cannot be used
  */
+export function status(device: 'cpu'): CpuDeviceStatus;
 export function status(device: 'wasm'): WasmDeviceStatus;
 export function status(device: 'cuda' | `cuda:${number}`): CudaDeviceStatus;
 export function status(device?: DeviceName): Status;
@@ -152,16 +191,20 @@ export function status(device: DeviceName = 'auto'): Status {
   } catch (error) {
     if (device !== 'auto') throw error;
     const { code, message } = error as FlashAttnError;
-    const reasons = [...firstCuda().reasons, { device: 'wasm', code, hint: message } as const];
+    const cpu = onCpu();
+    const reasons = [
+      ...firstCuda().reasons,
+      ...('code' in cpu ? [cpu] : []),
+      { device: 'wasm', code, hint: message } as const,
+    ];
     return { requested: device, device: 'none', reasons };
   }
 }
 
 /** @internal As `status`, where the device is about to be used. @throws ERR_DEVICE, ERR_OPTION when it cannot be */
-export function usableStatus(device: DeviceName): WasmDeviceStatus | CudaDeviceStatus {
-  const { cuda, reasons } = resolve(device);
-  if (cuda) return { requested: device, device: cuda.device, reasons, ...cuda.status };
-  return { requested: device, device: 'wasm', reasons, ...describeWasm() };
+export function usableStatus(device: DeviceName): Exclude<Status, NoDeviceStatus> {
+  const { describe, reasons } = resolve(device);
+  return { requested: device, reasons, ...describe() };
 }
 
 /** Device memory of tensors and workspaces: what is alive now, at most so far, and how much there can be. */

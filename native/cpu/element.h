@@ -5,7 +5,17 @@
 
 namespace flashattn {
 
+#if !defined(__wasm__)
+namespace detail {
+using Halves = uint16_t __attribute__((vector_size(kLanes * 2)));
+using UnalignedHalves = uint16_t __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+}  // namespace detail
+#endif
+
 FLASHATTN_INLINE Vec widen_half(UintVec h) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps((__m256i) __builtin_convertvector(h, detail::Halves));
+#else
   const UintVec sign = (h & 0x8000u) << 16;
   const UintVec magnitude = h & 0x7fffu;
   // The exponent bias differs by 112: a multiplication by 2^112 also normalises subnormals.
@@ -13,6 +23,7 @@ FLASHATTN_INLINE Vec widen_half(UintVec h) {
   const IntVec special = magnitude > 0x7bffu;  // Infinity and NaN
   const UintVec bits = select_bits(special, (magnitude << 13) | 0x7f800000u, (UintVec)scaled);
   return (Vec)(bits | sign);
+#endif
 }
 
 FLASHATTN_INLINE UintVec narrow_half(Vec x) {
@@ -41,9 +52,16 @@ FLASHATTN_INLINE UintVec load_halves(const uint16_t* from) {
 #if defined(__wasm__)
   return (UintVec)wasm_u32x4_load16x4(from);
 #else
-  UintVec h{};
-  for (int lane = 0; lane < kLanes; ++lane) h[lane] = from[lane];
-  return h;
+  return __builtin_convertvector(*reinterpret_cast<const detail::UnalignedHalves*>(from), UintVec);
+#endif
+}
+
+/** Writes the low halves of the lanes. */
+FLASHATTN_INLINE void store_halves(uint16_t* to, UintVec h) {
+#if defined(__wasm__)
+  for (int lane = 0; lane < kLanes; ++lane) to[lane] = static_cast<uint16_t>(h[lane]);
+#else
+  *reinterpret_cast<detail::UnalignedHalves*>(to) = __builtin_convertvector(h, detail::UnalignedHalves);
 #endif
 }
 
@@ -67,7 +85,11 @@ FLASHATTN_INLINE void narrow_row(uint16_t* to, const float* from, int n, Narrow 
   for (int i = 0; i < n; i += kLanes) {
     const UintVec h = narrow(load(from + i));
     const int count = min(kLanes, n - i);
-    for (int lane = 0; lane < count; ++lane) to[i + lane] = static_cast<uint16_t>(h[lane]);
+    if (count == kLanes) {
+      store_halves(to + i, h);
+    } else {
+      for (int lane = 0; lane < count; ++lane) to[i + lane] = static_cast<uint16_t>(h[lane]);
+    }
   }
 }
 }  // namespace detail

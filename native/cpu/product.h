@@ -1,7 +1,7 @@
 // The one matrix product of the library:  C[r, n] (+)= sum_k A[r, k] * B[k, n]
 //
 // n runs over vector lanes; A is read one float at a time and broadcast, so it needs no particular order, and a
-// transposed A is a pair of strides. All five products of attention are instances (see tile.h for the layouts):
+// transposed A is a pair of strides. All six products of attention are instances (see tile.h for the layouts):
 //
 //   S^T = K Q^T     dP^T = V dO^T     O += P V     dV += P^T dO     dK += dS^T Q     dQ += dS K
 //
@@ -21,7 +21,20 @@ struct Strides {
 
 namespace detail {
 
-// kRows * kVecs accumulators stay in registers: 8 is what V8 keeps on x64 next to the operands.
+/**
+ * Rows of a block of so many vectors. Their product, the accumulators, stays in registers next to the operands: 8 is what
+ * V8 keeps of 16, and what hides the latency of the additions; where a compiler sees all of 32 registers, 16 do with
+ * half as many loads each. Powers of two divide the tiles.
+ */
+constexpr int block_rows(int vecs) {
+#if defined(__AVX512F__)
+  constexpr int kAccumulators = 16;
+#else
+  constexpr int kAccumulators = 8;
+#endif
+  return kAccumulators / vecs;
+}
+
 template <class S, Accumulate kMode, int kRows, int kVecs>
 FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, float* c, size_t c_row,
                                     const float* row_scale) {
@@ -68,6 +81,11 @@ FLASHATTN_CALLED void product_strip(int rows, int inner, const float* a, const f
   int r = 0;
   for (; r + kRows <= rows; r += kRows)
     product_block<S, kMode, kRows, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
+#if !defined(__wasm__)
+  if constexpr (kRows > 4)
+    for (; r + 4 <= rows; r += 4)
+      product_block<S, kMode, 4, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
+#endif
   for (; r < rows; ++r)
     product_block<S, kMode, 1, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
 }
@@ -80,13 +98,16 @@ inline void product(int rows, int vectors, int inner, const float* a, const floa
                     const float* row_scale = nullptr) {
   int v = 0;
   for (; v + 4 <= vectors; v += 4)
-    detail::product_strip<S, kMode, 2, 4>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row, row_scale);
+    detail::product_strip<S, kMode, detail::block_rows(4), 4>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row,
+                                                              row_scale);
   if (v + 2 <= vectors) {
-    detail::product_strip<S, kMode, 4, 2>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row, row_scale);
+    detail::product_strip<S, kMode, detail::block_rows(2), 2>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row,
+                                                              row_scale);
     v += 2;
   }
   if (v < vectors)
-    detail::product_strip<S, kMode, 8, 1>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row, row_scale);
+    detail::product_strip<S, kMode, detail::block_rows(1), 1>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row,
+                                                              row_scale);
 }
 
 /**

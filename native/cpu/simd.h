@@ -5,6 +5,8 @@
 #include <stdint.h>
 #if defined(__wasm__)
 #include <wasm_simd128.h>
+#elif defined(__AVX2__)
+#include <immintrin.h>
 #endif
 
 namespace flashattn {
@@ -39,6 +41,10 @@ FLASHATTN_INLINE void store_bits(uint32_t* p, UintVec v) { *reinterpret_cast<det
 FLASHATTN_INLINE Vec splat(float x) {
 #if defined(__wasm__)
   return (Vec)wasm_f32x4_splat(x);
+#elif defined(__AVX512F__)
+  return (Vec)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_set1_ps(x);
 #else
   return Vec{} + x;
 #endif
@@ -49,13 +55,17 @@ FLASHATTN_INLINE Vec load_splat(const float* p) {
 #if defined(__wasm__)
   return (Vec)wasm_v128_load32_splat(p);
 #else
-  return Vec{} + *p;
+  return splat(*p);
 #endif
 }
 
 FLASHATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(__wasm_relaxed_simd__)
   return (Vec)__builtin_wasm_relaxed_madd_f32x4((__f32x4)a, (__f32x4)b, (__f32x4)c);
+#elif defined(__AVX512F__)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && defined(__AVX2__)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
   return a * b + c;
 #endif
@@ -65,6 +75,10 @@ FLASHATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 FLASHATTN_INLINE Vec max(Vec a, Vec b) {
 #if defined(__wasm__)
   return (Vec)wasm_f32x4_pmax((v128_t)a, (v128_t)b);
+#elif defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)b, (__m512)a);  // the second where either is NaN
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)b, (__m256)a);
 #else
   return a < b ? b : a;
 #endif
@@ -85,13 +99,23 @@ FLASHATTN_INLINE IntVec iota(int start) {
 
 FLASHATTN_INLINE float sum_lanes(Vec v) {
   float sum = 0;
-  for (int lane = 0; lane < kLanes; ++lane) sum += v[lane];
+  if constexpr (kLanes <= 4) {
+    for (int lane = 0; lane < kLanes; ++lane) sum += v[lane];
+  } else {
+    float quarter[4] = {};
+    for (int lane = 0; lane < kLanes; ++lane) quarter[lane % 4] += v[lane];
+    sum = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
+  }
   return sum;
 }
 
 FLASHATTN_INLINE bool any(IntVec mask) {
 #if defined(__wasm__)
   return wasm_v128_any_true((v128_t)mask);
+#elif defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
 #else
   int any = 0;
   for (int lane = 0; lane < kLanes; ++lane) any |= mask[lane];

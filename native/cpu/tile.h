@@ -7,6 +7,9 @@
 #include "element.h"
 #include "product.h"
 #include "structs/attention.h"
+#if !defined(__wasm__)
+#include <utility>
+#endif
 
 namespace flashattn {
 
@@ -15,8 +18,9 @@ inline constexpr int kKeyTile = 64;
 inline constexpr int kMaxTilesPerItem = 4;  // query tiles that share each loaded key tile
 inline constexpr int kMaxDim = 256;
 // One constant stride for every head dim lets the product run without a multiplication or a template per head dim.
-// The four extra floats spread the rows over the sets of the cache.
-inline constexpr int kRowStride = kMaxDim + 4;
+// The extra floats spread the rows over the sets of the cache; with a whole vector of them rows begin with a cache line
+// where vectors are as long as one.
+inline constexpr int kRowStride = kMaxDim + kLanes;
 
 // A vector that straddles two cache lines is read twice: arrays of a workspace have whole lines and stand before anything
 // smaller.
@@ -51,13 +55,24 @@ FLASHATTN_INLINE void transpose_lanes(Vec (&m)[kLanes]) {
   m[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
 }
 #else
+/** Swaps the upper right and the lower left quarter of every square of 2 * kSize lanes. */
+template <int kSize, int... kLane>
+FLASHATTN_INLINE void swap_quarters(Vec (&m)[kLanes], std::integer_sequence<int, kLane...>) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) {
+    if (r & kSize) continue;
+    const Vec top = m[r], bottom = m[r + kSize];
+    m[r] = __builtin_shufflevector(top, bottom, (kLane & kSize ? kLanes + kLane - kSize : kLane)...);
+    m[r + kSize] = __builtin_shufflevector(top, bottom, (kLane & kSize ? kLanes + kLane : kLane + kSize)...);
+  }
+}
+
 FLASHATTN_INLINE void transpose_lanes(Vec (&m)[kLanes]) {
-  for (int r = 0; r < kLanes; ++r)
-    for (int c = r + 1; c < kLanes; ++c) {
-      const float t = m[r][c];
-      m[r][c] = m[c][r];
-      m[c][r] = t;
-    }
+  using Lanes = std::make_integer_sequence<int, kLanes>;
+  swap_quarters<1>(m, Lanes{});
+  swap_quarters<2>(m, Lanes{});
+  if constexpr (kLanes > 4) swap_quarters<4>(m, Lanes{});
+  if constexpr (kLanes > 8) swap_quarters<8>(m, Lanes{});
 }
 #endif
 }  // namespace detail

@@ -64,7 +64,7 @@ const LARGE_GROUP = 25;
 
 /** Cases of each random kind and repeats. A GPU has the time for what it alone can show. */
 function extentOf(found: Status, quick: boolean): Pick<Settings, 'cases' | 'repeats' | 'large'> {
-  const isGpu = found.device !== 'wasm' && found.device !== 'emulator';
+  const isGpu = found.device.startsWith('cuda');
   if (quick) return { cases: isGpu ? 20 : 5, repeats: isGpu ? 20 : 2, large: isGpu };
   return isGpu ? { cases: 100, repeats: 1000, large: true } : { cases: 20, repeats: 3, large: false };
 }

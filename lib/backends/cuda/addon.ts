@@ -34,7 +34,7 @@ export interface DeviceList {
   readonly message?: string;
 }
 
-/** native/addon/context.h: a device's memory and stream. Pointers are numbers. */
+/** native/addon/cuda/context.h: a device's memory and stream. Pointers are numbers. */
 export interface Context {
   allocate(bytes: number): number;
   free(pointer: number): void;
@@ -90,7 +90,7 @@ export interface EmulatorControls {
   statistics(): Record<string, number>;
 }
 
-/** native/addon/addon.cc */
+/** native/addon/cuda/addon.cc */
 export interface Addon {
   readonly kind: 'cuda' | 'emulator';
   /** The text of native/structs/fields.h: operations and structs. */

@@ -27,11 +27,9 @@ export const headerStruct = struct('QueueHeader', {
 const placeOf = (described: Struct, name: string) => described.fields.find((field) => field.name === name) as Field;
 
 const slotBytes = slotStruct.byteLength;
-const { offset: paramsOffset, size: paramsBytes } = placeOf(slotStruct as Struct, 'params');
+const { offset: paramsOffset } = placeOf(slotStruct as Struct, 'params');
 const itemsWord = placeOf(slotStruct as Struct, 'items').offset / 4;
 export const queueBytes = headerStruct.byteLength + slotCount * slotBytes;
-/** Room for the params of a launch. */
-export const slotParamBytes = paramsBytes;
 
 const lookMilliseconds = 1000;
 

@@ -16,7 +16,7 @@ const half: Tensor<'bfloat16'> = tensor([1, 2], [2], { dtype: 'bfloat16' });
 const { out, lse }: AttentionResult<'float32', Shape4> = attention(q, q, q, { mask: masks.causal() });
 const found: Status = status();
 export const threads: number | string =
-  found.device === 'wasm' ? found.threads : found.device === 'none' ? 0 : found.computeCapability;
+  'threads' in found ? found.threads : found.device === 'none' ? 0 : found.computeCapability;
 
 export async function run(): Promise<Float32Array> {
   const bits: Uint16Array = await half.data();

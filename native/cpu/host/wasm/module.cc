@@ -1,6 +1,6 @@
 // The WebAssembly module: what it can do, and the loop that worker threads run. lib/backends/wasm/module.ts imports it.
+#include "host/queue.h"
 #include "operations.h"
-#include "wasm/queue.h"
 
 #define FLASHATTN_EXPORT(name) extern "C" __attribute__((export_name(#name)))
 

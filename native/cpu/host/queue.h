@@ -1,13 +1,16 @@
-// The launch queue between JavaScript and the threads that run its items, in shared memory.
+// The launch queue between a host and the threads that run its items, in shared memory. The host is JavaScript for
+// WebAssembly (lib/backends/cpu/wasm/queue.ts repeats this layout), and host/threads/pool.h for native threads.
 //
-// JavaScript writes a slot and raises `published`; every worker runs `worker_loop`, which takes items of the oldest
+// The host writes a slot and raises `published`; every worker runs `worker_loop`, which takes items of the oldest
 // unfinished launch one at a time. A launch is complete when its last item is, whoever ran it, and only then does the
-// next one start: launches are in order, a late worker delays nobody, and JavaScript is not needed between them. A
-// thread that blocks for a launch takes items too (`run_available`), so no launch depends on a worker having started.
-// lib/backends/wasm/queue.ts is the other side and repeats this layout.
+// next one start: launches are in order, a late worker delays nobody, and the host is not needed between them. A thread
+// that blocks for a launch takes items too (`run_available`), so no launch depends on a worker having started.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
+#if !defined(__wasm__)
+#include <atomic>
+#endif
 
 #include "structs/fields.h"
 
@@ -28,7 +31,7 @@ struct QueueHeader {
   uint32_t completed;  // launches finished
   uint32_t event;      // changes whenever there is a launch to begin: what idle workers sleep on
   uint32_t spins;      // how often an idle worker looks before it sleeps
-  uint32_t fault;      // set by JavaScript when a worker died: pending launches are lost
+  uint32_t fault;      // set by the host when a worker died or is to end: pending launches are lost
   uint32_t slots;      // kSlots
   uint32_t awaited;    // until this launch is finished nobody needs to be told of `completed`
   uint32_t unused[9];
@@ -46,14 +49,30 @@ namespace detail {
 
 inline uint32_t read(const uint32_t& x) { return __atomic_load_n(&x, __ATOMIC_SEQ_CST); }
 
+/** Sleeps while `word` is `seen`, and perhaps wakes for nothing. */
+inline void sleep(uint32_t& word, uint32_t seen) {
+#if defined(__wasm__)
+  __builtin_wasm_memory_atomic_wait32(reinterpret_cast<int*>(&word), static_cast<int>(seen), -1);
+#else
+  reinterpret_cast<std::atomic<uint32_t>&>(word).wait(seen);
+#endif
+}
+
+/** Wakes whoever sleeps on `word`. */
+inline void announce(uint32_t& word) {
+#if defined(__wasm__)
+  __builtin_wasm_memory_atomic_notify(reinterpret_cast<int*>(&word), ~0u);
+#else
+  reinterpret_cast<std::atomic<uint32_t>&>(word).notify_all();
+#endif
+}
+
 /** Sleeps until `event` differs from `seen`, after looking for a while: waking through the kernel costs 80 us. */
 inline void await_event(Queue& queue, uint32_t seen) {
   for (uint32_t spin = read(queue.header.spins); spin > 0; --spin)
     if (read(queue.header.event) != seen) return;
-  __builtin_wasm_memory_atomic_wait32(reinterpret_cast<int*>(&queue.header.event), static_cast<int>(seen), -1);
+  sleep(queue.header.event, seen);
 }
-
-inline void announce(uint32_t& word) { __builtin_wasm_memory_atomic_notify(reinterpret_cast<int*>(&word), ~0u); }
 
 /** Launches up to `completed` are finished. Waking a thread takes a core from those that work: only who can go on is. */
 inline void complete(QueueHeader& header, uint32_t completed) {

@@ -1,0 +1,21 @@
+// Which instruction sets this build has, and which of them this machine runs.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace cpu_host {
+
+struct InstructionSet {
+  const KernelTable* kernels;
+  bool (*supported)();
+};
+
+/** Those that this machine runs, the fastest first. */
+std::vector<const KernelTable*> supported_kernels();
+
+/** The names of those that this build has but this machine does not run. */
+std::vector<std::string> unsupported_names();
+
+}  // namespace cpu_host

@@ -1,0 +1,51 @@
+// All kernels, compiled for one instruction set.
+//
+// This file is compiled once for each of them, with the compiler's flags for it, FLASHATTN_ISA as its name, and another
+// word in the place of `flashattn`: inline functions of one name would be merged by the linker, and machines would meet
+// instructions that they do not have.
+#include "host/threads/kernels.h"
+
+#include "operations.h"
+
+namespace flashattn {
+
+namespace {
+
+const Phase& phase_of(int launch) { return kOperations[launch / kMaxPhases].phases[launch % kMaxPhases]; }
+
+void describe(char* to) {
+  FieldText text(to);
+  describe_operations(text);
+}
+
+void partition_shape(const void* shape, void* result, int threads) {
+  *static_cast<AttentionPartition*>(result) = partition(*static_cast<const AttentionShape*>(shape), threads);
+}
+
+int count(int launch, const void* params) {
+  const Phase& phase = phase_of(launch);
+  return phase.count ? phase.count(params) : -1;
+}
+
+void run(int launch, const void* params, int item, void* workspace) {
+  phase_of(launch).run(params, item, *static_cast<Workspace*>(workspace));
+}
+
+}  // namespace
+
+#define FLASHATTN_TEXT(word) FLASHATTN_TEXT_OF(word)
+#define FLASHATTN_TEXT_OF(word) #word
+#define FLASHATTN_JOIN(a, b) FLASHATTN_JOIN_OF(a, b)
+#define FLASHATTN_JOIN_OF(a, b) a##b
+
+}  // namespace flashattn
+
+extern "C" const cpu_host::KernelTable FLASHATTN_JOIN(kernels_, FLASHATTN_ISA) = {
+    FLASHATTN_TEXT(FLASHATTN_ISA),
+    sizeof(flashattn::Workspace),
+    flashattn::kMaxPhases,
+    flashattn::describe,
+    flashattn::partition_shape,
+    flashattn::count,
+    flashattn::run,
+};

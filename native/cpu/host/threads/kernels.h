@@ -1,0 +1,22 @@
+// The kernels of one instruction set, as native hosts see them.
+#pragma once
+#include <stddef.h>
+
+namespace cpu_host {
+
+struct KernelTable {
+  const char* name;  // of the instruction set: what FLASHATTN_CPU and status() call it
+  size_t workspace_bytes;
+  int max_phases;
+  /** Names of operations and fields of structs, ended by 0. */
+  void (*describe)(char* to /* [8192] */);
+  /** AttentionShape -> AttentionPartition */
+  void (*partition)(const void* shape, void* result, int threads);
+  /** Items of a phase; -1: there is no such phase. */
+  int (*count)(int launch, const void* params);
+  void (*run)(int launch, const void* params, int item, void* workspace);
+};
+
+inline constexpr size_t kDescriptionBytes = 8192;
+
+}  // namespace cpu_host
