@@ -74,6 +74,20 @@ const steps = [
     config: 'tsdown.tools.config.ts',
     into: ['build'],
   }),
+  {
+    name: 'cpu',
+    title: 'Building the addon for native threads',
+    for: ['start', 'bench', 'test'],
+    after: ['install'],
+    from: [
+      ...['native/addon/cpu', 'native/cpu', 'native/structs', 'CMakeLists.txt', 'scripts/build-addon.mjs'],
+      'package-lock.json',
+    ],
+    makes: ['build/cpu/Release/flashattn-cpu.node'],
+    torn: 'build/cpu',
+    missing: () => missingTools({ cpu: true }),
+    run: () => ['scripts/build-addon.mjs', '--cpu'],
+  },
   wasmStep(otherVariant, ['package', 'test']),
   bundleStep({
     name: 'declarations',
@@ -242,7 +256,7 @@ async function runAll(todo) {
     waiting.splice(waiting.indexOf(step), 1);
     const needed = step.missing?.() ?? [];
     if (needed.length > 0) {
-      console.log(`${step.title} ... skipped, its tests too: install ${needed.join(' and ')}`);
+      console.log(`${step.title} ... skipped, and its tests: install ${needed.join(' and ')}`);
       continue;
     }
     running.set(

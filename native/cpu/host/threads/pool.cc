@@ -92,13 +92,19 @@ void Pool::wait(uint64_t number) {
   for (;;) {
     sleep_for(number);
     const uint32_t raw = flashattn::detail::read(queue_->header.completed);
-    if (completed() >= number) return;
+    if (completed() >= number) return tell();  // of what this thread has done itself
     flashattn::run_available(*queue_, [&](uint32_t launch, const uint32_t* params, uint32_t item) {
       kernels_.run(static_cast<int>(launch), params, static_cast<int>(item), workspace_.get());
     });
     // Sleeps only when nothing was done meanwhile: other threads hold all items that are left.
     flashattn::detail::sleep(queue_->header.completed, raw);
   }
+}
+
+void Pool::tell() {
+  const uint64_t awaited = awaited_.load();
+  const uint32_t done = flashattn::detail::read(queue_->header.completed);
+  if (awaited != kNobody && static_cast<int32_t>(done - static_cast<uint32_t>(awaited)) >= 0) on_awaited_();
 }
 
 /** Whether there are threads. */
@@ -122,16 +128,13 @@ void Pool::work(void* workspace) {
     kernels_.run(static_cast<int>(launch), params, static_cast<int>(item), workspace);
   };
   flashattn::Queue& queue = *queue_;
-  const auto number_of = [](uint64_t awaited) { return static_cast<uint32_t>(awaited); };
   while (!flashattn::detail::read(queue.header.fault)) {
     const uint32_t event = flashattn::detail::read(queue.header.event);
     if (!flashattn::run_oldest(queue, run)) {
       flashattn::detail::await_event(queue, event);
       continue;
     }
-    const uint64_t awaited = awaited_.load();
-    const uint32_t done = flashattn::detail::read(queue.header.completed);
-    if (awaited != kNobody && static_cast<int32_t>(done - number_of(awaited)) >= 0) on_awaited_();
+    tell();
   }
 }
 

@@ -63,6 +63,8 @@ class Pool {
   void work(void* workspace);
   void publish(int launch, int items, const void* params, size_t params_bytes);
   void sleep_for(uint64_t number);
+  /** Calls on_awaited where that launch is done. */
+  void tell();
 
   const KernelTable& kernels_;
   const int wanted_;
