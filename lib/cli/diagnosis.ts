@@ -1,4 +1,5 @@
 import { release, type } from 'node:os';
+import { type CpuReason, cpuSupport } from '../backends/cpu/threads/addon.js';
 import { type AddonProblem, type Attempt, describeSurroundings } from '../backends/cuda/search.js';
 import { cudaSupport, formatVersion } from '../backends/cuda/support.js';
 import { FlashAttnError } from '../base/errors.js';
@@ -23,10 +24,10 @@ export interface AddonReport {
 }
 
 /** Why a device was passed over. */
-export interface Reason extends DeviceReason {
+export type Reason = (DeviceReason | CpuReason) & {
   /** What would change it on this machine, where its hardware says more than `hint`. */
   readonly step?: string;
-}
+};
 
 export interface Diagnosis {
   readonly healthy: boolean;
@@ -88,7 +89,8 @@ function chooseTested(requested: DeviceName, device: string, devices: readonly D
 export async function diagnose(requested: DeviceName): Promise<Diagnosis> {
   const hardware = process.platform === 'linux' ? inspectHardware() : undefined;
   const { system, prebuilds } = describeSurroundings();
-  const { reasons, list } = cudaSupport();
+  const { reasons: cudaReasons, list } = cudaSupport();
+  const cpu = cpuSupport();
   const devices = reportDevices();
   const { device, error } = locate(requested);
 
@@ -100,8 +102,9 @@ export async function diagnose(requested: DeviceName): Promise<Diagnosis> {
 
   const passed = tests.every(({ report }) => report.passed) && comparisons.every((comparison) => comparison.passed);
   const code = error ? exitCode.unusable : passed ? exitCode.fine : exitCode.failed;
-  const withStep = (reason: DeviceReason): Reason => {
-    const step = hardware && stepFor(reason.code as CudaReasonCode, hardware);
+  const reasons = [...cudaReasons, ...('code' in cpu ? [cpu] : [])];
+  const withStep = (reason: DeviceReason | CpuReason): Reason => {
+    const step = hardware && reason.device !== 'cpu' ? stepFor(reason.code as CudaReasonCode, hardware) : undefined;
     return step === undefined ? reason : { ...reason, step };
   };
   return {
@@ -122,7 +125,7 @@ export async function diagnose(requested: DeviceName): Promise<Diagnosis> {
     devices,
     requested,
     ...(device !== undefined && { device }),
-    reasons: requested === 'wasm' ? [] : reasons.map(withStep),
+    reasons: requested === 'wasm' || requested === 'cpu' ? [] : reasons.map(withStep),
     ...(error && { error }),
     selfTests: tests.map(({ report }) => report),
     comparisons,

@@ -6,6 +6,7 @@ import { drawChart } from '../../lib/cli/chart.js';
 import { compare, selfTest } from '../../lib/cli/selfTest.js';
 import { explain, masks } from '../../lib/index.js';
 import { cliPath, runNode } from '../support/child.js';
+import { hasCpu, instructionSets, onCpu } from '../support/cpu.js';
 import { emulatorPath, hasEmulator, onEmulator } from '../support/emulator.js';
 
 /** Runs the command line as on a machine without CUDA. */
@@ -24,7 +25,7 @@ describe('flashattn doctor', () => {
   });
 
   it('--json is complete', async () => {
-    const { code, stdout } = await flashattn('doctor --json');
+    const { code, stdout } = await flashattn('doctor --json', { FLASHATTN_CPU_ADDON: 'nowhere.node' });
     const diagnosis = JSON.parse(stdout);
     expect(code).toBe(0);
     expect(diagnosis).toMatchObject({
@@ -35,13 +36,35 @@ describe('flashattn doctor', () => {
       requested: 'auto',
       device: 'wasm',
       addon: { problem: 'NO_FILE', tried: [{ path: expect.stringContaining('nowhere.node') }] },
-      devices: [{ device: 'wasm', usable: true, simd: 'relaxed', kernels: expect.any(Array) }],
-      reasons: [{ device: 'cuda', code: 'NO_ADDON' }],
+      devices: [
+        { device: 'cpu', usable: false, hint: expect.stringContaining('nowhere.node') },
+        { device: 'wasm', usable: true, simd: 'relaxed', kernels: expect.any(Array) },
+      ],
+      reasons: [
+        { device: 'cuda', code: 'NO_ADDON' },
+        { device: 'cpu', code: 'LOAD_FAILED' },
+      ],
       selfTests: [{ device: 'wasm', passed: true, failures: [] }],
       comparisons: [],
     });
-    expect(diagnosis.devices[0].kernels).toHaveLength(18);
+    expect(diagnosis.devices[1].kernels).toHaveLength(18);
     expect(diagnosis.selfTests[0].worst).toBeLessThan(1e-5);
+  });
+
+  it.skipIf(!hasCpu)(onCpu('tests native threads and compares them with wasm'), async () => {
+    const { code, stdout } = await flashattn('doctor --json');
+    const [instructionSet] = instructionSets;
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({
+      device: 'cpu',
+      devices: [{ device: 'cpu', usable: true, instructionSet, kernels: expect.any(Array) }, { device: 'wasm' }],
+      reasons: [{ device: 'cuda' }],
+      selfTests: [
+        { device: 'cpu', passed: true },
+        { device: 'wasm', passed: true },
+      ],
+      comparisons: [{ devices: ['cpu', 'wasm'], passed: true, failures: [] }],
+    });
   });
 
   it('ends with 2 when the device cannot be used', async () => {
@@ -57,7 +80,7 @@ describe('flashattn doctor', () => {
 });
 
 describe.skipIf(!hasEmulator)(onEmulator('flashattn doctor with a GPU'), () => {
-  const env = { FLASHATTN_ADDON: emulatorPath };
+  const env = { FLASHATTN_ADDON: emulatorPath, FLASHATTN_CPU_ADDON: 'nowhere.node' };
 
   it('tests every device and compares them', async () => {
     const { code, stdout } = await flashattn('doctor --json', env);
@@ -68,6 +91,7 @@ describe.skipIf(!hasEmulator)(onEmulator('flashattn doctor with a GPU'), () => {
       addon: { path: emulatorPath, cuda: '13.0' },
       devices: [
         { device: 'cuda:0', usable: true, computeCapability: '8.0', architecture: 'Ampere', memoryBytes: 2 ** 30 },
+        { device: 'cpu', usable: false },
         { device: 'wasm', usable: true },
       ],
       selfTests: [
@@ -111,6 +135,22 @@ describe('flashattn verify', () => {
     expect(stdout).toMatch(/^pass +golden +\d+ passed, 0 failed/m);
     expect(JSON.parse(readFileSync(json, 'utf8'))).toMatchObject({ failed: 0, device: { device: 'wasm' } });
     rmSync(folder, { recursive: true });
+  });
+
+  it.skipIf(!hasCpu)(onCpu('tests native threads and compares them with wasm'), async () => {
+    const { code, stdout } = await flashattn('doctor --json');
+    const [instructionSet] = instructionSets;
+    expect(code).toBe(0);
+    expect(JSON.parse(stdout)).toMatchObject({
+      device: 'cpu',
+      devices: [{ device: 'cpu', usable: true, instructionSet, kernels: expect.any(Array) }, { device: 'wasm' }],
+      reasons: [{ device: 'cuda' }],
+      selfTests: [
+        { device: 'cpu', passed: true },
+        { device: 'wasm', passed: true },
+      ],
+      comparisons: [{ devices: ['cpu', 'wasm'], passed: true, failures: [] }],
+    });
   });
 
   it('ends with 2 when the device cannot be used, and with 64 when the command line is wrong', async () => {

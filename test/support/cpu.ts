@@ -20,5 +20,8 @@ export const instructionSets: readonly string[] = hasCpu
   ? (createRequire(import.meta.url)(path) as CpuAddon).supported
   : [];
 
+/** An environment in which 'auto' is wasm. */
+export const withoutCpu = { FLASHATTN_CPU: 'none' };
+
 /** What 'auto' is without a GPU. */
 export const processor = hasCpu ? 'cpu' : 'wasm';

@@ -4,6 +4,9 @@ import { wasmBackend } from '../../../../lib/backends/cpu/wasm/device.js';
 import { attention, memory, plan, tensor, zeros } from '../../../../lib/index.js';
 import { distUrl, runScript } from '../../../support/child.js';
 import { collectGarbage } from '../../../support/collectGarbage.js';
+import { withoutCpu } from '../../../support/cpu.js';
+
+Object.assign(process.env, withoutCpu); // here and in children
 
 /** Big enough to take tens of milliseconds. */
 const big = [1, 2048, 4, 64] as const;

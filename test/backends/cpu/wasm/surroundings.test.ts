@@ -4,6 +4,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { distUrl, runNode, runProgram } from '../../../support/child.js';
+import { withoutCpu } from '../../../support/cpu.js';
+
+Object.assign(process.env, withoutCpu); // here and in children
 
 interface Outcome {
   /** `status()` before and after the work. */
