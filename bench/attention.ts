@@ -1,17 +1,18 @@
-// Speed of forward and backward on WebAssembly against the arithmetic peak measured in the same run.
+// Speed of forward and backward on the processor against the arithmetic peak measured in the same run.
 //
-//   npm run bench -- [--rounds 5] [--shapes "1,1024,8,64;1,4096,8,64"] [--json results.json]
+//   npm run bench -- [--device wasm|cpu] [--rounds 5] [--shapes "1,1024,8,64;1,4096,8,64"] [--json results.json]
 //
 // One process for each number of threads; their samples alternate, so that both see the same noise of the machine.
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
-import { availableParallelism, cpus } from 'node:os';
+import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { attention, attentionBackward, measurePeak, memory, status, type Tensor, tensor } from 'flashattn';
+import { attention, attentionBackward, measurePeak, memory, type Tensor, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, text } from '../lib/cli/table.js';
+import { describeProcessor, type Processor, readProcessor } from './processor.js';
 
 interface Shape {
   readonly batch: number;
@@ -32,13 +33,14 @@ interface Sample {
 /** 4 B H N M D forward, 2.5 times that backward, half of it when causal. */
 const forwardFlops = (s: Shape) => 4 * s.batch * s.heads * s.length ** 2 * s.dim * (s.causal ? 0.5 : 1);
 
-async function measure(shape: Shape): Promise<() => Promise<Sample>> {
+async function measure(shape: Shape, device: Processor): Promise<() => Promise<Sample>> {
   const dims = [shape.batch, shape.length, shape.heads, shape.dim] as const;
   const size = dims.reduce((a, b) => a * b);
   const random = () =>
     tensor(
       Float32Array.from({ length: size }, () => 2 * Math.random() - 1),
       dims,
+      { device },
     );
   const [q, k, v, dOut] = [random(), random(), random(), random()];
   const options = { causal: shape.causal };
@@ -57,19 +59,20 @@ async function measure(shape: Shape): Promise<() => Promise<Sample>> {
     return { out, lse };
   };
   const backward = () => timed(() => ({ ...attentionBackward(dOut, { q, k, v, ...forward }, options) }));
-  const peak = async () => median([await measurePeak(), await measurePeak(), await measurePeak()]) / 1e9;
+  const peak = async () =>
+    median([await measurePeak(device), await measurePeak(device), await measurePeak(device)]) / 1e9;
 
   return async () => {
     const before = await peak();
     const sample = { forward: await timed(run), backward: await backward() };
-    return { ...sample, peak: (before + (await peak())) / 2, peakBytes: memory().bytesPeak };
+    return { ...sample, peak: (before + (await peak())) / 2, peakBytes: memory(device).bytesPeak };
   };
 }
 
 /** A child process: measures one shape, a sample for each message. */
 async function serve(): Promise<void> {
-  const [shape] = (await once(process, 'message')) as [Shape];
-  const sample = await measure(shape);
+  const [[shape, device]] = (await once(process, 'message')) as [[Shape, Processor]];
+  const sample = await measure(shape, device);
   for (let i = 0; i < 2; i++) await sample(); // the engine optimises the kernels during the first calls
   process.send?.('ready');
   process.on('message', async () => process.send?.(await sample()));
@@ -80,7 +83,7 @@ function startChild(threads: number): ChildProcess {
   return fork(fileURLToPath(import.meta.url), { env });
 }
 
-async function ask(child: ChildProcess, message: Shape | 'sample'): Promise<unknown> {
+async function ask(child: ChildProcess, message: readonly [Shape, Processor] | 'sample'): Promise<unknown> {
   const answer = once(child, 'message');
   child.send(message);
   return (await answer)[0];
@@ -120,10 +123,10 @@ function summarize(shape: Shape, threads: number, samples: Sample[]): Row {
   };
 }
 
-async function benchmark(shape: Shape, threadCounts: number[], rounds: number): Promise<Row[]> {
+async function benchmark(shape: Shape, device: Processor, threadCounts: number[], rounds: number): Promise<Row[]> {
   const children = threadCounts.map(startChild);
   const samples = children.map((): Sample[] => []);
-  for (const child of children) await ask(child, shape);
+  for (const child of children) await ask(child, [shape, device]);
   for (let round = 0; round < rounds; round++)
     for (const [i, child] of children.entries()) samples[i].push((await ask(child, 'sample')) as Sample);
   for (const child of children) child.kill();
@@ -162,6 +165,7 @@ async function main(): Promise<void> {
       shapes: { type: 'string' },
       json: { type: 'string' },
       threads: { type: 'string' },
+      device: { type: 'string' },
     },
   });
   const rounds = Number(flags.rounds ?? 5);
@@ -169,14 +173,14 @@ async function main(): Promise<void> {
     .split(';')
     .map((text) => text.split(',').map(Number));
   const threadCounts = (flags.threads ?? (availableParallelism() > 1 ? '1,2' : '1')).split(',').map(Number);
-  const { simd } = status('wasm');
-  const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores; node ${process.versions.node}; ${simd} SIMD`;
+  const device = readProcessor(flags.device);
+  const machine = describeProcessor(device);
   console.log(`${machine}; medians of ${rounds} interleaved rounds\n`);
   console.log(`${headsOf(columns)}  threads: fwd bwd`);
   const all: Row[] = [];
   for (const [batch, length, heads, dim] of shapes)
     for (const causal of [false, true]) {
-      const rows = await benchmark({ batch, heads, length, dim, causal }, threadCounts, rounds);
+      const rows = await benchmark({ batch, heads, length, dim, causal }, device, threadCounts, rounds);
       print(rows);
       all.push(...rows);
     }

@@ -1,26 +1,33 @@
-// Small calls and decoding on WebAssembly.
+// Small calls and decoding on the processor.
 //
-//   npm run bench:small -- [--rounds 15] [--json results.json]
+//   npm run bench:small -- [--device wasm|cpu] [--rounds 15] [--json results.json]
 //
 // Decoding is held against a plain read of the same bytes and, as far as it knows the operation, against onnxruntime-web
 // where `npm run bench:peers` has installed it; one after the other in each round.
 import { execFileSync, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, writeFileSync } from 'node:fs';
-import { cpus } from 'node:os';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { attention, attentionBackward, plan, status, type Tensor, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../lib/cli/table.js';
+import { describeProcessor, readProcessor } from './processor.js';
 import { createReader } from './readBandwidth.js';
+
+const { values: flags } = parseArgs({
+  options: { rounds: { type: 'string' }, json: { type: 'string' }, device: { type: 'string' } },
+});
+const device = readProcessor(flags.device);
+const threads = (device === 'wasm' ? status('wasm') : status('cpu')).threads;
 
 function random(...shape: [number, number, number, number]) {
   const size = shape.reduce((a, b) => a * b);
   return tensor(
     Float32Array.from({ length: size }, () => 2 * Math.random() - 1),
     shape,
+    { device },
   );
 }
 
@@ -75,6 +82,7 @@ async function firstNumber([batch, queries, keys, heads, dim]: PeerProblem): Pro
     tensor(
       Float32Array.from({ length: batch * rows * heads * dim }, (_, i) => Math.sin(i)),
       [batch, rows, heads, dim],
+      { device },
     );
   using q = make(queries);
   using kv = make(keys);
@@ -106,7 +114,7 @@ async function decode(heads: number, kvHeads: number, rounds: number, peer?: Pee
   const [keys, dim] = [4096, 128];
   const [q, k, v] = [random(1, 1, heads, dim), random(1, keys, kvHeads, dim), random(1, keys, kvHeads, dim)];
   const bytes = 2 * 4 * keys * kvHeads * dim;
-  const read = await createReader(bytes, status('wasm').threads ?? 1);
+  const read = await createReader(bytes, threads);
   const ours = async () => {
     const start = performance.now();
     await finish(attention(q, k, v));
@@ -179,28 +187,27 @@ const firstCallProgram = `
 const start = performance.now();
 const { attention, tensor } = await import('flashattn');
 const loaded = performance.now();
-const x = tensor(new Float32Array(8192), [1, 32, 8, 32]);
+const x = tensor(new Float32Array(8192), [1, 32, 8, 32], { device: process.env.FLASHATTN_BENCH_DEVICE });
 await attention(x, x, x).out.data();
 console.log(JSON.stringify({ load: loaded - start, call: performance.now() - loaded }));
 process.exit();
 `;
 
 function firstCall(rounds: number): FirstCall {
+  const env = { ...process.env, FLASHATTN_BENCH_DEVICE: device };
   const cwd = fileURLToPath(new URL('../..', import.meta.url)); // where 'flashattn' is this package
   const runs = Array.from({ length: rounds }, (): FirstCall => {
     const args = ['--input-type=module', '--eval', firstCallProgram];
-    return JSON.parse(execFileSync(process.execPath, args, { cwd, encoding: 'utf8' }));
+    return JSON.parse(execFileSync(process.execPath, args, { cwd, encoding: 'utf8', env }));
   });
   return { load: median(runs.map((r) => r.load)), call: median(runs.map((r) => r.call)) };
 }
 
-const { values: flags } = parseArgs({ options: { rounds: { type: 'string' }, json: { type: 'string' } } });
 const rounds = Number(flags.rounds ?? 15);
-const { simd, threads } = status('wasm');
-const machine = `${cpus()[0]?.model.trim()}, ${threads} threads; node ${process.versions.node}; ${simd} SIMD`;
+const machine = describeProcessor(device);
 console.log(`${machine}; medians of ${rounds} rounds\n`);
 
-const peer = await startPeer(threads ?? 1);
+const peer = await startPeer(threads);
 if (!peer) console.log('onnxruntime-web is not compared with: npm run bench:peers installs it\n');
 
 const decodeColumns: readonly Column<DecodeRow>[] = [
@@ -236,7 +243,7 @@ const one = random(1, 1, 8, 32);
 const savedOne = { q: one, k: one, v: one, ...attention(one, one, one) };
 const [q, k, v, dOut] = small;
 const saved = { q, k, v, ...attention(q, k, v) };
-const planned = plan({ q: one.shape, backward: true });
+const planned = plan({ q: one.shape, backward: true, device });
 const captured = planned.capture(one, one, one, one);
 const callRows = [
   await calls(

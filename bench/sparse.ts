@@ -2,11 +2,11 @@
 //
 //   npm run bench:sparse -- [--rounds 5] [--json results.json]
 import { writeFileSync } from 'node:fs';
-import { availableParallelism, cpus } from 'node:os';
 import { parseArgs } from 'node:util';
-import { attention, attentionBackward, type BlockMask, blockMask, masks, status, type Tensor, tensor } from 'flashattn';
+import { attention, attentionBackward, type BlockMask, blockMask, masks, type Tensor, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../lib/cli/table.js';
+import { describeProcessor, readProcessor } from './processor.js';
 
 const blockSize = 64;
 const dim = 64;
@@ -58,6 +58,7 @@ async function benchmark(length: number, heads: number, densities: number[], rou
     tensor(
       Float32Array.from({ length: length * heads * dim }, () => 2 * Math.random() - 1),
       shape,
+      { device },
     );
   const [q, k, v, dOut] = [random(), random(), random(), random()];
   const dense: Pattern = { name: 'dense', mask: undefined, density: 1 };
@@ -97,10 +98,12 @@ async function benchmark(length: number, heads: number, densities: number[], rou
   });
 }
 
-const { values: flags } = parseArgs({ options: { rounds: { type: 'string' }, json: { type: 'string' } } });
+const { values: flags } = parseArgs({
+  options: { rounds: { type: 'string' }, json: { type: 'string' }, device: { type: 'string' } },
+});
+const device = readProcessor(flags.device);
 const rounds = Number(flags.rounds ?? 5);
-const { simd, threads } = status('wasm');
-const machine = `${cpus()[0]?.model.trim()}, ${availableParallelism()} cores, ${threads} threads; node ${process.versions.node}; ${simd} SIMD`;
+const machine = describeProcessor(device);
 console.log(`${machine}; D = ${dim}, blocks of ${blockSize}; medians of ${rounds} interleaved rounds`);
 console.log('ratio = time / (density x dense time)\n');
 const columns: readonly Column<Row>[] = [

@@ -15,7 +15,7 @@ import { type Host, type HostLaunch, type LostLaunches, workerError } from './ho
 import { type PendingRead, PendingReads, type Readable } from './reads.js';
 
 const peakIterations = 1 << 14;
-const peakFlopsPerIteration = 2 * 8 * 4; // multiply and add, 8 chains, 4 lanes
+const peakFlopsPerLane = 2 * 8; // of an iteration: multiply and add, 8 chains
 const mostParamsBytes = 1024;
 
 /** Memory in the heap, with the numbers of the launches that matter to it. */
@@ -213,7 +213,7 @@ export class CpuBackend<H extends Host> implements Backend {
     const items = 256 * this.threads;
     const milliseconds = await this.measure(() => this.launch(peak, { sink, items, iterations: peakIterations }));
     this.free(sink);
-    return (items * peakIterations * peakFlopsPerIteration) / (milliseconds / 1000);
+    return (items * peakIterations * peakFlopsPerLane * this.host.lanes) / (milliseconds / 1000);
   }
 
   async measure(run: () => void): Promise<number> {

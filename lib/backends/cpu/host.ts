@@ -21,6 +21,8 @@ export interface Host {
   readonly kernels: string;
   /** How many threads work on a launch, as far as they can be had. */
   readonly threads: number;
+  /** Floats in a vector. */
+  readonly lanes: number;
   /** Bytes that a thread keeps for itself. */
   readonly workspaceBytes: number;
   /** Names of operations and the fields of structs: see native/structs/fields.h. */

@@ -14,8 +14,10 @@ Napi::Array names_of(Napi::Env env, const Names& from, NameOf name_of) {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("kind", "cpu");
-  exports.Set("supported", names_of(env, cpu_host::supported_kernels(), [](const auto* kernels) { return kernels->name; }));
-  exports.Set("unsupported", names_of(env, cpu_host::unsupported_names(), [](const std::string& name) { return name; }));
+  exports.Set("supported",
+              names_of(env, cpu_host::supported_kernels(), [](const auto* kernels) { return kernels->name; }));
+  exports.Set("unsupported",
+              names_of(env, cpu_host::unsupported_names(), [](const std::string& name) { return name; }));
   exports.Set("Host", cpu_host::Host::define(env));
   return exports;
 }

@@ -62,6 +62,7 @@ Host::Host(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Host>(info) {
     text.resize(std::strlen(text.c_str()));
     return Napi::String::New(env, text);
   }());
+  self.Set("lanes", Napi::Number::New(env, kernels_->lanes));
   self.Set("maxPhases", Napi::Number::New(env, kernels_->max_phases));
   self.Set("workspaceBytes", number(env, kernels_->workspace_bytes));
   if (!arena_.reserve(memory)) {

@@ -19,13 +19,13 @@ class Host : public Napi::ObjectWrap<Host> {
 
  private:
   // Memory: addresses are numbers.
-  Napi::Value grow(const Napi::CallbackInfo&);  // (end: an address) -> whether what lies before it is usable
+  Napi::Value grow(const Napi::CallbackInfo&);    // (end: an address) -> whether what lies before it is usable
   Napi::Value usable(const Napi::CallbackInfo&);  // () -> the address where it ends
   void copy_in(const Napi::CallbackInfo&);        // (address, Uint8Array)
   void copy_out(const Napi::CallbackInfo&);       // (address, Uint8Array)
 
   // Launches.
-  void partition(const Napi::CallbackInfo&);      // (AttentionShape: Uint8Array, into an AttentionPartition: Uint8Array)
+  void partition(const Napi::CallbackInfo&);  // (AttentionShape: Uint8Array, into an AttentionPartition: Uint8Array)
   Napi::Value launch(const Napi::CallbackInfo&);  // (first phase, params: Uint32Array, small) -> number of the launch
   Napi::Value completed(const Napi::CallbackInfo&);  // () -> number of the last launch that is done
   void wait(const Napi::CallbackInfo&);              // (number)

@@ -6,6 +6,7 @@ import { packageFolder, urlOf } from '../../../base/package.js';
 /** native/addon/cpu/host.h. Addresses and launches are numbers. */
 export interface NativeHost {
   readonly description: string;
+  readonly lanes: number;
   readonly maxPhases: number;
   readonly workspaceBytes: number;
   /** The first address of memory for tensors. */

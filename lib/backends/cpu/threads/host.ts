@@ -62,6 +62,7 @@ export class ThreadsHost implements Host {
   readonly structs: readonly Struct[] = [];
   readonly instructionSet: string;
   readonly threads = threadCount();
+  readonly lanes: number;
   readonly workspaceBytes: number;
   readonly description: string;
   readonly maxPhases: number;
@@ -80,6 +81,7 @@ export class ThreadsHost implements Host {
     } catch (error) {
       throw new FlashAttnError('ERR_DEVICE', `cpu cannot be used: ${(error as Error).message}`, { cause: error });
     }
+    this.lanes = this.#native.lanes;
     this.workspaceBytes = this.#native.workspaceBytes;
     this.description = this.#native.description;
     this.maxPhases = this.#native.maxPhases;

@@ -70,6 +70,7 @@ export class WasmHost implements Host {
   readonly structs = [slotStruct, headerStruct] as readonly Struct[];
   readonly simd: SimdBuild;
   readonly threads = threadCount();
+  readonly lanes = 4;
   readonly workspaceBytes: number;
   readonly description: string;
   readonly maxPhases: number;

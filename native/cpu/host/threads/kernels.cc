@@ -42,6 +42,7 @@ void run(int launch, const void* params, int item, void* workspace) {
 
 extern "C" const cpu_host::KernelTable FLASHATTN_JOIN(kernels_, FLASHATTN_ISA) = {
     FLASHATTN_TEXT(FLASHATTN_ISA),
+    flashattn::kLanes,
     sizeof(flashattn::Workspace),
     flashattn::kMaxPhases,
     flashattn::describe,

@@ -6,6 +6,7 @@ namespace cpu_host {
 
 struct KernelTable {
   const char* name;  // of the instruction set: what FLASHATTN_CPU and status() call it
+  int lanes;         // floats in a vector
   size_t workspace_bytes;
   int max_phases;
   /** Names of operations and fields of structs, ended by 0. */

@@ -42,8 +42,8 @@ Pool::~Pool() {
 }
 
 uint64_t Pool::completed() const {
-  return published_ - static_cast<uint32_t>(static_cast<uint32_t>(published_) -
-                                            flashattn::detail::read(queue_->header.completed));
+  return published_ -
+         static_cast<uint32_t>(static_cast<uint32_t>(published_) - flashattn::detail::read(queue_->header.completed));
 }
 
 uint64_t Pool::launch(int first, const void* params, size_t params_bytes, bool small) {
