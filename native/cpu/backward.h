@@ -28,11 +28,16 @@ struct alignas(kCacheLine) BackwardWorkspace {
 
 static_assert(offsetof(BackwardWorkspace, d_value_total) % kCacheLine == 0);
 
+/** Keys that are met at a time. Under a block mask they are of one block, whose list tells which queries see them. */
+inline int backward_key_tile(int block_size) { return block_size ? min(kKeyTile, block_size) : kKeyTile; }
+
 /** A total beside the running block, unless a split is one block at most. */
-inline int d_query_planes(int key_length, int key_splits) {
-  return divide_up(divide_up(key_length, kKeyTile), key_splits) > kBlockTiles ? 2 : 1;
+inline int d_query_planes(int key_length, int key_tile, int key_splits) {
+  return divide_up(divide_up(key_length, key_tile), key_splits) > kBlockTiles ? 2 : 1;
 }
-inline int d_query_planes(const AttentionParams& p) { return d_query_planes(p.key_length, p.key_splits); }
+inline int d_query_planes(const AttentionParams& p) {
+  return d_query_planes(p.key_length, backward_key_tile(p.block_mask.block_size), p.key_splits);
+}
 
 namespace detail {
 
@@ -252,7 +257,7 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
   const int split = item % p.key_splits, kv_head = item / p.key_splits % p.kv_heads;
   const int b = item / p.key_splits / p.kv_heads;
   const Sequence s = p.sequence(b);
-  const int tiles = divide_up(s.key_length, kKeyTile);
+  const int key_tile = backward_key_tile(p.block_mask.block_size), tiles = divide_up(s.key_length, key_tile);
   const Range key_tiles{int(tiles * int64_t(split) / p.key_splits), int(tiles * int64_t(split + 1) / p.key_splits)};
   const int first_head = kv_head * p.group();
   const detail::QueryGradients d_query{p, split};
@@ -275,7 +280,7 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
       for (int h = first_head; h < first_head + p.group(); ++h)
         carry(d_query_at(1, h, 0), d_query_at(0, h, 0), size_t(s.query_length) * d_query.width());
     Place at(p, s, b, first_head);
-    at.keys = {tile * kKeyTile, min((tile + 1) * kKeyTile, s.key_length)};
+    at.keys = {tile * key_tile, min((tile + 1) * key_tile, s.key_length)};
     detail::load_keys(at, s, ws);
     clear_rows(ws.d_key, at.key_count(), p.head_dim);
     clear_rows(ws.d_value, at.key_count(), p.value_dim);

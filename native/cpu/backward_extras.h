@@ -49,6 +49,7 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
   const int key_tile = item % key_tiles, query_tile = item / key_tiles % query_tiles;
   const int bias_head = item / key_tiles / query_tiles % p.bias_heads;
   const int bias_batch = item / key_tiles / query_tiles / p.bias_heads;
+  const int met = backward_key_tile(p.block_mask.block_size);
   const Range batches = detail::covered(p.bias_batch, p.batch, bias_batch, 1);
   const Range heads = detail::covered(p.bias_heads, p.heads, bias_head, 1);
 
@@ -62,8 +63,8 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
     const Range keys = detail::covered(p.bias_key, s.key_length, key_tile, kKeyTile);
     for (int h = heads.begin; h < heads.end; ++h) {
       Place at(p, s, b, h);
-      for (int j = keys.begin; j < keys.end; j += kKeyTile) {
-        at.keys = {j, min(j + kKeyTile, keys.end)};
+      for (int j = keys.begin; j < keys.end; j += met) {
+        at.keys = {j, min(j + met, keys.end)};
         detail::load_keys(at, s, ws);
         for_query_tiles(p, b, h, j, queries, [&](Range tile, const BlockBits& bits) {
           at.queries = tile;
@@ -72,7 +73,7 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
           detail::load_queries(at, s, ws);
           detail::score_gradients(at, at.keys.begin, 1, ws);
           if (ws.block.was_full()) carry(total, sums, kKeyTile * kQueryTile);
-          detail::add_tile(at, sums, ws.d_score);
+          detail::add_tile(at, sums + (p.bias_key == 1 ? 0 : j - keys.begin) * kQueryTile, ws.d_score);
         });
       }
     }

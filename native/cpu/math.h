@@ -9,16 +9,19 @@ inline constexpr double kLn2 = 0.6931471805599453;
 inline constexpr float kInfinity = __builtin_inff();
 inline constexpr float kLargest = 0x1.fffffep127f;
 
+namespace detail {
+
 /**
- * 2^x for x <= 127, exact where x is an integer; exactly 0 for x < -80 (including -Infinity).
- * WebAssembly cannot flush denormals to zero, and a denormal probability makes every product that follows slow.
+ * 2^(x * base) for x * base <= 127, exact where that is an integer; exactly 0 where it is less than -80 (including
+ * -Infinity). WebAssembly cannot flush denormals to zero, and a denormal probability makes every product that follows
+ * slow.
  */
-FLASHATTN_INLINE Vec exp2(Vec x) {
+FLASHATTN_INLINE Vec power_of_two(Vec x, float base) {
   constexpr float kUnderflow = -80.0f;
-  constexpr float kRoundToInteger = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
-  const Vec clamped = max(x, splat(kUnderflow));
-  const Vec shifted = clamped + splat(kRoundToInteger);
-  const Vec f = clamped - (shifted - splat(kRoundToInteger));  // in [-1/2, 1/2]
+  constexpr float kRoundToInteger = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low mantissa bits
+  const Vec shifted = multiply_add(x, splat(base), splat(kRoundToInteger));
+  const Vec integer = shifted - splat(kRoundToInteger);
+  const Vec f = multiply_add(x, splat(base), -integer);  // in [-1/2, 1/2]; anything where the result is 0
   // The polynomial of least relative error among those that are 1 at 0.
   Vec p = splat(1.326472731e-3f);
   p = multiply_add(p, f, splat(9.671512991e-3f));
@@ -27,12 +30,17 @@ FLASHATTN_INLINE Vec exp2(Vec x) {
   p = multiply_add(p, f, splat(6.931470037e-1f));
   p = multiply_add(p, f, splat(1.0f));
   const Vec power = (Vec)(((IntVec)shifted << 23) + 0x3f800000);
-  const IntVec underflows = x < splat(kUnderflow);
+  const IntVec underflows = x < splat(kUnderflow / base);
   return (Vec)((IntVec)(p * power) & ~underflows);
 }
 
+}  // namespace detail
+
+/** 2^x */
+FLASHATTN_INLINE Vec exp2(Vec x) { return detail::power_of_two(x, 1); }
+
 /** e^x, exactly 1 for x = 0. A product that overflows is an exponential that vanishes. */
-FLASHATTN_INLINE Vec natural_exp(Vec x) { return exp2(x * splat(kLog2E)); }
+FLASHATTN_INLINE Vec natural_exp(Vec x) { return detail::power_of_two(x, kLog2E); }
 
 /** tanh(x): an odd polynomial where exp would cancel, 1 - 2 / (e^(2|x|) + 1) elsewhere. */
 FLASHATTN_INLINE Vec tanh(Vec x) {

@@ -12,8 +12,9 @@ inline AttentionPartition partition(const AttentionShape& p, int threads) {
   const int wanted = share < 1 ? 1 : share < kMaxTilesPerItem ? static_cast<int>(share) : kMaxTilesPerItem;
 
   // Backward: an item is a key/value head, or a part of its keys where there are few heads.
+  const int key_tile = backward_key_tile(p.block_size);
   const int heads = max(1, p.batch * p.kv_heads);
-  const int splits = heads >= 2 * threads ? 1 : min(divide_up(2 * threads, heads), divide_up(p.key_length, kKeyTile));
+  const int splits = heads >= 2 * threads ? 1 : min(divide_up(2 * threads, heads), divide_up(p.key_length, key_tile));
 
   AttentionPartition result{};
   result.query_tile = kQueryTile;
@@ -31,8 +32,9 @@ inline AttentionPartition partition(const AttentionShape& p, int threads) {
     result.items = decode_items(p, columns, result.tiles_per_item);
   }
   result.row_terms = kRowTerms * p.lse_rows;
-  result.d_query_sum = static_cast<int64_t>(result.key_splits) * d_query_planes(p.key_length, result.key_splits) *
-                       p.lse_rows * round_up(p.head_dim, kLanes);
+  result.d_query_sum = static_cast<int64_t>(result.key_splits) *
+                       d_query_planes(p.key_length, key_tile, result.key_splits) * p.lse_rows *
+                       round_up(p.head_dim, kLanes);
   result.d_relative_partial = int64_t{2} * result.relative_slices * p.heads * p.bucket_count;
   return result;
 }

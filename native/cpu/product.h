@@ -22,13 +22,15 @@ struct Strides {
 namespace detail {
 
 /**
- * Rows of a block of so many vectors. Their product, the accumulators, stays in registers next to the operands: 8 is what
- * V8 keeps of 16, and what hides the latency of the additions; where a compiler sees all of 32 registers, 16 do with
- * half as many loads each. Powers of two divide the tiles.
+ * Rows of a block of so many vectors. Their product, the accumulators, stays in registers next to the operands. 8 hide the
+ * latency of the additions, and are what V8 keeps of 16 registers; more of them leave room for what comes late. 12 is what
+ * compilers keep of 16 registers, and of 32 the power of two that divides the tiles.
  */
 constexpr int block_rows(int vecs) {
 #if defined(__AVX512F__)
   constexpr int kAccumulators = 16;
+#elif defined(__AVX2__)
+  constexpr int kAccumulators = 12;
 #else
   constexpr int kAccumulators = 8;
 #endif

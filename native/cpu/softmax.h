@@ -23,6 +23,27 @@ inline void start_softmax(const AttentionParams& p, int h, RunningSoftmax& state
   fill(state.rest, 0.0f, kQueryTile);
 }
 
+namespace detail {
+
+/** Over `keys` rows of a column of vectors; `before` counts too. */
+FLASHATTN_INLINE Vec largest(Vec before, int keys, const float* scores /* [key][query] */) {
+  constexpr int kChains = kLanes > 4 ? 4 : 2;  // a maximum takes as long as several of them can begin in
+  Vec top[kChains];
+#pragma clang loop unroll(full)
+  for (int c = 0; c < kChains; ++c) top[c] = before;
+  int j = 0;
+  for (; j + kChains <= keys; j += kChains) {
+#pragma clang loop unroll(full)
+    for (int c = 0; c < kChains; ++c) top[c] = max(top[c], load(scores + (j + c) * kQueryTile));
+  }
+  for (; j < keys; ++j) top[0] = max(top[0], load(scores + j * kQueryTile));
+#pragma clang loop unroll(full)
+  for (int c = 1; c < kChains; ++c) top[0] = max(top[0], top[c]);
+  return top[0];
+}
+
+}  // namespace detail
+
 /**
  * Logits become probabilities. `shrink` [query] is what older probabilities are to be multiplied by; returns whether
  * that changes any.
@@ -33,13 +54,7 @@ FLASHATTN_CALLED bool online_softmax(int keys, int query_vectors, RunningSoftmax
   IntVec raised{};
   for (int v = 0; v < query_vectors * kLanes; v += kLanes) {
     const Vec before = load(state.reference + v);
-    Vec top[2] = {before, before};
-    for (int j = 0; j < paired; j += 2) {
-      top[0] = max(top[0], load(scores + j * kQueryTile + v));
-      top[1] = max(top[1], load(scores + (j + 1) * kQueryTile + v));
-    }
-    if (paired < keys) top[0] = max(top[0], load(scores + paired * kQueryTile + v));
-    const Vec maximum = max(top[0], top[1]);
+    const Vec maximum = detail::largest(before, keys, scores + v);
     const IntVec raise = maximum > before + splat(kSlack);
     const Vec reference = select(raise, maximum, before);
     // Where nothing was seen yet every logit is -Infinity: less 0 it stays so, less the reference it would be NaN.

@@ -6,7 +6,7 @@
 
 namespace flashattn {
 
-inline constexpr int kBlockTiles = 32;  // tiles in a block
+inline constexpr int kBlockTiles = 2048 / kKeyTile;  // tiles in a block
 
 /** sum += x; returns what rounding cut off (Knuth's two-sum), 0 where the sum is not finite. */
 FLASHATTN_INLINE Vec add_exactly(Vec& sum, Vec x) {

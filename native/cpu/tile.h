@@ -14,8 +14,10 @@
 namespace flashattn {
 
 inline constexpr int kQueryTile = 32;
-inline constexpr int kKeyTile = 64;
-inline constexpr int kMaxTilesPerItem = 4;  // query tiles that share each loaded key tile
+// The wider the vectors, the less time the products of a tile take beside what happens once for it: to load it, and to
+// take up and put down the sums of the other side.
+inline constexpr int kKeyTile = kLanes > 4 ? 128 : 64;
+inline constexpr int kMaxTilesPerItem = kLanes > 4 ? 8 : 4;  // query tiles that share each loaded key tile
 inline constexpr int kMaxDim = 256;
 // One constant stride for every head dim lets the product run without a multiplication or a template per head dim.
 // The extra floats spread the rows over the sets of the cache; with a whole vector of them rows begin with a cache line

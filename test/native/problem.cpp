@@ -180,8 +180,6 @@ void Problem::draw_tensors(Random& random) {
   row_terms = Array<float>(3 * rows);
   if (random.chance(50)) d_lse = random_array(rows, random);
   key_splits = random.integer(1, 3);
-  d_query_partial =
-      Array<float>(key_splits * d_query_planes(key_length, key_splits) * rows * round_up(head_dim, kLanes));
 }
 
 void Problem::draw_options(Random& random) {
@@ -218,6 +216,8 @@ void Problem::draw_options(Random& random) {
                      random);
     tiles_per_item = random.chance(50) ? kMaxTilesPerItem : block_size / kQueryTile;
   }
+  const int planes = d_query_planes(key_length, backward_key_tile(mask.block_size), key_splits);
+  d_query_partial = Array<float>(key_splits * planes * lse.size() * round_up(head_dim, kLanes));
 }
 
 void Problem::draw_decoding() {
