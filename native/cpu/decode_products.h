@@ -47,9 +47,43 @@ struct SourceRows {
 
 namespace detail {
 
+#if !defined(__wasm__)
+/** a's and b's sums of pairs of lanes that are kSize apart, side by side: those of b in the upper half of each square. */
+template <int kSize, int... kLane>
+FLASHATTN_INLINE Vec add_pairs(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (kLane & kSize ? kLanes + kLane - kSize : kLane)...) +
+         __builtin_shufflevector(a, b, (kLane & kSize ? kLanes + kLane : kLane + kSize)...);
+}
+
+/** Lane i of the result is the sum of the lanes of sums[i]; kCount is a power of two. */
+template <int kCount, int kSize = 1>
+FLASHATTN_INLINE Vec fold_lanes(Vec* sums /* [kCount] */) {
+  if constexpr (kSize == kLanes) {
+    return sums[0];
+  } else {
+    constexpr bool kPairs = kSize < kCount;
+#pragma GCC unroll 16
+    for (int i = 0; i < kCount; i += 2 * kSize)
+      sums[i] = add_pairs<kSize>(sums[i], sums[kPairs ? i + kSize : i], std::make_integer_sequence<int, kLanes>{});
+    return fold_lanes<kCount, 2 * kSize>(sums);
+  }
+}
+#endif
+
 /** to[i * stride] = the sum of the lanes of sums[i]. */
 template <int kCount>
 FLASHATTN_INLINE void store_sums(Vec* sums /* [kCount] */, float* to, int stride) {
+#if !defined(__wasm__)
+  if constexpr (kCount < kLanes && (kCount & (kCount - 1)) == 0) {
+    const Vec total = fold_lanes<kCount>(sums);
+    if (stride == 1) {
+      __builtin_memcpy(to, &total, kCount * sizeof(float));
+    } else {
+      for (int i = 0; i < kCount; ++i) to[i * stride] = total[i];
+    }
+    return;
+  }
+#endif
   if constexpr (kCount % kLanes == 0) {
 #pragma clang loop unroll(full)
     for (int i = 0; i < kCount; i += kLanes) {
@@ -144,8 +178,12 @@ FLASHATTN_INLINE void weigh_block(const SourceRows& values, int j, int count, in
   }
 }
 
-// Eight sums stay in registers, as in product.h.
+// Sums that stay in registers, as in product.h.
+#if defined(__AVX512F__)
+inline constexpr int kSums = 16;
+#else
 inline constexpr int kSums = 8;
+#endif
 
 template <class E, int kColumns>
 FLASHATTN_CALLED void dot_keys(const SourceRows& keys, int j, int count, const float* queries, int vectors,
