@@ -43,8 +43,8 @@ export interface Patch {
 
 const run = promisify(execFile);
 
-function digestOf(patches: readonly Patch[]): string {
-  const hash = createHash('sha256').update(JSON.stringify([compiler, common, sanitizers, patches]));
+function digestOf(patches: readonly Patch[], flags: readonly string[]): string {
+  const hash = createHash('sha256').update(JSON.stringify([compiler, common, sanitizers, patches, flags]));
   for (const directory of [kernels, structs, testDirectory])
     for (const file of readdirSync(directory).sort())
       if (/\.(h|cpp)$/.test(file)) hash.update(file).update(readFileSync(join(directory, file)));
@@ -61,7 +61,7 @@ function apply({ file, find, replace }: Patch, directory: string): void {
   writeFileSync(path, parts.join(replace));
 }
 
-async function build(directory: string, patches: readonly Patch[]): Promise<void> {
+async function build(directory: string, patches: readonly Patch[], flags: readonly string[]): Promise<void> {
   const copy = join(directory, 'cpu');
   cpSync(kernels, copy, { recursive: true });
   cpSync(structs, join(directory, 'structs'), { recursive: true });
@@ -73,7 +73,7 @@ async function build(directory: string, patches: readonly Patch[]): Promise<void
     // -iquote, because native/cpu has a math.h of its own.
     for (let source = queue.shift(); source; source = queue.shift())
       await run(compiler, [
-        ...[...common, ...flagsFor(source), '-iquote', copy, '-iquote', directory],
+        ...[...common, ...flagsFor(source), ...flags, '-iquote', copy, '-iquote', directory],
         ...['-c', join(testDirectory, source), '-o', objectOf(source)],
       ]);
   };
@@ -81,15 +81,15 @@ async function build(directory: string, patches: readonly Patch[]): Promise<void
   await run(compiler, [...sanitizers, ...sources.map(objectOf), '-o', join(directory, 'program')]);
 }
 
-/** Compiles the cases, unless an earlier run has, and returns the program's path. */
-export async function compileCases(patches: readonly Patch[] = []): Promise<string> {
-  const directory = join(cacheDirectory, digestOf(patches));
+/** Compiles the cases, with these flags of the compiler too, unless an earlier run has; returns the program's path. */
+export async function compileCases(patches: readonly Patch[] = [], flags: readonly string[] = []): Promise<string> {
+  const directory = join(cacheDirectory, digestOf(patches, flags));
   const program = join(directory, 'program');
   if (existsSync(program)) return program;
   mkdirSync(cacheDirectory, { recursive: true });
   const unfinished = mkdtempSync(join(cacheDirectory, 'unfinished-'));
   try {
-    await build(unfinished, patches);
+    await build(unfinished, patches, flags);
     renameSync(unfinished, directory);
   } finally {
     rmSync(unfinished, { recursive: true, force: true });
