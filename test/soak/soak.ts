@@ -1,7 +1,7 @@
 // Runs thousands of mixed operations and fails when memory that nobody uses is kept: on the device none at all, in the
 // process no more than a bound.
 //
-//   npm run soak -- [--device wasm|emulator|cuda] [--operations <n>] [--seed <n>]
+//   npm run soak -- [--device wasm|cpu|emulator|cuda] [--operations <n>] [--seed <n>]
 import { parseArgs } from 'node:util';
 import { type DeviceName, memory, synchronize } from 'flashattn';
 import { Random } from '../fuzz/random.js';

@@ -1,7 +1,7 @@
 /**
  * Golden vectors: runs every file of a folder through the library and compares the results with those in the file.
  *
- *   npm run golden -- --dir <folder> [--device wasm|cuda|emulator] [--dtype float32|float16|bfloat16] [--system <name>]
+ *   npm run golden -- --dir <folder> [--device wasm|cpu|cuda|emulator] [--dtype float32|float16|bfloat16] [--system <name>]
  *                     [--json <file>]
  *
  * In 16 bits the reference is the oracle on rounded inputs, under the rule for 16-bit results, for every system that is
@@ -15,13 +15,13 @@ import { messageOf, UsageError } from '../usage.js';
 import { goldenFiles, line, type Report, runFile, type Target } from './compute.js';
 
 const USAGE =
-  'usage: golden --dir <folder> [--device wasm|cuda|emulator] [--dtype float32|float16|bfloat16] [--system <name>] [--json <file>]';
+  'usage: golden --dir <folder> [--device wasm|cpu|cuda|emulator] [--dtype float32|float16|bfloat16] [--system <name>] [--json <file>]';
 
-const DEVICES = /^(wasm|emulator|cuda(:\d+)?)$/;
+const DEVICES = /^(wasm|cpu|emulator|cuda(:\d+)?)$/;
 
 /** The device, once it is known to work; falling back to another one would prove nothing. */
 function usableDevice(name: string): DeviceName {
-  if (!DEVICES.test(name)) throw new UsageError(`unknown device ${name}: wasm, cuda, cuda:<index> or emulator`);
+  if (!DEVICES.test(name)) throw new UsageError(`unknown device ${name}: wasm, cpu, cuda, cuda:<index> or emulator`);
   try {
     return status(name as DeviceName).requested;
   } catch (error) {
