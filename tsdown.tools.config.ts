@@ -24,6 +24,7 @@ export default defineConfig([
       'bench/gpu': 'bench/gpu/attention.ts',
       'bench/merge': 'bench/gpu/merge.ts',
       'bench/others': 'bench/gpu/others.ts',
+      'bench/peers': 'bench/peers.ts',
       'bench/small': 'bench/small.ts',
       'bench/sparse': 'bench/sparse.ts',
       'bench/visit': 'bench/gpu/visit.ts',

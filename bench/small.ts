@@ -60,7 +60,7 @@ const peers = new URL('../../bench/peers/', import.meta.url);
 /** bench/peers/onnx.mjs on as many threads as the library has. */
 async function startPeer(threads: number): Promise<Peer | undefined> {
   if (!existsSync(new URL('node_modules/onnxruntime-web', peers))) return undefined;
-  const child = fork(new URL('onnx.mjs', peers));
+  const child = fork(new URL('onnx.mjs', peers), ['web']);
   child.send({ threads });
   const checked = new Set<string>();
   return async (problem, runs) => {

@@ -1,12 +1,13 @@
-// Attention of onnxruntime-web on its WebAssembly backend, for `npm run bench:small` to compare with (once
-// `npm run bench:peers` has installed it). A process of its own that answers messages:
+// Attention of onnxruntime, for benchmarks to compare with once `npm run bench:peers` has installed it: `node onnx.mjs web`
+// on its WebAssembly backend, `node onnx.mjs node` on native threads. A process of its own that answers messages:
 //
-//   { threads }                                                    before all others
-//   { problem: [batch, queries, keys, heads, dim], runs }          -> { milliseconds, out }
+//   { threads }                                                      before all others
+//   { problem: [batch, queries, keys, heads, dim, causal], runs }    -> { milliseconds, out }
 //
 // milliseconds is the mean of the runs; out, the first number of the result, shows that both compute the same: element i
 // of every input is sin(i), in float32.
-import * as ort from 'onnxruntime-web';
+const native = process.argv[2] === 'node';
+const ort = await import(native ? 'onnxruntime-node' : 'onnxruntime-web');
 
 const varint = (value) => {
   const bytes = [];
@@ -31,7 +32,7 @@ const valueInfo = (name, shape) => {
 };
 
 /** An ONNX model of one node: MultiHeadAttention on [B, N, H * D]. */
-function modelOf([batch, length, heads, dim], keys) {
+function modelOf([batch, length, heads, dim], keys, causal) {
   const operator = 'MultiHeadAttention';
   const domain = 'com.microsoft';
   const shapes = {
@@ -39,12 +40,13 @@ function modelOf([batch, length, heads, dim], keys) {
     key: [batch, keys, heads * dim],
     value: [batch, keys, heads * dim],
   };
-  const attribute = [...bytes(1, 'num_heads'), ...number(3, heads), ...number(20, integerAttribute)];
+  const attribute = (name, value) => [...bytes(1, name), ...number(3, value), ...number(20, integerAttribute)];
   const node = [
     ...Object.keys(shapes).flatMap((name) => bytes(1, name)),
     ...bytes(2, 'out'),
     ...bytes(4, operator),
-    ...bytes(5, attribute),
+    ...bytes(5, attribute('num_heads', heads)),
+    ...(causal ? bytes(5, attribute('unidirectional', 1)) : []),
     ...bytes(7, domain),
   ];
   const graph = [
@@ -60,9 +62,11 @@ function modelOf([batch, length, heads, dim], keys) {
 
 const sessions = new Map();
 
-async function sessionOf([batch, queries, keys, heads, dim]) {
-  const { model, shapes } = modelOf([batch, queries, heads, dim], keys);
-  const session = await ort.InferenceSession.create(model, { executionProviders: ['wasm'] });
+const options = { executionProviders: ['wasm'] };
+
+async function sessionOf([batch, queries, keys, heads, dim, causal]) {
+  const { model, shapes } = modelOf([batch, queries, heads, dim], keys, causal);
+  const session = await ort.InferenceSession.create(model, options);
   const feeds = Object.fromEntries(
     Object.entries(shapes).map(([name, dims]) => {
       const length = dims.reduce((a, b) => a * b);
@@ -77,13 +81,14 @@ async function sessionOf([batch, queries, keys, heads, dim]) {
     }),
   );
   const run = () => session.run(feeds);
-  for (let i = 0; i < 10; i++) await run();
+  for (let i = 0; i < 4; i++) await run();
   return run;
 }
 
 process.on('message', async ({ threads, problem, runs }) => {
   if (threads) {
-    ort.env.wasm.numThreads = threads;
+    if (native) Object.assign(options, { executionProviders: ['cpu'], intraOpNumThreads: threads });
+    else ort.env.wasm.numThreads = threads;
     return;
   }
   const name = String(problem);

@@ -243,7 +243,10 @@ export async function main(argv: readonly string[], command: string): Promise<nu
     }
     const groups = without(groupsOf(options), options.from);
     const name = 'name' in options.status ? `: ${options.status.name}` : '';
-    console.log(`${options.status.device}${name}; ${settings.cases} random cases a kind, ${settings.repeats} repeats`);
+    const kernels = 'instructionSet' in options.status ? `, ${options.status.instructionSet}` : '';
+    console.log(
+      `${options.status.device}${name}${kernels}; ${settings.cases} random cases a kind, ${settings.repeats} repeats`,
+    );
     const reports: GroupReport[] = [];
     let next = options.from;
     let lost = false;
