@@ -80,7 +80,8 @@ function contenders(threads: number): Contender[] {
   const own = (device: Processor) =>
     fork(fileURLToPath(import.meta.url), { env: { ...env, FLASHATTN_BENCH_CHILD: device } });
   const onnx = (kind: 'node' | 'web') => {
-    const child = fork(new URL('onnx.mjs', peers), [kind]);
+    // What it cannot do it says at length: that it ended is enough.
+    const child = fork(new URL('onnx.mjs', peers), [kind], { stdio: ['ignore', 'ignore', 'ignore', 'ipc'] });
     child.send({ threads });
     return child;
   };
