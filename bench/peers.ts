@@ -6,6 +6,7 @@ import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { attention, type Tensor, tensor } from 'flashattn';
@@ -28,6 +29,9 @@ const problems: readonly Problem[] = [
   [1, 2048, 2048, 8, 128, 1],
   [1, 1, 4096, 32, 128, 0],
 ];
+
+/** Milliseconds until the threads of the library before look for work no more. */
+const pause = 50;
 
 const peers = new URL('../../bench/peers/', import.meta.url);
 const missing = ['onnxruntime-node', 'onnxruntime-web'].filter(
@@ -120,6 +124,7 @@ async function measure(problem: Problem, threads: number, rounds: number): Promi
   for (let round = -1; round < rounds; round++) {
     const outs: number[] = [];
     for (const { name, child } of all) {
+      await setTimeout(pause);
       const answer = await ask(child, problem, runs);
       if (!answer) continue;
       outs.push(answer.out);
