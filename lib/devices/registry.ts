@@ -56,7 +56,7 @@ type Resolved = {
   readonly backend: Backend;
   /** What `status` says of the device. */
   readonly describe: () => Description;
-  readonly reasons: readonly (DeviceReason | CpuReason)[];
+  readonly reasons: Reasons;
 };
 
 type Description =
@@ -214,8 +214,8 @@ export function memory(device: DeviceName = 'auto'): MemoryReport {
 
 /**
  * Gives memory that is kept for later tensors back to the device, as far as nothing is using it; waits for what is under
- * way. Seldom needed: of what was in use at once, no more is kept than a program needed lately. On WebAssembly, whose
- * memory never shrinks, it does nothing.
+ * way. Seldom needed: of what was in use at once, no more is kept than a program needed lately. On 'wasm' and 'cpu', whose
+ * memory grows and stays, it does nothing.
  */
 export function emptyCache(device: DeviceName = 'auto'): void {
   backendFor(device).emptyCache();

@@ -137,22 +137,6 @@ describe('flashattn verify', () => {
     rmSync(folder, { recursive: true });
   });
 
-  it.skipIf(!hasCpu)(onCpu('tests native threads and compares them with wasm'), async () => {
-    const { code, stdout } = await flashattn('doctor --json');
-    const [instructionSet] = instructionSets;
-    expect(code).toBe(0);
-    expect(JSON.parse(stdout)).toMatchObject({
-      device: 'cpu',
-      devices: [{ device: 'cpu', usable: true, instructionSet, kernels: expect.any(Array) }, { device: 'wasm' }],
-      reasons: [{ device: 'cuda' }],
-      selfTests: [
-        { device: 'cpu', passed: true },
-        { device: 'wasm', passed: true },
-      ],
-      comparisons: [{ devices: ['cpu', 'wasm'], passed: true, failures: [] }],
-    });
-  });
-
   it('ends with 2 when the device cannot be used, and with 64 when the command line is wrong', async () => {
     expect(await flashattn('verify --device cuda')).toMatchObject({
       code: 2,

@@ -7,7 +7,7 @@ import type { Launch, Operation } from '../../kernels/operation.js';
 import type { Fields, Struct } from '../../kernels/struct.js';
 import { NativeBuild } from '../shared/nativeBuild.js';
 import { Recorder } from '../shared/recorder.js';
-import { Staged } from '../shared/staged.js';
+import { mostParamsBytes, Staged } from '../shared/staged.js';
 import { StructMemory } from '../shared/structWriter.js';
 import { Uploads } from '../shared/uploads.js';
 import type { Heap } from './heap.js';
@@ -16,7 +16,6 @@ import { type PendingRead, PendingReads, type Readable } from './reads.js';
 
 const peakIterations = 1 << 14;
 const peakFlopsPerLane = 2 * 8; // of an iteration: multiply and add, 8 chains
-const mostParamsBytes = 1024;
 
 /** Memory in the heap, with the numbers of the launches that matter to it. */
 class HostBuffer implements DeviceBuffer, Readable {
@@ -196,7 +195,7 @@ export class CpuBackend<H extends Host> implements Backend {
     };
   }
 
-  /** The memory of a WebAssembly module never shrinks. */
+  /** The heap grows and keeps what it has; a WebAssembly module could not give anything back. */
   emptyCache(): void {}
 
   tensorCreated(): void {

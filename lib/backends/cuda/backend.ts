@@ -15,7 +15,7 @@ import type { Operation } from '../../kernels/operation.js';
 import type { Fields, Struct } from '../../kernels/struct.js';
 import { NativeBuild } from '../shared/nativeBuild.js';
 import { Recorder } from '../shared/recorder.js';
-import { Staged } from '../shared/staged.js';
+import { mostParamsBytes, Staged } from '../shared/staged.js';
 import { Uploads } from '../shared/uploads.js';
 import type { Context, EmulatorControls } from './addon.js';
 import { DeviceErrors } from './errors.js';
@@ -41,8 +41,6 @@ const peakTargetMilliseconds = 10;
 const mostPeakIterations = 1 << 20;
 const peakBlocksPerMultiprocessor = 2;
 const peakFlopsPerIteration = 8 * 8 * 2 * 16 * 8 * 16; // 8 warps, each 8 products of 16 x 8 x 16
-
-const mostParamsBytes = 1024;
 
 // Fills write whole words.
 const padded = (byteLength: number) => Math.max(4, Math.ceil(byteLength / 4) * 4);

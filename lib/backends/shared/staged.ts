@@ -1,5 +1,8 @@
 import { StructMemory } from './structWriter.js';
 
+/** What the struct of no operation is larger than: hosts keep room for so much. */
+export const mostParamsBytes = 1024;
+
 /** A struct's own memory, and the bytes that native code takes. */
 export class Staged {
   readonly memory: StructMemory;

@@ -35,65 +35,51 @@ class CurrentDevice {
   cudaError_t error_;
 };
 
-class Event {
+/** Something of CUDA's that is destroyed with its owner. */
+template <class Handle, cudaError_t (*kDestroy)(Handle)>
+class Owned {
  public:
-  Event() = default;
-  ~Event() {
-    if (event_ != nullptr) cudaEventDestroy(event_);
+  Owned() = default;
+  ~Owned() {
+    if (handle_ != nullptr) kDestroy(handle_);
   }
-  Event(Event&& other) noexcept : event_(std::exchange(other.event_, nullptr)) {}
-  Event& operator=(Event&& other) noexcept {
-    std::swap(event_, other.event_);
+  Owned(Owned&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+  Owned& operator=(Owned&& other) noexcept {
+    std::swap(handle_, other.handle_);
     return *this;
   }
 
+  Handle get() const { return handle_; }
+  explicit operator bool() const { return handle_ != nullptr; }
+
+ protected:
+  Handle handle_ = nullptr;
+};
+
+class Event : public Owned<cudaEvent_t, cudaEventDestroy> {
+ public:
   /** Marks the end of what is queued on `stream` now. */
   cudaError_t record(cudaStream_t stream, unsigned flags = cudaEventDisableTiming) {
-    if (event_ == nullptr) {
-      const cudaError_t error = cudaEventCreateWithFlags(&event_, flags);
+    if (handle_ == nullptr) {
+      const cudaError_t error = cudaEventCreateWithFlags(&handle_, flags);
       if (error != cudaSuccess) return error;
     }
-    return cudaEventRecord(event_, stream);
+    return cudaEventRecord(handle_, stream);
   }
   /** Blocks until the mark is reached. */
-  cudaError_t wait() const { return cudaEventSynchronize(event_); }
-  bool reached() const { return cudaEventQuery(event_) == cudaSuccess; }
-  cudaEvent_t get() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
+  cudaError_t wait() const { return cudaEventSynchronize(handle_); }
+  bool reached() const { return cudaEventQuery(handle_) == cudaSuccess; }
 };
 
 /** A stream that does not wait for the legacy default stream, nor that for it. */
-class Stream {
+class Stream : public Owned<cudaStream_t, cudaStreamDestroy> {
  public:
-  Stream() = default;
-  ~Stream() {
-    if (stream_ != nullptr) cudaStreamDestroy(stream_);
-  }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-
-  cudaError_t create() { return cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking); }
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
+  cudaError_t create() { return cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking); }
 };
 
 /** Launches that a stream has kept, to be queued again as one. */
-class Graph {
+class Graph : public Owned<cudaGraphExec_t, cudaGraphExecDestroy> {
  public:
-  Graph() = default;
-  ~Graph() {
-    if (launches_ != nullptr) cudaGraphExecDestroy(launches_);
-  }
-  Graph(Graph&& other) noexcept : launches_(std::exchange(other.launches_, nullptr)) {}
-  Graph& operator=(Graph&& other) noexcept {
-    std::swap(launches_, other.launches_);
-    return *this;
-  }
-
   /** From here on `stream` keeps what it is given. */
   static cudaError_t begin(cudaStream_t stream) {
     // Other threads of the process, which know nothing of this, may do meanwhile whatever they like.
@@ -103,15 +89,11 @@ class Graph {
   cudaError_t end(cudaStream_t stream) {
     cudaGraph_t graph = nullptr;
     cudaError_t error = cudaStreamEndCapture(stream, &graph);
-    if (error == cudaSuccess) error = cudaGraphInstantiate(&launches_, graph, 0);
+    if (error == cudaSuccess) error = cudaGraphInstantiate(&handle_, graph, 0);
     if (graph != nullptr) cudaGraphDestroy(graph);
     return error;
   }
-  cudaError_t launch(cudaStream_t stream) const { return cudaGraphLaunch(launches_, stream); }
-  explicit operator bool() const { return launches_ != nullptr; }
-
- private:
-  cudaGraphExec_t launches_ = nullptr;
+  cudaError_t launch(cudaStream_t stream) const { return cudaGraphLaunch(handle_, stream); }
 };
 
 /** Host memory that the device copies from and to by itself. */

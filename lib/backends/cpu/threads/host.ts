@@ -4,6 +4,7 @@ import type { Struct } from '../../../kernels/struct.js';
 import { type AddressSpace, Heap } from '../heap.js';
 import type { Host, HostLaunch, LostLaunches } from '../host.js';
 import { threadCount } from '../threadCount.js';
+import { Waiters } from '../waiters.js';
 import type { CpuAddon, NativeHost } from './addon.js';
 
 /**
@@ -49,12 +50,6 @@ class NativeSpace implements AddressSpace {
   }
 }
 
-/** Who is told when a launch is done. */
-interface Waiter {
-  readonly launch: number;
-  readonly resolve: () => void;
-}
-
 /** Native threads. */
 export class ThreadsHost implements Host {
   readonly device = 'cpu';
@@ -69,8 +64,7 @@ export class ThreadsHost implements Host {
   readonly heap: Heap;
   readonly faulted = false;
   readonly #native: NativeHost;
-  /** By rising launch. */
-  readonly #waiters: Waiter[] = [];
+  readonly #waiters = new Waiters();
   #published = 0;
 
   constructor(addon: CpuAddon, instructionSet: string) {
@@ -127,9 +121,8 @@ export class ThreadsHost implements Host {
   wait(launch: number): Promise<void> {
     if (this.completed >= launch) return Promise.resolve();
     return new Promise((resolve) => {
-      const at = this.#waiters.findLastIndex((waiter) => waiter.launch <= launch) + 1;
-      this.#waiters.splice(at, 0, { launch, resolve });
-      if (at === 0) this.#tellWaiters();
+      this.#waiters.add(launch, resolve);
+      this.#tellWaiters();
     });
   }
 
@@ -148,11 +141,10 @@ export class ThreadsHost implements Host {
 
   #tellWaiters(): void {
     for (;;) {
-      const first = this.#waiters[0];
-      this.#native.await(first?.launch);
-      if (!first || this.completed < first.launch) return;
-      this.#waiters.shift();
-      first.resolve();
+      const { first } = this.#waiters;
+      this.#native.await(first);
+      if (first === undefined || this.completed < first) return;
+      this.#waiters.tellFirst();
     }
   }
 }

@@ -1,4 +1,5 @@
 import { type Field, type Struct, struct } from '../../../kernels/struct.js';
+import { Waiters } from '../waiters.js';
 
 const slotCount = 4096;
 
@@ -48,12 +49,6 @@ export interface InPlace {
   run(launch: number, params: number, items: number): void;
 }
 
-/** Who is told when a launch is done. */
-interface Waiter {
-  readonly number: number;
-  readonly resolve: () => void;
-}
-
 /** How many items a launch has, given the address of its parameters; -1 where there is no such launch. */
 export type CountItems = (launch: number, params: number) => number;
 
@@ -69,8 +64,7 @@ export class LaunchQueue {
   readonly #words: Int32Array;
   readonly #tickets: BigInt64Array;
   readonly #inPlace: InPlace;
-  /** By rising number. */
-  readonly #waiters: Waiter[] = [];
+  readonly #waiters = new Waiters();
   #watching = false;
   #published: number;
 
@@ -163,8 +157,7 @@ export class LaunchQueue {
   /** Resolves when launch `number` is done or the queue has faulted. It does not keep the process alive. */
   wait(number: number): Promise<void> {
     return new Promise((resolve) => {
-      const at = this.#waiters.findLastIndex((waiter) => waiter.number <= number) + 1;
-      this.#waiters.splice(at, 0, { number, resolve });
+      this.#waiters.add(number, resolve);
       if (this.#watching) this.#tellWaiters();
       else this.#watch();
     });
@@ -179,7 +172,7 @@ export class LaunchQueue {
 
   async #watch(): Promise<void> {
     this.#watching = true;
-    for (let seen = this.#tellWaiters(); this.#waiters.length > 0; seen = this.#tellWaiters()) {
+    for (let seen = this.#tellWaiters(); this.#waiters.first !== undefined; seen = this.#tellWaiters()) {
       const sleep = Atomics.waitAsync(this.#words, field.completed, seen);
       if (sleep.async) await sleep.value;
     }
@@ -189,18 +182,17 @@ export class LaunchQueue {
   /** Returns the `completed` that it told of. */
   #tellWaiters(): number {
     for (;;) {
-      const first = this.#waiters[0];
-      if (first) this.#sleepFor(first.number);
+      const { first } = this.#waiters;
+      if (first !== undefined) this.#sleepFor(first);
       const raw = Atomics.load(this.#words, field.completed);
-      if (!first || (this.#numberOf(raw) < first.number && !this.faulted)) return raw;
-      this.#waiters.shift();
-      first.resolve();
+      if (first === undefined || (this.#numberOf(raw) < first && !this.faulted)) return raw;
+      this.#waiters.tellFirst();
     }
   }
 
   /** Before `completed` is looked at: from launch `number` on, or one that is waited for already, changes are announced. */
   #sleepFor(number: number): void {
-    Atomics.store(this.#words, field.awaited, Math.min(number, this.#waiters[0]?.number ?? number) | 0);
+    Atomics.store(this.#words, field.awaited, Math.min(number, this.#waiters.first ?? number) | 0);
   }
 
   /** The address of the slot that the next launch goes to. */

@@ -24,6 +24,11 @@ namespace {
 [[maybe_unused]] bool always() { return true; }
 #endif
 
+struct InstructionSet {
+  const KernelTable* kernels;
+  bool (*supported)();
+};
+
 // The fastest first.
 constexpr InstructionSet kInstructionSets[] = {
 #if defined(FLASHATTN_HAS_avx512)

@@ -7,11 +7,6 @@
 
 namespace cpu_host {
 
-struct InstructionSet {
-  const KernelTable* kernels;
-  bool (*supported)();
-};
-
 /** Those that this machine runs, the fastest first. */
 std::vector<const KernelTable*> supported_kernels();
 
