@@ -77,6 +77,7 @@ export * as masks from './masks/index.js';
 export { Mask } from './masks/mask.js';
 export { concat } from './ops/concat.js';
 export { type GatherOptions, gatherRows, RowMap } from './ops/gather.js';
+export { type MatmulIntoOptions, type MatmulOptions, matmul } from './ops/matmul.js';
 export * as patterns from './patterns/index.js';
 export * from './systems/index.js';
 export type { Shape } from './tensor/shape.js';

@@ -4,6 +4,7 @@
 #include "copy.h"
 #include "decode.h"
 #include "gather.h"
+#include "matmul.h"
 #include "merge.h"
 #include "partition.h"
 #include "peak.h"
@@ -15,6 +16,7 @@ union Workspace {
   ForwardWorkspace forward;
   BackwardWorkspace backward;
   RowWorkspace rows;
+  MatmulWorkspace matmul;
 };
 
 /** Items that may run at the same time; the items of the next phase run when all of them are done. */
@@ -49,6 +51,10 @@ template <class P>
 void run(void (*f)(const P&, int, RowWorkspace&), const P& params, int item, Workspace& ws) {
   f(params, item, ws.rows);
 }
+template <class P>
+void run(void (*f)(const P&, int, MatmulWorkspace&), const P& params, int item, Workspace& ws) {
+  f(params, item, ws.matmul);
+}
 
 template <class P, int (*kCount)(const P&), auto kRun>
 constexpr Phase phase = {
@@ -80,6 +86,10 @@ inline constexpr Operation kOperations[] = {
     {"merge", detail::describe<MergePart, MergeParams>, {detail::phase<MergeParams, merge_items, merge_item>}},
     {"mergeBackward", detail::describe<>, {detail::phase<MergeParams, merge_items, merge_backward_item>}},
     {"gather", detail::describe<GatherParams>, {detail::phase<GatherParams, gather_items, gather_item>}},
+    {"matmul",
+     detail::describe<MatrixRef, MatmulParams>,
+     {detail::phase<MatmulParams, matmul_packing_items, matmul_packing_item>,
+      detail::phase<MatmulParams, matmul_items, matmul_item>}},
     {"copy", detail::describe<CopyParams>, {detail::phase<CopyParams, copy_items, copy_item>}},
     {"fill", detail::describe<FillParams>, {detail::phase<FillParams, fill_items, fill_item>}},
     {"peak", detail::describe<PeakParams>, {detail::phase<PeakParams, peak_items, peak_item>}},

@@ -13,10 +13,13 @@ namespace flashattn {
 
 enum class Accumulate { No, Yes, Scaled };
 
-/** Strides, in floats: A[r, k] = a[r * kRow + k * kInner], B[k, n] = b[k * kOuter + n]. */
-template <int kRow_, int kInner_, int kOuter_>
+/**
+ * Strides, in floats: A[r, k] = a[r * kRow + k * kInner], B[k, n] = b[k * kOuter + n]. Rows of B are asked for kAhead rows
+ * before they are needed, where they come from farther away than the second cache.
+ */
+template <int kRow_, int kInner_, int kOuter_, int kAhead_ = 0>
 struct Strides {
-  static constexpr int kRow = kRow_, kInner = kInner_, kOuter = kOuter_;
+  static constexpr int kRow = kRow_, kInner = kInner_, kOuter = kOuter_, kAhead = kAhead_;
 };
 
 namespace detail {
@@ -50,6 +53,7 @@ FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, f
   }
 #pragma clang loop unroll(disable)
   for (int k = 0; k < inner; ++k) {
+    if constexpr (S::kAhead > 0) prefetch<kVecs * kLanes>(b + S::kAhead * S::kOuter);
     Vec columns[kVecs];
 #pragma clang loop unroll(full)
     for (int v = 0; v < kVecs; ++v) columns[v] = load(b + v * kLanes);
@@ -84,9 +88,12 @@ FLASHATTN_CALLED void product_strip(int rows, int inner, const float* a, const f
   for (; r + kRows <= rows; r += kRows)
     product_block<S, kMode, kRows, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
 #if !defined(__wasm__)
-  if constexpr (kRows > 4)
+  if constexpr (kRows > 4) {
     for (; r + 4 <= rows; r += 4)
       product_block<S, kMode, 4, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
+    for (; r + 2 <= rows; r += 2)
+      product_block<S, kMode, 2, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
+  }
 #endif
   for (; r < rows; ++r)
     product_block<S, kMode, 1, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);

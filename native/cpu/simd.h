@@ -128,6 +128,14 @@ constexpr int divide_up(int n, int by) { return (n + by - 1) / by; }
 constexpr int min(int a, int b) { return a < b ? a : b; }
 constexpr int max(int a, int b) { return a > b ? a : b; }
 
+/** Asks for so many floats that will be read; they may lie beyond the end of an array. */
+template <int kFloats>
+FLASHATTN_INLINE void prefetch([[maybe_unused]] const float* p) {
+#if !defined(__wasm__)
+  for (int i = 0; i < kFloats; i += 16) __builtin_prefetch(p + i);
+#endif
+}
+
 /** Hides a pointer's value from the optimiser, which otherwise rebuilds each address from the loop counter. */
 template <class T>
 FLASHATTN_INLINE void keep_as_pointer([[maybe_unused]] T*& p) {

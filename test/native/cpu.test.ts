@@ -14,6 +14,7 @@ const env = {
 const bugs: readonly Patch[] = [
   { file: 'gather.h', find: 'p.dtype, length);\n      for', replace: 'p.dtype, length + 1);\n      for' },
   { file: 'block_mask.h', find: '(count == 32 ? ~0u : (1u << count) - 1)', replace: '((1u << count) - 1)' },
+  { file: 'matmul.h', find: 'min(kWidth, factor.count - begin)', replace: 'kWidth' },
   { file: 'merge.h', find: 'weight * (sum_lanes(dot) + d_lse)', replace: 'weight * (sum_lanes(dot) - d_lse)' },
 ];
 
@@ -27,6 +28,7 @@ describe.skipIf(missingSanitizers)(
         'attention: 240 of 240 cases passed',
         'merge: 60 of 60 cases passed',
         'gather: 60 of 60 cases passed',
+        'matmul: 80 of 80 cases passed',
         'copy: 40 of 40 cases passed',
       ]);
       expect(code).toBe(0);
@@ -34,6 +36,7 @@ describe.skipIf(missingSanitizers)(
 
     it.each([
       ['a row that is read past its end', 'gather', /AddressSanitizer: heap-buffer-overflow/],
+      ['a panel that is filled past its factor', 'matmul', /AddressSanitizer: heap-buffer-overflow/],
       ['a shift by all bits', 'attention', /runtime error: shift exponent 32 is too large/],
       ['a wrong gradient', 'merge', /^merge \d+: d_lse is \S+, not \S+$/m],
     ])('notices %s', async (_, kind, report) => {

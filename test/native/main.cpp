@@ -18,6 +18,7 @@ constexpr Kind kKinds[] = {
     {"attention", flashattn::test::attention_case, 240},
     {"merge", flashattn::test::merge_case, 60},
     {"gather", flashattn::test::gather_case, 60},
+    {"matmul", flashattn::test::matmul_case, 80},
     {"copy", flashattn::test::copy_case, 40},
 };
 

@@ -33,7 +33,10 @@ export class NativeBuild {
     if (known !== undefined) return known;
     const number = this.#description.operations.indexOf(operation.name);
     if (number < 0)
-      throw new FlashAttnError('ERR_DEVICE', `${this.#name} has no operation ${operation.name}: build it again`);
+      throw new FlashAttnError(
+        'ERR_DEVICE',
+        `${this.#name} has no operation ${operation.name}: there is none for this device, or the build is an older one`,
+      );
     checkFields(this.#description, operation.struct as Struct, this.#name);
     this.#numbers.set(operation as Operation<never>, number);
     return number;

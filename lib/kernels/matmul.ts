@@ -1,0 +1,234 @@
+import type { DeviceBuffer } from './memory.js';
+import { addressOf, type Operand } from './operand.js';
+import { operation } from './operation.js';
+import { struct } from './struct.js';
+
+const mostBatchAxes = 4;
+/** Kernels count rows, columns and steps in 32 bits. */
+export const mostRows = 2 ** 31 - 1;
+
+/** Matrices of a batch: strides in elements, 0 where they broadcast. */
+export interface Matrices extends Operand {
+  readonly row: number;
+  readonly column: number;
+  /** One for each axis of the batch. */
+  readonly batch: readonly number[];
+}
+
+/** C[b, i, j] = alpha * (the sum over k of A[b, i, k] * B[b, k, j]) + bias[b, i, j] */
+export interface MatmulOperands {
+  /** [batch..., rows, inner] */
+  readonly a: Matrices;
+  /** [batch..., inner, columns] */
+  readonly b: Matrices;
+  /** [batch..., rows, columns]; no element lies at two places of it. */
+  readonly c: Matrices;
+  /** As C. */
+  readonly bias?: Matrices | undefined;
+  readonly batch: readonly number[];
+  readonly rows: number;
+  readonly columns: number;
+  readonly inner: number;
+  readonly alpha: number;
+  /** Whether to add to C, in float32. */
+  readonly accumulate: boolean;
+}
+
+const matrixRef = struct('MatrixRef', {
+  data: 'address',
+  row: 'int64',
+  column: 'int64',
+  batch: { of: 'int64', count: mostBatchAxes },
+  dtype: 'dtype',
+  reserved: 'int32',
+});
+
+const params = struct('MatmulParams', {
+  a: matrixRef,
+  b: matrixRef,
+  c: matrixRef,
+  bias: matrixRef,
+  packedA: 'address',
+  packedB: 'address',
+  batch: { of: 'int64', count: mostBatchAxes },
+  rows: 'int32',
+  columns: 'int32',
+  inner: 'int32',
+  alpha: 'float32',
+  accumulate: 'int32',
+  reserved: 'int32',
+});
+
+const padded = (values: readonly number[], by: number): number[] => [
+  ...new Array<number>(mostBatchAxes - values.length).fill(by),
+  ...values,
+];
+
+const refOf = (matrices: Matrices | undefined) =>
+  matrices && {
+    data: addressOf(matrices),
+    row: matrices.row,
+    column: matrices.column,
+    batch: padded(matrices.batch, 0),
+    dtype: matrices.dtype,
+  };
+
+const product = (values: readonly number[]) => values.reduce((a, b) => a * b, 1);
+
+/** Scratch memory of a launch; see native/cpu/matmul.h. */
+export interface PackedFactors {
+  readonly packedA?: DeviceBuffer | undefined;
+  readonly packedB?: DeviceBuffer | undefined;
+}
+
+export const matmul = operation('matmul', params, (operands: MatmulOperands & PackedFactors) => {
+  const { a, b, c, bias, batch, rows, columns, inner, alpha, accumulate, packedA, packedB } = operands;
+  const count = product(batch) * rows * columns;
+  if (count === 0) return undefined;
+  const scratch = [packedA, packedB].filter((buffer) => buffer !== undefined);
+  return {
+    params: {
+      a: refOf(a),
+      b: refOf(b),
+      c: refOf(c),
+      bias: refOf(bias),
+      packedA: packedA?.address ?? 0,
+      packedB: packedB?.address ?? 0,
+      batch: padded(batch, 1),
+      rows,
+      columns,
+      inner,
+      alpha,
+      accumulate: accumulate ? 1 : 0,
+    },
+    reads: [a.buffer, b.buffer, ...(bias ? [bias.buffer] : [])],
+    writes: [c.buffer, ...scratch],
+    work: 2 * count * Math.max(1, inner),
+  };
+});
+
+/** Tiles of C that are no larger read their factors alone, and nobody else needs them packed: native/cpu/matmul.h. */
+const mostTileRows = 64;
+const mostTileColumns = 128;
+
+const isShared = (matrices: Matrices) => matrices.batch.every((stride) => stride === 0);
+
+/** Elements of the packed factors of a launch; 0: it needs none. At most a third of the rows is padding. */
+export function packedElements({ a, b, batch, rows, columns, inner }: MatmulOperands): { a: number; b: number } {
+  const entries = (matrices: Matrices) => (isShared(matrices) ? 1 : product(batch));
+  return {
+    a: columns > mostTileColumns ? entries(a) * inner * (Math.ceil((4 / 3) * rows) + 16) : 0,
+    b: rows > mostTileRows ? entries(b) * inner * (columns + 64) : 0,
+  };
+}
+
+type Part = 'a' | 'b' | 'c' | 'bias';
+const parts: readonly Part[] = ['a', 'b', 'c', 'bias'];
+
+type Changed = Partial<Pick<Matrices, 'offset' | 'row' | 'column' | 'batch'>>;
+
+function change(operands: MatmulOperands, to: (matrices: Matrices, part: Part) => Changed): MatmulOperands {
+  const changed: Record<string, Matrices | undefined> = {};
+  for (const part of parts) {
+    const matrices = operands[part];
+    changed[part] = matrices && { ...matrices, ...to(matrices, part) };
+  }
+  return { ...operands, ...changed };
+}
+
+/** A^T and B^T in the other's place: C^T = B^T A^T. */
+function swapFactors(operands: MatmulOperands): MatmulOperands {
+  const { a, b, rows, columns } = operands;
+  const transposed = change({ ...operands, a: b, b: a }, ({ row, column }) => ({ row: column, column: row }));
+  return { ...transposed, rows: columns, columns: rows };
+}
+
+/** One axis of the batch less, where all matrices have the last two behind one another. */
+function joinBatch(operands: MatmulOperands): MatmulOperands | undefined {
+  const { batch } = operands;
+  const last = batch.length - 1;
+  for (let axis = 0; axis < batch.length; axis++) {
+    const isOne = batch[axis] === 1;
+    const joins = (matrices: Matrices | undefined) =>
+      axis < last && (!matrices || matrices.batch[axis] === batch[axis + 1] * matrices.batch[axis + 1]);
+    if (!isOne && !parts.every((part) => joins(operands[part]))) continue;
+    const sizes = batch.filter((_, at) => at !== axis);
+    if (!isOne) sizes[axis] = batch[axis] * batch[axis + 1];
+    const joined = change(operands, (matrices) => ({ batch: matrices.batch.filter((_, at) => at !== axis) }));
+    return { ...joined, batch: sizes };
+  }
+  return undefined;
+}
+
+/** The last axis of the batch as rows, where it shares B. */
+function foldBatch(operands: MatmulOperands): MatmulOperands | undefined {
+  const { batch, rows, b } = operands;
+  const last = batch.length - 1;
+  if (last < 0 || b.batch[last] !== 0 || rows * batch[last] > mostRows) return undefined;
+  const follows = (matrices: Matrices | undefined) =>
+    !matrices || rows === 1 || matrices.batch[last] === rows * matrices.row;
+  if (!follows(operands.a) || !follows(operands.c) || !follows(operands.bias)) return undefined;
+  const folded = change(operands, ({ batch: strides, row }, part) => ({
+    batch: strides.slice(0, last),
+    row: rows === 1 && part !== 'b' ? strides[last] : row,
+  }));
+  return { ...folded, batch: batch.slice(0, last), rows: rows * batch[last] };
+}
+
+/** Fewer columns than a vector has lanes are better rows. */
+const fewColumns = 16;
+
+/** The same product with as few axes of the batch as possible and as many rows. */
+function simplify(operands: MatmulOperands): MatmulOperands {
+  let simple = operands;
+  for (;;) {
+    const next = joinBatch(simple) ?? foldBatch(simple);
+    if (!next) break;
+    simple = next;
+  }
+  return simple.columns < fewColumns && simple.rows > simple.columns ? swapFactors(simple) : simple;
+}
+
+/** Elements of one packed factor, roughly: 32 MB. */
+const mostPacked = 2 ** 23;
+const leastChunk = 128;
+
+function slice(operands: MatmulOperands, axis: 'rows' | 'columns', begin: number, count: number): MatmulOperands {
+  const [factor, stride] = axis === 'rows' ? (['a', 'row'] as const) : (['b', 'column'] as const);
+  const sliced = change(operands, (matrices, part) =>
+    part === factor || part === 'c' || part === 'bias' ? { offset: matrices.offset + begin * matrices[stride] } : {},
+  );
+  return { ...sliced, [axis]: count };
+}
+
+function entryOf(operands: MatmulOperands, begin: number, count: number): MatmulOperands {
+  const moved = change(operands, (matrices) => ({ offset: matrices.offset + begin * matrices.batch[0] }));
+  return { ...moved, batch: [count, ...operands.batch.slice(1)] };
+}
+
+function* chunks(length: number, most: number): Generator<[begin: number, count: number]> {
+  for (let begin = 0; begin < length; begin += most) yield [begin, Math.min(most, length - begin)];
+}
+
+/** Launches that together make the product, each with packed factors of bounded size and few axes of the batch. */
+export function* matmulLaunches(operands: MatmulOperands): Generator<MatmulOperands> {
+  const simple = simplify(operands);
+  const { batch, rows, columns, inner } = simple;
+  const packed = packedElements(simple);
+  const [outer = 1] = batch;
+  const most = Math.max(packed.a, packed.b);
+  if (most <= mostPacked && batch.length <= mostBatchAxes) {
+    yield simple;
+  } else if (outer > 1) {
+    const perLaunch = batch.length > mostBatchAxes ? 1 : Math.max(1, Math.floor(mostPacked / (most / outer)));
+    for (const [begin, count] of chunks(outer, perLaunch)) yield* matmulLaunches(entryOf(simple, begin, count));
+  } else {
+    const chunk = Math.max(leastChunk, Math.floor((0.7 * mostPacked) / Math.max(1, inner)));
+    if (rows <= chunk && columns <= chunk) {
+      yield simple;
+      return;
+    }
+    for (const [j, across] of chunks(columns, chunk))
+      for (const [i, down] of chunks(rows, chunk)) yield slice(slice(simple, 'columns', j, across), 'rows', i, down);
+  }
+}

@@ -1,0 +1,29 @@
+// C[i, j] = alpha * (the sum over k of A[i, k] * B[k, j]) + bias[i, j], for every entry of a batch.
+#pragma once
+#include "types.h"
+
+namespace flashattn {
+
+/** Matrices of a batch, with any strides; 0 where they broadcast. */
+struct MatrixRef {
+  Pointer<void> data;  // [batch..., rows, columns], null: none
+  int64_t row, column;
+  int64_t batch[4];
+  DType dtype;
+  int32_t reserved;
+};
+FLASHATTN_FIELDS(MatrixRef, data, row, column, batch, dtype, reserved);
+
+struct MatmulParams {
+  MatrixRef a, b, c, bias;              // [batch, rows, inner], [batch, inner, columns], twice [batch, rows, columns]
+  Pointer<float> packed_a, packed_b;    // on processors, where several pieces of work read a panel: native/cpu/matmul.h
+  int64_t batch[4];                     // dims that are not needed are 1 and come first
+  int32_t rows, columns, inner;
+  float alpha;
+  int32_t accumulate;  // 1: C is added to, in float32
+  int32_t reserved;
+};
+FLASHATTN_FIELDS(MatmulParams, a, b, c, bias, packed_a, packed_b, batch, rows, columns, inner, alpha, accumulate,
+                 reserved);
+
+}  // namespace flashattn
