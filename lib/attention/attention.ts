@@ -120,7 +120,10 @@ export function forwardOperands(
     value,
     out: viewOf(out, problem.layout, 'out', backend),
     lse: lse.flat('lse', backend),
-    ...extras,
+    bias: extras.bias,
+    alibi: extras.alibi,
+    relativeTable: extras.relativeTable,
+    sink: extras.sink,
   });
 }
 
@@ -209,19 +212,31 @@ export function backwardOperands(
   { dLse }: BackwardExtras,
 ): (gradients: Gradients) => BackwardOperands {
   const { backend } = saved.q;
-  const ofForward = forwardOperands(problem, saved, options)(saved as Outputs);
+  const { query, key, value, out, lse, bias, alibi, relativeTable, sink } = forwardOperands(
+    problem,
+    saved,
+    options,
+  )(saved as Outputs);
   const dOutView = viewOf(dOut, problem.layout, 'dOut', backend);
   const dLseFlat = dLse?.flat('dLse', backend);
   return ({ dq, dk, dv, dBias, dRelativeBias, dSink }) => ({
-    ...ofForward,
+    query,
+    key,
+    value,
+    out,
+    lse,
+    bias,
+    alibi,
+    relativeTable,
+    sink,
     dOut: dOutView,
-    ...(dLseFlat && { dLse: dLseFlat }),
+    dLse: dLseFlat,
     dQuery: viewOf(dq, problem.layout, 'dq', backend),
     dKey: viewOf(dk, problem.layout, 'dk', backend),
     dValue: viewOf(dv, problem.layout, 'dv', backend),
-    ...(dBias && { dBias: dBias.flat('dBias', backend) }),
-    ...(dRelativeBias && { dRelative: dRelativeBias.flat('dRelativeBias', backend) }),
-    ...(dSink && { dSink: dSink.flat('dSink', backend) }),
+    dBias: dBias?.flat('dBias', backend),
+    dRelative: dRelativeBias?.flat('dRelativeBias', backend),
+    dSink: dSink?.flat('dSink', backend),
   });
 }
 

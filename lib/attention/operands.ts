@@ -51,10 +51,10 @@ function readExtras(options: AttentionOptions, backend: Backend): AttentionExtra
   const { alibi, relativeBias, sink } = options;
   const term = additiveTerm(options);
   return {
-    ...(term && { bias: stridedTerm(term.tensor, term.name, backend) }),
-    ...(alibi && 'shape' in alibi && { alibi: alibi.flat('alibi', backend) }),
-    ...(relativeBias && { relativeTable: relativeBias.table.flat('relativeBias.table', backend) }),
-    ...(sink && { sink: sink.flat('sink', backend) }),
+    bias: term && stridedTerm(term.tensor, term.name, backend),
+    alibi: alibi && 'shape' in alibi ? alibi.flat('alibi', backend) : undefined,
+    relativeTable: relativeBias?.table.flat('relativeBias.table', backend),
+    sink: sink?.flat('sink', backend),
   };
 }
 

@@ -65,13 +65,13 @@ export interface AttentionProblem {
 /** The tensors that options bring along, shared by forward and backward. */
 export interface AttentionExtras {
   /** [batch, heads, Nq, Nk] with stride 0 where it broadcasts; `shape` is `problem.biasShape`. */
-  readonly bias?: Strided;
+  readonly bias?: Strided | undefined;
   /** Contiguous [heads] or [batch, heads]. */
-  readonly alibi?: Flat;
+  readonly alibi?: Flat | undefined;
   /** Contiguous [buckets, heads]. */
-  readonly relativeTable?: Flat;
+  readonly relativeTable?: Flat | undefined;
   /** Contiguous [heads]. */
-  readonly sink?: Flat;
+  readonly sink?: Flat | undefined;
 }
 
 export interface ForwardOperands extends AttentionExtras {
@@ -85,14 +85,14 @@ export interface ForwardOperands extends AttentionExtras {
 
 export interface BackwardOperands extends ForwardOperands {
   readonly dOut: View;
-  readonly dLse?: Flat;
+  readonly dLse?: Flat | undefined;
   readonly dQuery: View;
   readonly dKey: View;
   readonly dValue: View;
   /** Contiguous, of shape `problem.biasShape`. */
-  readonly dBias?: Flat;
-  readonly dRelative?: Flat;
-  readonly dSink?: Flat;
+  readonly dBias?: Flat | undefined;
+  readonly dRelative?: Flat | undefined;
+  readonly dSink?: Flat | undefined;
 }
 
 /** Rows of lse over all batches and heads. */

@@ -59,10 +59,11 @@ const params = struct('MatmulParams', {
   reserved: 'int32',
 });
 
-const padded = (values: readonly number[], by: number): number[] => [
-  ...new Array<number>(mostBatchAxes - values.length).fill(by),
-  ...values,
-];
+function padded(values: readonly number[], by: number): number[] {
+  const result = [by, by, by, by];
+  for (let at = 0; at < values.length; at++) result[mostBatchAxes - values.length + at] = values[at];
+  return result;
+}
 
 const refOf = (matrices: Matrices | undefined) =>
   matrices && {
@@ -75,17 +76,20 @@ const refOf = (matrices: Matrices | undefined) =>
 
 const product = (values: readonly number[]) => values.reduce((a, b) => a * b, 1);
 
-/** Scratch memory of a launch; see native/cpu/matmul.h. */
-export interface PackedFactors {
+interface MatmulLaunch {
+  readonly product: MatmulOperands;
+  /** Scratch memory, where `packedElements` says so. */
   readonly packedA?: DeviceBuffer | undefined;
   readonly packedB?: DeviceBuffer | undefined;
 }
 
-export const matmul = operation('matmul', params, (operands: MatmulOperands & PackedFactors) => {
-  const { a, b, c, bias, batch, rows, columns, inner, alpha, accumulate, packedA, packedB } = operands;
+export const matmul = operation('matmul', params, ({ product: operands, packedA, packedB }: MatmulLaunch) => {
+  const { a, b, c, bias, batch, rows, columns, inner, alpha, accumulate } = operands;
   const count = product(batch) * rows * columns;
   if (count === 0) return undefined;
-  const scratch = [packedA, packedB].filter((buffer) => buffer !== undefined);
+  const writes = [c.buffer];
+  if (packedA) writes.push(packedA);
+  if (packedB) writes.push(packedB);
   return {
     params: {
       a: refOf(a),
@@ -101,8 +105,8 @@ export const matmul = operation('matmul', params, (operands: MatmulOperands & Pa
       alpha,
       accumulate: accumulate ? 1 : 0,
     },
-    reads: [a.buffer, b.buffer, ...(bias ? [bias.buffer] : [])],
-    writes: [c.buffer, ...scratch],
+    reads: bias ? [a.buffer, b.buffer, bias.buffer] : [a.buffer, b.buffer],
+    writes,
     work: 2 * count * Math.max(1, inner),
   };
 });

@@ -28,37 +28,53 @@ export interface MatmulIntoOptions<D extends DType> extends MatmulOptions {
   readonly accumulateInto: Tensor<D, Shape>;
 }
 
-/** The shape of a batch of which each entry is one of `a` and one of `b`. @throws ERR_SHAPE */
-function broadcastBatch(a: Shape, b: Shape, say: () => string): number[] {
+/**
+ * [...batch, rows, columns] of the product, with the batch axes broadcast. By index, as in all that each call runs: shapes
+ * are frozen, and methods of frozen arrays are slow.
+ *
+ * @throws ERR_SHAPE
+ */
+function shapeOfProduct(a: Shape, b: Shape): number[] {
   const rank = Math.max(a.length, b.length);
-  return Array.from({ length: rank }, (_, axis) => {
-    const [n, m] = [a[axis - rank + a.length] ?? 1, b[axis - rank + b.length] ?? 1];
+  const shape = new Array<number>(rank);
+  for (let axis = 0; axis < rank - 2; axis++) {
+    const [ofA, ofB] = [axis - rank + a.length, axis - rank + b.length];
+    const n = ofA < 0 ? 1 : a[ofA];
+    const m = ofB < 0 ? 1 : b[ofB];
     if (n !== m && n !== 1 && m !== 1)
-      throw shapeError(`${say()}; the batch axes must be equal or 1, but ${n} meets ${m}`);
-    return n === 1 ? m : n;
-  });
+      throw shapeError(`${showBoth(a, b)}; the batch axes must be equal or 1, but ${n} meets ${m}`);
+    shape[axis] = n === 1 ? m : n;
+  }
+  const inner = a[a.length - 1];
+  if (b[b.length - 2] !== inner)
+    throw shapeError(
+      `${showBoth(a, b)}; the last axis of a, ${inner}, must be the last but one of b, ${b[b.length - 2]}`,
+    );
+  shape[rank - 2] = a[a.length - 2];
+  shape[rank - 1] = b[b.length - 1];
+  return shape;
 }
 
-/** A tensor of at least rank 2 as matrices of a batch. */
-function matricesOf(t: Tensor, argument: string, batch: Shape, backend: Backend): Matrices {
+const showBoth = (a: Shape, b: Shape) => `a has shape ${show(a)} and b ${show(b)}`;
+
+/** A tensor as matrices of a batch of so many axes. */
+function matricesOf(t: Tensor, argument: string, axes: number, backend: Backend): Matrices {
   const { shape, strides, dtype } = t;
-  const strideOf = (axis: number) => (axis < 0 || shape[axis] === 1 ? 0 : strides[axis]);
   const rank = shape.length;
-  return {
-    ...t.operand(argument, backend),
-    dtype,
-    row: strideOf(rank - 2),
-    column: rank === 0 || shape[rank - 1] === 1 ? 0 : strides[rank - 1],
-    batch: batch.map((_, axis) => strideOf(axis - batch.length + rank - 2)),
-  };
+  const strideOf = (axis: number) => (axis < 0 || shape[axis] === 1 ? 0 : strides[axis]);
+  const batch = new Array<number>(axes);
+  for (let axis = 0; axis < axes; axis++) batch[axis] = strideOf(axis - axes + rank - 2);
+  const { buffer, offset } = t.operand(argument, backend);
+  return { buffer, offset, dtype, row: strideOf(rank - 2), column: strideOf(rank - 1), batch };
 }
 
 function checkMatrix(t: unknown, argument: string): asserts t is Tensor {
   checkTensor(t, argument);
   if (t.shape.length < 2)
     throw shapeError(`${argument} has shape ${show(t.shape)}; it must be a matrix or a batch of matrices`);
-  for (const n of t.shape.slice(-2))
-    if (n > mostRows) throw shapeError(`${argument} has shape ${show(t.shape)}; a matrix has fewer than 2^31 rows`);
+  const rank = t.shape.length;
+  if (t.shape[rank - 2] > mostRows || t.shape[rank - 1] > mostRows)
+    throw shapeError(`${argument} has shape ${show(t.shape)}; a matrix has fewer than 2^31 rows and columns`);
 }
 
 function checkBias(bias: unknown, result: Shape): asserts bias is Tensor {
@@ -80,21 +96,15 @@ function checkTarget(target: unknown, result: Shape): asserts target is Tensor {
 function launchAll(backend: Backend, operands: MatmulOperands): void {
   for (const launch of matmulLaunches(operands)) {
     const elements = packedElements(launch);
-    const scratch: DeviceBuffer[] = [];
-    const allocate = (count: number) => {
-      if (count === 0) return undefined;
-      const buffer = backend.allocate(4 * count, 'deviceWritten');
-      scratch.push(buffer);
-      return buffer;
-    };
+    let packedA: DeviceBuffer | undefined;
+    let packedB: DeviceBuffer | undefined;
     try {
-      backend.launch(matmulOperation, {
-        ...launch,
-        packedA: allocate(elements.a),
-        packedB: allocate(elements.b),
-      });
+      if (elements.a > 0) packedA = backend.allocate(4 * elements.a, 'deviceWritten');
+      if (elements.b > 0) packedB = backend.allocate(4 * elements.b, 'deviceWritten');
+      backend.launch(matmulOperation, { product: launch, packedA, packedB });
     } finally {
-      for (const buffer of scratch) backend.free(buffer);
+      if (packedA) backend.free(packedA);
+      if (packedB) backend.free(packedB);
     }
   }
 }
@@ -130,33 +140,30 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions & Partial<Ma
   checkOptions(options, ['alpha', 'bias', 'accumulateInto']);
   const { alpha = 1, bias, accumulateInto } = options;
   checkFloat32(alpha, 'alpha');
-  const say = () => `a has shape ${show(a.shape)} and b ${show(b.shape)}`;
   if (a.dtype !== b.dtype)
     throw new FlashAttnError('ERR_DTYPE', `a is ${a.dtype} and b is ${b.dtype}; they must be the same`);
-  const [rows, inner] = a.shape.slice(-2);
-  const [others, columns] = b.shape.slice(-2);
-  if (inner !== others)
-    throw shapeError(`${say()}; the last axis of a, ${inner}, must be the last but one of b, ${others}`);
-  const batch = broadcastBatch(a.shape.slice(0, -2), b.shape.slice(0, -2), say);
-  const shape = [...batch, rows, columns];
+  const shape = shapeOfProduct(a.shape, b.shape);
   if (bias !== undefined) checkBias(bias, shape);
   if (accumulateInto !== undefined) checkTarget(accumulateInto, shape);
   const { backend } = a;
+  const axes = shape.length - 2;
   const operands = {
-    a: matricesOf(a, 'a', batch, backend),
-    b: matricesOf(b, 'b', batch, backend),
-    bias: bias && matricesOf(bias, 'bias', batch, backend),
+    a: matricesOf(a, 'a', axes, backend),
+    b: matricesOf(b, 'b', axes, backend),
+    bias: bias && matricesOf(bias, 'bias', axes, backend),
   };
-  const target = accumulateInto && matricesOf(accumulateInto, 'accumulateInto', batch, backend);
+  const target = accumulateInto && matricesOf(accumulateInto, 'accumulateInto', axes, backend);
   const result = accumulateInto ?? allocateTensor(backend, shape, a.dtype);
   try {
     launchAll(backend, {
-      ...operands,
-      c: target ?? matricesOf(result, 'the result', batch, backend),
-      batch,
-      rows,
-      columns,
-      inner,
+      a: operands.a,
+      b: operands.b,
+      c: target ?? matricesOf(result, 'the result', axes, backend),
+      bias: operands.bias,
+      batch: shape.slice(0, axes),
+      rows: shape[axes],
+      columns: shape[axes + 1],
+      inner: a.shape[a.shape.length - 1],
       alpha,
       accumulate: target !== undefined,
     });

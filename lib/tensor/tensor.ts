@@ -276,14 +276,15 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
 
   /** @internal */
   flat(argument: string, backend: Backend): Flat {
-    const operand = this.operand(argument, backend);
+    const { buffer, offset } = this.operand(argument, backend);
     if (!this.isContiguous) throw shapeError(`${argument} must be contiguous, this is a strided view`);
-    return { ...operand, dtype: this.dtype, count: this.size };
+    return { buffer, offset, dtype: this.dtype, count: this.size };
   }
 
   /** @internal */
   strided(argument: string, backend: Backend): Strided {
-    return { ...this.operand(argument, backend), dtype: this.dtype, shape: this.shape, strides: this.strides };
+    const { buffer, offset } = this.operand(argument, backend);
+    return { buffer, offset, dtype: this.dtype, shape: this.shape, strides: this.strides };
   }
 
   /** @internal */
