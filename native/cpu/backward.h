@@ -81,7 +81,7 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, float factor,
 
   product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.head_dim, ws.key + skipped, ws.query_columns,
                                                     ws.probability, kQueryTile);
-  finish_scores(at, ws.probability, ws.softcap_slope);
+  finish_scores(at, ws.probability, product_factor(at.p), ws.softcap_slope);
   if (partial) hide_scores(at, ws.probability);
   const bool guarded = (partial || p.bias.data) &&
                        !(ws.keys_finite && ws.rows_finite && all_finite(ws.query, at.query_count(), p.head_dim) &&
@@ -211,7 +211,7 @@ FLASHATTN_CALLED void refine_rows(Place at, const Sequence& s, BackwardWorkspace
     load_rows(ws.key, p.key, at.b, s.key_begin + met.keys.begin, met.key_count(), at.h / p.group(), p.head_dim);
     product<KeyRowsTimesQueryColumns, Accumulate::No>(met.key_count(), met.query_vectors(), p.head_dim, ws.key,
                                                       ws.query_columns, ws.probability, kQueryTile);
-    finish_scores(met, ws.probability);
+    finish_scores(met, ws.probability, product_factor(met.p));
     if (met.cover() == Cover::Partial) hide_scores(met, ws.probability);
     online_softmax(met.key_count(), met.query_vectors(), ws.softmax, ws.probability, ws.shrink);
   });

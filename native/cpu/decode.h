@@ -136,7 +136,7 @@ class Decoder {
     // A hidden value may be NaN, which a weight of 0 does not hide.
     const bool partial = at_.cover() == Cover::Partial, hides = partial || p_.bias.data;
     for_each_place([&](const Place& at, int column) {
-      finish_scores(at, ws_.scores + column);
+      finish_scores(at, ws_.scores + column, product_factor(at.p));
       if (partial) hide_scores(at, ws_.scores + column);
       if (hides) mark_hidden(at, ws_.scores + column, ws_.hidden + column);
     });

@@ -3,6 +3,7 @@
 // An item is a few query tiles of one head. Each key tile is loaded once and meets all of them; nothing of size
 // queries x keys exists anywhere but in the score tile.
 #pragma once
+#include "pairs.h"
 #include "softmax.h"
 
 namespace flashattn {
@@ -55,7 +56,7 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   }
   product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, key, tile.query,
                                                     ws.scores, kQueryTile);
-  finish_scores(at, ws.scores);
+  finish_scores(at, ws.scores, product_factor(p));
   if (partial) hide_scores(at, ws.scores);
 
   const bool guarded = (partial || p.bias.data) && !ws.value_finite.check(ws.value, loaded.key_count(), p.value_dim);
@@ -77,6 +78,34 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
     product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, at.key_count(), ws.scores, value,
                                                     tile.out, kRowStride, ws.shrink);
   }
+}
+
+/** The same on pairs, which are all ordinary. */
+FLASHATTN_CALLED void meet_key_pairs(const Place& loaded, ForwardTile& tile, ForwardWorkspace& ws) {
+  const Place at = loaded.narrowed_to_pairs();
+  if (at.key_count() <= 0) return;
+  const AttentionParams& p = at.p;
+  const int skipped = at.keys.begin - loaded.keys.begin, value_vectors = divide_up(p.value_dim, kLanes);
+  const float* key = ws.key + size_t(skipped) * kRowStride;          // [key][head dim / 2]
+  const float* value = ws.value + size_t(skipped / 2) * kRowStride;  // [key / 2][value dim]
+
+  if (tile.block.was_full()) {
+    carry_rows(tile.block.carried, tile.total, tile.out, at.query_count(), p.value_dim);
+    tile.block.carried = true;
+  }
+  product<PairsOf<KeyRowsTimesQueryColumns>, Accumulate::No>(
+      at.key_count(), at.query_vectors(), divide_up(p.head_dim, 2), key, tile.query, ws.scores, kQueryTile);
+  finish_scores(at, ws.scores, p.scale);
+  if (at.cover() == Cover::Partial) hide_scores(at, ws.scores);
+  const bool raised = online_softmax(at.key_count(), at.query_vectors(), tile.softmax, ws.scores, ws.shrink);
+  if (raised && tile.block.carried) multiply_rows(tile.total, ws.shrink, at.query_count(), p.value_dim);
+  if (p.dropout.threshold) {
+    dropout_factors(at, ws.factors);
+    multiply_scores(at, ws.scores, ws.factors);
+  }
+  pair_scores(at.key_count(), at.query_vectors(), ws.scores);
+  product<PairsOf<ScoresTimesKeyRows>, Accumulate::Scaled>(
+      at.query_count(), value_vectors, divide_up(at.key_count(), 2), ws.scores, value, tile.out, kRowStride, ws.shrink);
 }
 
 /**
@@ -145,35 +174,72 @@ struct QueryTiles {
   }
 };
 
-/** All that the queries see goes into ws.tiles, with values times `shrunk`. */
-FLASHATTN_CALLED void attend(Place at, const Sequence& s, const QueryTiles& tiles, float shrunk, ForwardWorkspace& ws) {
+inline uint32_t* words_of(float* tile) { return reinterpret_cast<uint32_t*>(tile); }
+
+/** A query tile is loaded and its state begins. Returns whether it can be had as pairs, where they are wanted. */
+template <bool kPairs>
+FLASHATTN_CALLED bool start_tile(const Place& at, const Sequence& s, Range queries, ForwardTile& tile,
+                                 ForwardWorkspace& ws) {
   const AttentionParams& p = at.p;
-  const int kv_head = at.h / p.group();
-  for (int t = 0; t < tiles.count(); ++t) {
-    ForwardTile& tile = ws.tiles[t];
-    const Range range = tiles[t];
-    const int rows = range.end - range.begin;
-    load_rows(ws.rows, p.query, at.b, s.query_begin + range.begin, rows, at.h, p.head_dim);
+  const int rows = queries.end - queries.begin;
+  bool fits = true;
+  if constexpr (kPairs) {
+    fits = load_pairs(words_of(ws.rows), p.query, at.b, s.query_begin + queries.begin, rows, at.h, p.head_dim);
+    transpose_pairs(words_of(tile.query), words_of(ws.rows), rows, divide_up(p.head_dim, 2));
+  } else {
+    load_rows(ws.rows, p.query, at.b, s.query_begin + queries.begin, rows, at.h, p.head_dim);
     transpose_rows(tile.query, ws.rows, rows, p.head_dim, query_factor(p));
-    start_softmax(p, at.h, tile.softmax);
-    clear_rows(tile.out, rows, p.value_dim);
-    tile.block = {};
   }
-  const Range visible = at.band.visible_keys(tiles.queries, s.key_length);
-  for_key_tiles(p, at.b, at.h, tiles.queries, visible, [&](Range keys, const Meeting* meetings) {
-    at.keys = keys;
-    load_rows(ws.key, p.key, at.b, s.key_begin + keys.begin, at.key_count(), kv_head, p.head_dim);
-    load_rows(ws.value, p.value, at.b, s.key_begin + keys.begin, at.key_count(), kv_head, p.value_dim);
+  start_softmax(p, at.h, tile.softmax);
+  clear_rows(tile.out, rows, p.value_dim);
+  tile.block = {};
+  return fits;
+}
+
+/** Keys and values of a tile are loaded. Returns whether they can be had as pairs, where they are wanted. */
+template <bool kPairs>
+FLASHATTN_CALLED bool load_keys(const Place& at, const Sequence& s, float shrunk, ForwardWorkspace& ws) {
+  const AttentionParams& p = at.p;
+  const int kv_head = at.h / p.group(), begin = s.key_begin + at.keys.begin;
+  if constexpr (kPairs) {
+    return load_pairs(words_of(ws.key), p.key, at.b, begin, at.key_count(), kv_head, p.head_dim) &&
+           load_row_pairs(words_of(ws.value), p.value, at.b, begin, at.key_count(), kv_head, p.value_dim);
+  } else {
+    load_rows(ws.key, p.key, at.b, begin, at.key_count(), kv_head, p.head_dim);
+    load_rows(ws.value, p.value, at.b, begin, at.key_count(), kv_head, p.value_dim);
     if (shrunk != 1) scale_rows(ws.value, at.key_count(), p.value_dim, shrunk);
     ws.value_finite = {};
-    for (int t = 0; t < tiles.count(); ++t) {
+    return true;
+  }
+}
+
+/**
+ * All that the queries see goes into ws.tiles, with values times `shrunk`. Returns false where it cannot be had as pairs:
+ * what has been computed is worth nothing then.
+ */
+template <bool kPairs>
+FLASHATTN_CALLED bool attend(Place at, const Sequence& s, const QueryTiles& tiles, float shrunk, ForwardWorkspace& ws) {
+  const AttentionParams& p = at.p;
+  bool fits = true;
+  for (int t = 0; t < tiles.count() && fits; ++t) fits = start_tile<kPairs>(at, s, tiles[t], ws.tiles[t], ws);
+  if (!fits) return false;
+  const Range visible = at.band.visible_keys(tiles.queries, s.key_length);
+  for_key_tiles(p, at.b, at.h, tiles.queries, visible, [&](Range keys, const Meeting* meetings) {
+    if (!fits) return;
+    at.keys = keys;
+    fits = load_keys<kPairs>(at, s, shrunk, ws);
+    for (int t = 0; t < tiles.count() && fits; ++t) {
       at.queries = tiles[t];
       const int block = p.block_mask.block_size ? t * kQueryTile / p.block_mask.block_size : 0;
       if (!meetings[block].visible) continue;
       at.bits = meetings[block].bits;
-      meet_keys(at, ws.tiles[t], ws);
+      if constexpr (kPairs)
+        meet_key_pairs(at, ws.tiles[t], ws);
+      else
+        meet_keys(at, ws.tiles[t], ws);
     }
   });
+  return fits;
 }
 
 }  // namespace detail
@@ -181,14 +247,16 @@ FLASHATTN_CALLED void attend(Place at, const Sequence& s, const QueryTiles& tile
 /** Attention of a few queries of one head: at most kMaxTilesPerItem tiles. */
 inline void attend_and_finish(Place at, const Sequence& s, Range queries, ForwardWorkspace& ws) {
   const detail::QueryTiles tiles{queries};
-  detail::attend(at, s, tiles, 1, ws);
+  bool attended = false;
+  if constexpr (kHasPairs) attended = at.p.query.dtype == DType::BFloat16 && detail::attend<true>(at, s, tiles, 1, ws);
+  if (!attended) detail::attend<false>(at, s, tiles, 1, ws);
   bool overflowed = false;
   for (int t = 0; t < tiles.count(); ++t) {
     at.queries = tiles[t];
     overflowed |= detail::finish_tile(at, s, ws.tiles[t]);
   }
   if (!overflowed) return;
-  detail::attend(at, s, tiles, detail::kShrunk, ws);
+  detail::attend<false>(at, s, tiles, detail::kShrunk, ws);
   for (int t = 0; t < tiles.count(); ++t) {
     at.queries = tiles[t];
     detail::restore_tile(at, s, ws.tiles[t]);

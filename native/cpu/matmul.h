@@ -63,7 +63,7 @@ FLASHATTN_INLINE Vec load_elements(const uint8_t* from, DType dtype) {
 
 /** One factor of one entry of the batch: its outer dim is that of C, the rows of A or the columns of B. */
 struct Factor {
-  const uint8_t* data;  // [outer, inner]
+  const uint8_t* data;   // [outer, inner]
   int64_t outer, inner;  // strides
   DType dtype;
   int count;  // of the outer dim
@@ -130,7 +130,8 @@ struct MatmulGrid {
 
   /** Fewer panels an item where there would be too few items for many threads. */
   explicit MatmulGrid(const MatmulParams& p)
-      : row_panels(kMatmulTile.row_panels), column_panels(kMatmulTile.column_panels) {
+      : row_panels(kMatmulTile.row_panels),
+        column_panels(kMatmulTile.column_panels) {
     constexpr int kWanted = 16;
     for (;;) {
       row_tiles = divide_up(p.rows, row_panels * kMatmulTile.rows);
@@ -172,22 +173,18 @@ struct Packed {
   size_t panel;  // floats
 
   Packed(float* to, int outer, int per_panel, int width, const MatmulParams& p, const MatrixRef& matrix)
-      : data(to), panels(divide_up(outer, per_panel)), panel(size_t(p.inner) * width) {
+      : data(to),
+        panels(divide_up(outer, per_panel)),
+        panel(size_t(p.inner) * width) {
     bool shared = true;
     for (int axis = 0; axis < 4; ++axis) shared &= p.batch[axis] == 1 || matrix.batch[axis] == 0;
     entries = !data ? 0 : shared ? 1 : static_cast<int>(MatmulGrid::batch(p));
   }
-  float* at(int64_t entry, int index) const {
-    return data + ((entries == 1 ? 0 : entry) * panels + index) * panel;
-  }
+  float* at(int64_t entry, int index) const { return data + ((entries == 1 ? 0 : entry) * panels + index) * panel; }
 };
 
-inline Packed packed_a(const MatmulParams& p) {
-  return {p.packed_a, p.rows, kMatmulTile.rows, kPackedRows, p, p.a};
-}
-inline Packed packed_b(const MatmulParams& p) {
-  return {p.packed_b, p.columns, kPanelColumns, kPanelColumns, p, p.b};
-}
+inline Packed packed_a(const MatmulParams& p) { return {p.packed_a, p.rows, kMatmulTile.rows, kPackedRows, p, p.a}; }
+inline Packed packed_b(const MatmulParams& p) { return {p.packed_b, p.columns, kPanelColumns, kPanelColumns, p, p.b}; }
 
 // What an item of the packing phase handles: so many panels.
 constexpr int kPanelsPerItem = 4;
@@ -261,8 +258,10 @@ FLASHATTN_CALLED void matmul_packing_item(const MatmulParams& p, int item) {
   using namespace detail;
   const Packed a = packed_a(p), b = packed_b(p);
   const int of_b = packing_items(b);
-  if (item < of_b) pack_item<kPanelColumns>(b, kPanelColumns, item, p, factor_b);
-  else pack_item<kPackedRows>(a, kMatmulTile.rows, item - of_b, p, factor_a);
+  if (item < of_b)
+    pack_item<kPanelColumns>(b, kPanelColumns, item, p, factor_b);
+  else
+    pack_item<kPackedRows>(a, kMatmulTile.rows, item - of_b, p, factor_a);
 }
 
 inline int matmul_items(const MatmulParams& p) {
@@ -295,17 +294,19 @@ FLASHATTN_CALLED void matmul_item(const MatmulParams& p, int item, MatmulWorkspa
         pack_panel<kPackedRows>(const_cast<float*>(panel_of_a(r)), a, i + r, k, steps);
     for (int n = 0; n < columns; n += kPanelColumns) {
       const float* panel = ws.b;
-      if (packed_columns.data) panel = packed_columns.at(entry, (j + n) / kPanelColumns) + size_t(k) * kPanelColumns;
-      else pack_panel<kPanelColumns>(ws.b, b, j + n, k, steps);
+      if (packed_columns.data)
+        panel = packed_columns.at(entry, (j + n) / kPanelColumns) + size_t(k) * kPanelColumns;
+      else
+        pack_panel<kPanelColumns>(ws.b, b, j + n, k, steps);
       for (int r = 0; r < rows; r += kMatmulTile.rows) {
         const int count = min(kMatmulTile.rows, rows - r);
         float* c = ws.c + r * kTileColumns + n;
         if (k == 0)
           product_strip<Panels, Accumulate::No, kMatmulTile.rows, kMatmulTile.vectors>(count, steps, panel_of_a(r),
-                                                                                      panel, c, kTileColumns, nullptr);
-        else
-          product_strip<Panels, Accumulate::Yes, kMatmulTile.rows, kMatmulTile.vectors>(count, steps, panel_of_a(r),
                                                                                        panel, c, kTileColumns, nullptr);
+        else
+          product_strip<Panels, Accumulate::Yes, kMatmulTile.rows, kMatmulTile.vectors>(
+              count, steps, panel_of_a(r), panel, c, kTileColumns, nullptr);
       }
     }
   }

@@ -13,6 +13,10 @@ namespace flashattn {
 
 enum class Accumulate { No, Yes, Scaled };
 
+struct Floats {
+  FLASHATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return flashattn::multiply_add(a, b, c); }
+};
+
 /**
  * Strides, in floats: A[r, k] = a[r * kRow + k * kInner], B[k, n] = b[k * kOuter + n]. Rows of B are asked for kAhead rows
  * before they are needed, where they come from farther away than the second cache.
@@ -20,6 +24,7 @@ enum class Accumulate { No, Yes, Scaled };
 template <int kRow_, int kInner_, int kOuter_, int kAhead_ = 0>
 struct Strides {
   static constexpr int kRow = kRow_, kInner = kInner_, kOuter = kOuter_, kAhead = kAhead_;
+  using Arithmetic = Floats;
 };
 
 namespace detail {
@@ -61,7 +66,7 @@ FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, f
     for (int r = 0; r < kRows; ++r) {
       const Vec element = load_splat(a + r * S::kRow);
 #pragma clang loop unroll(full)
-      for (int v = 0; v < kVecs; ++v) acc[r][v] = multiply_add(element, columns[v], acc[r][v]);
+      for (int v = 0; v < kVecs; ++v) acc[r][v] = S::Arithmetic::multiply_add(element, columns[v], acc[r][v]);
     }
     a += S::kInner;
     b += S::kOuter;

@@ -46,6 +46,17 @@ struct Place {
     return narrow;
   }
 
+  /** Narrowed to whole pairs of keys, of those that were loaded; those that nobody sees are hidden like others. */
+  Place narrowed_to_pairs() const {
+    Place narrow = narrowed();
+    if (narrow.key_count() <= 0) return narrow;
+    const Range pairs{narrow.keys.begin - ((narrow.keys.begin - keys.begin) & 1),
+                      min(narrow.keys.end + ((narrow.keys.end - keys.begin) & 1), keys.end)};
+    if (pairs.begin != narrow.keys.begin || pairs.end != narrow.keys.end) narrow.bits = bits;
+    narrow.keys = pairs;
+    return narrow;
+  }
+
   int query_count() const { return queries.end - queries.begin; }
   int key_count() const { return keys.end - keys.begin; }
   int query_vectors() const { return divide_up(query_count(), kLanes); }
@@ -139,10 +150,13 @@ inline int relative_bucket(const RelativeParams& r, int i, int j) {
   return r.buckets[key - query + r.origin];
 }
 
-/** In: q.k * query_factor. Out: logits. `softcap_slopes` (optional) receives d(softcap) / d(its argument). */
-FLASHATTN_CALLED void finish_scores(const Place& at, float* scores, float* softcap_slopes = nullptr) {
+/**
+ * In: q.k, `factor` times smaller than it is to be. Out: logits. `softcap_slopes` (optional) receives d(softcap) / d(its
+ * argument).
+ */
+FLASHATTN_CALLED void finish_scores(const Place& at, float* scores, float factor, float* softcap_slopes = nullptr) {
   const AttentionParams& p = at.p;
-  if (const float factor = product_factor(p); factor != 1) scale_scores(at, scores, factor);
+  if (factor != 1) scale_scores(at, scores, factor);
   if (p.softcap > 0) detail::apply_softcap(at, scores, softcap_slopes);
   if (p.bias.data) detail::add_bias(at, scores);
   if (p.relative.table)

@@ -9,6 +9,10 @@ const flags: Readonly<Record<string, readonly string[]>> = {
   avx2: ['-mavx2', '-mfma', '-mf16c'],
   // GCC takes what its own header leaves undefined for a mistake of ours.
   avx512: ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mfma', '-mf16c', '-Wno-maybe-uninitialized'],
+  avx512bf16: [
+    ...['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mavx512bf16', '-mfma', '-mf16c'],
+    '-Wno-maybe-uninitialized',
+  ],
   neon: [],
 };
 

@@ -13,7 +13,11 @@ namespace {
 /** Two entries of a batch; the last two dims lie in memory in either order. */
 struct Matrices {
   Matrices(Random& random, int rows, int columns, DType dtype)
-      : rows(rows), columns(columns), transposed(random.chance(50)), shared(random.chance(30)), dtype(dtype),
+      : rows(rows),
+        columns(columns),
+        transposed(random.chance(50)),
+        shared(random.chance(30)),
+        dtype(dtype),
         bytes(size_t(shared ? 1 : 2) * rows * columns * element_size(dtype)) {
     for (int b = 0; b < (shared ? 1 : 2); ++b)
       for (int i = 0; i < rows; ++i)
@@ -50,9 +54,8 @@ bool matmul_case(uint64_t seed) {
     for (int i = 0; i < rows; ++i)
       for (int j = 0; j < columns; ++j) before.push_back(c.get(e, i, j));
   const auto packed = [&](int count, int width, bool shared) {
-    return Array<float>(random.chance(50) ? size_t(shared ? 1 : 2) * divide_up(count, width) * inner *
-                                                round_up(width, kLanes)
-                                          : 0);
+    return Array<float>(
+        random.chance(50) ? size_t(shared ? 1 : 2) * divide_up(count, width) * inner * round_up(width, kLanes) : 0);
   };
   const Array<float> packed_a = packed(rows, detail::kMatmulTile.rows, a.shared);
   const Array<float> packed_b = packed(columns, detail::kPanelColumns, b.shared);

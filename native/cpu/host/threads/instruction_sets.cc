@@ -1,8 +1,11 @@
 #include "instruction_sets.h"
 
+#include <algorithm>
+#include <chrono>
+
 // The build names what it compiled: FLASHATTN_HAS_<name>.
 #if defined(__x86_64__) || defined(_M_X64)
-extern "C" const cpu_host::KernelTable kernels_avx2, kernels_avx512;
+extern "C" const cpu_host::KernelTable kernels_avx2, kernels_avx512, kernels_avx512bf16;
 #else
 extern "C" const cpu_host::KernelTable kernels_neon;
 #endif
@@ -17,6 +20,7 @@ namespace {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+[[maybe_unused]] bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 [[maybe_unused]] bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
@@ -29,8 +33,11 @@ struct InstructionSet {
   bool (*supported)();
 };
 
-// The fastest first.
+// Each faster than the next, where it pays.
 constexpr InstructionSet kInstructionSets[] = {
+#if defined(FLASHATTN_HAS_avx512bf16)
+    {&kernels_avx512bf16, has_avx512bf16},
+#endif
 #if defined(FLASHATTN_HAS_avx512)
     {&kernels_avx512, has_avx512},
 #endif
@@ -42,13 +49,19 @@ constexpr InstructionSet kInstructionSets[] = {
 #endif
 };
 
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 }  // namespace
 
-std::vector<const KernelTable*> supported_kernels() {
-  std::vector<const KernelTable*> found;
-  for (const InstructionSet& set : kInstructionSets)
-    if (set.supported()) found.push_back(set.kernels);
-  return found;
+const std::vector<const KernelTable*>& supported_kernels() {
+  static const auto sorted = [] {
+    std::vector<const KernelTable*> found;
+    for (const InstructionSet& set : kInstructionSets)
+      if (set.supported()) found.push_back(set.kernels);
+    std::stable_partition(found.begin(), found.end(), [](const KernelTable* kernels) { return kernels->pays(now); });
+    return found;
+  }();
+  return sorted;
 }
 
 std::vector<std::string> unsupported_names() {

@@ -8,7 +8,7 @@
 namespace cpu_host {
 
 /** Those that this machine runs, the fastest first. */
-std::vector<const KernelTable*> supported_kernels();
+const std::vector<const KernelTable*>& supported_kernels();
 
 /** The names of those that this build has but this machine does not run. */
 std::vector<std::string> unsupported_names();

@@ -31,6 +31,25 @@ void run(int launch, const void* params, int item, void* workspace) {
   phase_of(launch).run(params, item, *static_cast<Workspace*>(workspace));
 }
 
+template <class Arithmetic>
+double multiply_add_time(double (*now)()) {
+  float sink[4] = {0.9999f, 1e-4f};
+  double least = kInfinity;
+  for (int trial = 0; trial < 5; ++trial) {
+    const double start = now();
+    detail::multiply_adds<Arithmetic>(sink, 1 << 12);
+    if (const double time = now() - start; time < least) least = time;
+    sink[0] *= sink[2] > 0 ? 0.99f : 1.0f;  // uses the result, so that it is computed
+  }
+  return least;
+}
+
+/** A product of pairs stands for two multiply-adds; some processors take longer for it than for those. */
+bool pays([[maybe_unused]] double (*now)()) {
+  if constexpr (kHasPairs) return multiply_add_time<BFloat16Pairs>(now) < 1.5 * multiply_add_time<Floats>(now);
+  return true;
+}
+
 }  // namespace
 
 #define FLASHATTN_TEXT(word) FLASHATTN_TEXT_OF(word)
@@ -41,12 +60,7 @@ void run(int launch, const void* params, int item, void* workspace) {
 }  // namespace flashattn
 
 extern "C" const cpu_host::KernelTable FLASHATTN_JOIN(kernels_, FLASHATTN_ISA) = {
-    FLASHATTN_TEXT(FLASHATTN_ISA),
-    flashattn::kLanes,
-    sizeof(flashattn::Workspace),
-    flashattn::kMaxPhases,
-    flashattn::describe,
-    flashattn::partition_shape,
-    flashattn::count,
-    flashattn::run,
+    FLASHATTN_TEXT(FLASHATTN_ISA), flashattn::kLanes, sizeof(flashattn::Workspace),
+    flashattn::kMaxPhases,         flashattn::pays,   flashattn::describe,
+    flashattn::partition_shape,    flashattn::count,  flashattn::run,
 };

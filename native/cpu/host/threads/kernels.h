@@ -9,6 +9,8 @@ struct KernelTable {
   int lanes;         // floats in a vector
   size_t workspace_bytes;
   int max_phases;
+  /** Whether it is faster here than the next simpler set. `now`: any clock. */
+  bool (*pays)(double (*now)());
   /** Names of operations and fields of structs, ended by 0. */
   void (*describe)(char* to /* [8192] */);
   /** AttentionShape -> AttentionPartition */
