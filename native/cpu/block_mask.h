@@ -125,6 +125,35 @@ class ListCursor {
 
 inline constexpr int kMaxQueryBlocks = kMaxTilesPerItem * kQueryTile / 64;
 
+/** How some query blocks meet one key block. */
+struct Meetings {
+  Meeting of[kMaxQueryBlocks];
+
+  /** Whether the next key block is met as this one is, by all or none of each query block. */
+  bool continue_in(const Meetings& next, int blocks) const {
+    for (int i = 0; i < blocks; ++i)
+      if (of[i].visible != next.of[i].visible || of[i].bits.words || next.of[i].bits.words) return false;
+    return true;
+  }
+};
+
+/** The lists of some query blocks side by side. */
+struct ListCursors {
+  ListCursor of[kMaxQueryBlocks];
+  int blocks;
+
+  int key_block() const {
+    int least = ListCursor::kEnd;
+    for (int i = 0; i < blocks; ++i) least = min(least, of[i].key_block());
+    return least;
+  }
+  Meetings take(int key_block) {
+    Meetings meetings;
+    for (int i = 0; i < blocks; ++i) meetings.of[i] = of[i].take(key_block);
+    return meetings;
+  }
+};
+
 }  // namespace detail
 
 /**
@@ -138,18 +167,23 @@ inline void for_key_tiles(const AttentionParams& p, int b, int h, Range queries,
     const Meeting always{true, {}};
     return detail::for_tiles(visible, kKeyTile, {}, [&](Range keys, const BlockBits&) { f(keys, &always); });
   }
-  const int first = queries.begin / m.block_size, blocks = divide_up(queries.end, m.block_size) - first;
-  detail::ListCursor cursors[detail::kMaxQueryBlocks];
-  for (int i = 0; i < blocks; ++i)
-    cursors[i] = detail::ListCursor(m, m.grid(b, h) * m.query_blocks + first + i, first + i);
-  while (true) {
-    int key_block = detail::ListCursor::kEnd;
-    for (int i = 0; i < blocks; ++i) key_block = min(key_block, cursors[i].key_block());
-    if (key_block == detail::ListCursor::kEnd) return;
-    Meeting meetings[detail::kMaxQueryBlocks];
-    for (int i = 0; i < blocks; ++i) meetings[i] = cursors[i].take(key_block);
-    detail::for_tiles(detail::intersect(detail::block_range(m, key_block), visible), kKeyTile, {},
-                      [&](Range keys, const BlockBits&) { f(keys, meetings); });
+  const int first = queries.begin / m.block_size;
+  detail::ListCursors cursors{{}, divide_up(queries.end, m.block_size) - first};
+  for (int i = 0; i < cursors.blocks; ++i)
+    cursors.of[i] = detail::ListCursor(m, m.grid(b, h) * m.query_blocks + first + i, first + i);
+  for (int key_block = cursors.key_block(); key_block != detail::ListCursor::kEnd; key_block = cursors.key_block()) {
+    const detail::Meetings meetings = cursors.take(key_block);
+    // Blocks that follow one another and are met alike become one tile, as far as there is room in it.
+    int last = key_block;
+    while ((last + 2 - key_block) * m.block_size <= kKeyTile && cursors.key_block() == last + 1) {
+      detail::ListCursors next = cursors;
+      if (!meetings.continue_in(next.take(last + 1), cursors.blocks)) break;
+      cursors = next;
+      ++last;
+    }
+    const Range keys{key_block * m.block_size, (last + 1) * m.block_size};
+    detail::for_tiles(detail::intersect(keys, visible), kKeyTile, {},
+                      [&](Range tile, const BlockBits&) { f(tile, meetings.of); });
   }
 }
 
