@@ -8,7 +8,8 @@ namespace flashattn {
 #if !defined(__wasm__)
 namespace detail {
 using Halves = uint16_t __attribute__((vector_size(kLanes * 2)));
-using UnalignedHalves = uint16_t __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+static_assert(alignof(UnalignedHalves) == 2);
 }  // namespace detail
 #endif
 

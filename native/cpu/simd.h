@@ -31,8 +31,10 @@ using UintVec = uint32_t __attribute__((vector_size(kLanes * 4)));
 #define FLASHATTN_CALLED inline __attribute__((noinline))
 
 namespace detail {
-using UnalignedVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-using UnalignedUintVec = uint32_t __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+// Not `using`: there clang takes the size and silently drops the alignment.
+typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef uint32_t UnalignedUintVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+static_assert(alignof(UnalignedVec) == 4 && alignof(UnalignedUintVec) == 4);
 }  // namespace detail
 
 FLASHATTN_INLINE Vec load(const float* p) { return *reinterpret_cast<const detail::UnalignedVec*>(p); }
