@@ -79,7 +79,10 @@ export function packAll(out) {
   );
   const folders = [stageMain(manifest), ...built.map((target) => stageCuda(manifest, target))];
   const missing = [
-    ...targets.map((target) => fileOf(target)).filter((file) => !existsSync(file)),
+    ...targets
+      .map((target) => fileOf(target))
+      .filter((file) => !existsSync(file))
+      .map((file) => relative(root, file)),
     ...cudaPlatforms.filter((target) => !built.includes(target)).map(cudaName),
   ];
   return { tarballs: folders.map((folder) => pack(folder, out)), missing };
@@ -91,6 +94,6 @@ if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   });
   const { tarballs, missing } = packAll(resolve(flags.out));
   for (const tarball of tarballs) console.log(relative(root, tarball));
-  for (const name of missing) console[flags.release ? 'error' : 'log'](`not built: ${relative(root, resolve(name))}`);
+  for (const name of missing) console[flags.release ? 'error' : 'log'](`not built: ${name}`);
   if (flags.release && missing.length > 0) process.exitCode = 1;
 }

@@ -88,9 +88,10 @@ export function startSearch(kind: AddonKind): { readonly root: string; readonly 
       'tell the bundler that flashattn is external and install it there';
     return { problem: 'NO_PACKAGE', missing, tried: [] };
   }
+  const require = createRequire(join(root, 'package.json'));
   let loader: Loader;
   try {
-    loader = createRequire(join(root, 'package.json'))('node-gyp-build');
+    loader = require('node-gyp-build');
   } catch {
     const missing = `the package node-gyp-build, which finds ${kind.name}, is not installed: run npm install`;
     return { problem: 'NO_LOADER', missing, tried: [{ path: root, result: 'node-gyp-build is not found from here' }] };
