@@ -39,7 +39,7 @@ const matches = (text, pattern) => [...text.matchAll(pattern)];
 
 /**
  * What `readelf` prints of an addon, taken apart. `glibc` maps a version to the symbols that need it; a few features of
- * glibc, all later than 2.28, have a name such as ABI_DT_RELR for a version.
+ * glibc, all later than 2.28, have a name such as ABI_DT_RELR for a version. `plain`: symbols that need no version.
  */
 export function parseNeeds(text) {
   const libraries = matches(text, /\(NEEDED\)\s+Shared library: \[([^\]]+)\]/g).map(([, name]) => name);
@@ -50,7 +50,8 @@ export function parseNeeds(text) {
   };
   for (const [, version] of matches(text, /Name: GLIBC_(\S+)/g)) need(version);
   for (const [, symbol, version] of matches(text, /\bUND (\w+)@GLIBC_(\S+)/g)) need(version).add(symbol);
-  return { libraries, glibc };
+  const plain = matches(text, / GLOBAL .* UND (\w+)$/gm).map(([, symbol]) => symbol);
+  return { libraries, glibc, plain };
 }
 
 export const readNeeds = (path) => parseNeeds(readelf(['--dynamic', '--version-info', '--dyn-syms'], path));

@@ -1,9 +1,9 @@
 #!/usr/bin/env node
-// Builds the CUDA addon into build/addon and puts it where node-gyp-build looks for it, with --emulator the emulated one
-// into build/emulator, or with --cpu the one for native threads into build/cpu. CMake does the work; cmake-js tells it where the headers of Node-API are. prebuildify takes
-// this file for node-gyp when PREBUILD_NODE_GYP names it.
+// Builds the CUDA addon into build/addon, with --emulator the emulated one into build/emulator, or with --cpu the one for
+// native threads into build/cpu, and puts it where node-gyp-build looks for it. CMake does the work; cmake-js tells it
+// where the headers of Node-API are.
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { delimiter, dirname, join, relative } from 'node:path';
@@ -12,11 +12,14 @@ import { fileURLToPath, pathToFileURL } from 'node:url';
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const leastCMake = [3, 24];
 
-function onPath(program) {
+/** The file of a program; undefined where it is not on the PATH. */
+export function findOnPath(program) {
   const names = process.platform === 'win32' ? [`${program}.exe`, `${program}.cmd`] : [program];
   const folders = (process.env.PATH ?? '').split(delimiter);
-  return folders.some((folder) => names.some((name) => existsSync(join(folder, name))));
+  return folders.flatMap((folder) => names.map((name) => join(folder, name))).find(existsSync);
 }
+
+const onPath = (program) => findOnPath(program) !== undefined;
 
 /** The C++ compiler that CMake will find; on Windows it looks for Visual Studio by itself. */
 const hasCompiler = () =>
@@ -65,10 +68,12 @@ export function build({ emulator, cpu, steps = ['configure', 'build'], architect
   }
   if (!steps.includes('build')) return output;
   const made = join(output, 'Release', files[kind]);
-  if (kind !== 'cuda' || wanted) return made;
-  // Nothing else may ever lie there: node-gyp-build and prebuildify take the first addon of that folder.
-  const found = join(root, 'build', 'Release', 'flashattn.node');
+  if (kind === 'emulator' || wanted) return made;
+  // A folder for each addon: node-gyp-build takes the first that it finds.
+  const found = join(root, 'addons', kind, 'build', 'Release', files[kind]);
   mkdirSync(dirname(found), { recursive: true });
+  // A process that has loaded the old one keeps it.
+  rmSync(found, { force: true });
   copyFileSync(made, found);
   return found;
 }

@@ -83,7 +83,7 @@ const steps = [
       ...['native/addon/cpu', 'native/cpu', 'native/structs', 'CMakeLists.txt', 'scripts/build-addon.mjs'],
       'package-lock.json',
     ],
-    makes: ['build/cpu/Release/flashattn-cpu.node'],
+    makes: ['addons/cpu/build/Release/flashattn-cpu.node'],
     torn: 'build/cpu',
     missing: () => missingTools({ cpu: true }),
     run: () => ['scripts/build-addon.mjs', '--cpu'],

@@ -9,11 +9,19 @@ import { parseArgs } from 'node:util';
 import { bundlerChecks } from '../test/package/install/bundlers.mjs';
 import { Context, Skipped } from '../test/package/install/context.mjs';
 import { npmChecks } from '../test/package/install/npm.mjs';
+import { packageChecks } from '../test/package/install/packages.mjs';
 import { platformChecks } from '../test/package/install/platforms.mjs';
 import { processChecks } from '../test/package/install/processes.mjs';
 import { typescriptChecks } from '../test/package/install/typescript.mjs';
 
-const checks = [...npmChecks, ...platformChecks, ...typescriptChecks, ...bundlerChecks, ...processChecks];
+const checks = [
+  ...npmChecks,
+  ...packageChecks,
+  ...platformChecks,
+  ...typescriptChecks,
+  ...bundlerChecks,
+  ...processChecks,
+];
 
 async function attempt({ run }, context) {
   try {

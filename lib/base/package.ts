@@ -42,7 +42,7 @@ function findInstalled(): string | undefined {
 
 let folder: { readonly path: string | undefined } | undefined;
 
-/** The folder with package.json, dist/ and prebuilds/; undefined in a bundle that runs where the package is not installed. */
+/** The folder with package.json, dist/ and addons/; undefined in a bundle that runs where the package is not installed. */
 export function packageFolder(): string | undefined {
   folder ??= { path: findAbove() ?? findInstalled() };
   return folder.path;

@@ -1,7 +1,10 @@
 import { release, type } from 'node:os';
-import { type CpuReason, cpuSupport } from '../backends/cpu/threads/addon.js';
-import { type AddonProblem, type Attempt, describeSurroundings } from '../backends/cuda/search.js';
+import { type CpuReason, cpuAddon, cpuSupport } from '../backends/cpu/threads/addon.js';
+import { threadsPrebuilds } from '../backends/cpu/threads/search.js';
+import { cudaPrebuilds } from '../backends/cuda/search.js';
 import { cudaSupport, formatVersion } from '../backends/cuda/support.js';
+import type { AddonFailure, AddonProblem, Attempt } from '../backends/shared/addon/search.js';
+import { describeSystem } from '../backends/shared/addon/system.js';
 import { FlashAttnError } from '../base/errors.js';
 import { version } from '../base/version.js';
 import { type CudaReasonCode, type DeviceName, type DeviceReason, usableStatus } from '../devices/registry.js';
@@ -19,8 +22,16 @@ export interface AddonReport {
   readonly problem?: AddonProblem;
   readonly message?: string;
   readonly tried?: readonly Attempt[];
-  /** What the package brings, such as 'linux-x64/flashattn.glibc.node'. */
+  /** Those that are there, such as 'linux-x64/flashattn.glibc.node'. */
   readonly prebuilds: readonly string[];
+}
+
+/** Of the addon for native threads. */
+export interface CpuAddonReport extends Omit<AddonReport, 'cuda'> {
+  /** Those that it has and this processor runs, the fastest first. */
+  readonly supported?: readonly string[];
+  /** Those that it has and this processor does not run. */
+  readonly unsupported?: readonly string[];
 }
 
 /** Why a device was passed over. */
@@ -44,6 +55,7 @@ export interface Diagnosis {
   /** On Linux. */
   readonly hardware?: Hardware;
   readonly addon: AddonReport;
+  readonly cpuAddon: CpuAddonReport;
   /** The CUDA version that the NVIDIA driver is for, where there is a driver. */
   readonly driverCuda?: string;
   readonly devices: readonly DeviceReport[];
@@ -58,16 +70,26 @@ export interface Diagnosis {
   readonly comparisons: readonly Comparison[];
 }
 
-function reportAddon(prebuilds: readonly string[]): AddonReport {
+const reportFailure = ({ problem, missing, tried }: AddonFailure) => ({ problem, message: missing, tried });
+
+function reportCpuAddon(): CpuAddonReport {
+  const loaded = cpuAddon();
+  const prebuilds = threadsPrebuilds();
+  if ('problem' in loaded) return { ...reportFailure(loaded), prebuilds };
+  const { supported, unsupported } = loaded.addon;
+  return { path: loaded.path, supported, unsupported, prebuilds };
+}
+
+function reportAddon(): AddonReport {
   const { loaded, list } = cudaSupport();
+  const prebuilds = cudaPrebuilds();
   if ('addon' in loaded)
     return {
       ...(loaded.path !== undefined && { path: loaded.path }),
       ...(list && { cuda: formatVersion(list.runtimeVersion) }),
       prebuilds,
     };
-  const { problem, missing, tried } = loaded;
-  return { problem, message: missing, tried, prebuilds };
+  return { ...reportFailure(loaded), prebuilds };
 }
 
 function locate(requested: DeviceName): Pick<Diagnosis, 'device' | 'error'> {
@@ -88,7 +110,7 @@ function chooseTested(requested: DeviceName, device: string, devices: readonly D
 
 export async function diagnose(requested: DeviceName): Promise<Diagnosis> {
   const hardware = process.platform === 'linux' ? inspectHardware() : undefined;
-  const { system, prebuilds } = describeSurroundings();
+  const system = describeSystem();
   const { reasons: cudaReasons, list } = cudaSupport();
   const cpu = cpuSupport();
   const devices = reportDevices();
@@ -120,7 +142,8 @@ export async function diagnose(requested: DeviceName): Promise<Diagnosis> {
       ...(system.glibc && { glibc: system.glibc }),
     },
     ...(hardware && { hardware }),
-    addon: reportAddon(prebuilds),
+    addon: reportAddon(),
+    cpuAddon: reportCpuAddon(),
     ...(list && list.driverVersion > 0 && { driverCuda: formatVersion(list.driverVersion) }),
     devices,
     requested,

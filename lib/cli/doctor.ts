@@ -1,6 +1,6 @@
 import type { DeviceName } from '../devices/registry.js';
 import type { DeviceReport, KernelReport } from './devices.js';
-import { type Diagnosis, diagnose } from './diagnosis.js';
+import { type AddonReport, type Diagnosis, diagnose } from './diagnosis.js';
 import { formatBytes, formatTable, readFlags } from './usage.js';
 
 type Row = [name: string, value: string];
@@ -58,7 +58,15 @@ function deviceRows(report: DeviceReport): Row[] {
   return [[device, `${workers}, ${speed}, up to ${memory}`], ...kernelRows(kernels)];
 }
 
-function machineRows({ flashattn, node, v8, system, hardware, addon, driverCuda }: Diagnosis): Row[] {
+/** Why an addon is not there and what was tried. */
+function missingRows({ tried = [], prebuilds }: Pick<AddonReport, 'tried' | 'prebuilds'>): Row[] {
+  return [
+    ...tried.map(({ path, result }): Row => ['  tried', `${path}: ${result}`]),
+    ['  found', prebuilds.join(', ') || 'no such addons'],
+  ];
+}
+
+function machineRows({ flashattn, node, v8, system, hardware, addon, cpuAddon, driverCuda }: Diagnosis): Row[] {
   const { platform, os, libc, glibc } = system;
   const rows: Row[] = [
     ['flashattn', flashattn],
@@ -66,13 +74,17 @@ function machineRows({ flashattn, node, v8, system, hardware, addon, driverCuda 
     ['platform', [platform, [libc, glibc].filter(Boolean).join(' '), os].filter(Boolean).join(', ')],
   ];
   if (addon.path !== undefined) rows.push(['CUDA addon', `${addon.path}, built with CUDA ${addon.cuda}`]);
-  else rows.push(['CUDA addon', `none (${addon.problem})`]);
-  for (const { path, result } of addon.tried ?? []) rows.push(['  tried', `${path}: ${result}`]);
-  if (addon.path === undefined) rows.push(['  found', addon.prebuilds.join(', ') || 'no addons in the package']);
+  else rows.push(['CUDA addon', `none (${addon.problem})`], ...missingRows(addon));
   if (driverCuda !== undefined) {
     const installed = hardware?.driver === undefined ? '' : `${hardware.driver}, `;
     rows.push(['driver', `${installed}for CUDA ${driverCuda}`]);
   }
+  if (cpuAddon.path !== undefined)
+    rows.push([
+      'cpu addon',
+      `${cpuAddon.path}, with ${cpuAddon.supported?.join(', ') || 'nothing for this processor'}`,
+    ]);
+  else rows.push(['cpu addon', `none (${cpuAddon.problem})`], ...missingRows(cpuAddon));
   return rows;
 }
 

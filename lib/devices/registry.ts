@@ -3,7 +3,7 @@ import { type CpuStatus, cpuBackend, describeCpu } from '../backends/cpu/threads
 import { describeWasm, type WasmStatus, wasmBackend } from '../backends/cpu/wasm/device.js';
 import { type LoadResult, loadEmulator } from '../backends/cuda/addon.js';
 import { CudaBackend, type CudaDeviceName, type CudaStatus } from '../backends/cuda/backend.js';
-import { describeSearch } from '../backends/cuda/search.js';
+import { describeCudaSearch } from '../backends/cuda/search.js';
 import { cudaSupport, type DeviceReason, findDevices, type UsableDevice } from '../backends/cuda/support.js';
 import { type ErrorCode, FlashAttnError, optionError, show } from '../base/errors.js';
 import type { Backend, MemoryReport } from '../kernels/device.js';
@@ -99,7 +99,7 @@ function openCuda(device: CudaDeviceName, usable: UsableDevice): CudaBackend {
 /** `loaded`: without an addon the message also tells where it was looked for. */
 function cannotBeUsed(requested: DeviceName, reasons: Reasons, loaded?: LoadResult): FlashAttnError {
   const because = reasons.map(({ device, code, hint }) => `${device} (${code}): ${hint}`).join('; ');
-  const search = loaded !== undefined && 'tried' in loaded ? describeSearch(loaded.tried) : [];
+  const search = loaded !== undefined && 'tried' in loaded ? describeCudaSearch(loaded.tried) : [];
   const lines = [`device ${show(requested)} cannot be used: ${because}`, ...search];
   return new FlashAttnError('ERR_DEVICE', lines.join('\n  '));
 }

@@ -8,13 +8,16 @@ namespace flashattn {
 #if !defined(__wasm__)
 namespace detail {
 using Halves = uint16_t __attribute__((vector_size(kLanes * 2)));
-using UnalignedHalves = uint16_t __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+typedef uint16_t UnalignedHalves __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
+static_assert(alignof(UnalignedHalves) == 2);
 }  // namespace detail
 #endif
 
 FLASHATTN_INLINE Vec widen_half(UintVec h) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_cvtph_ps((__m256i) __builtin_convertvector(h, detail::Halves));
+#elif defined(__aarch64__)
+  return (Vec)vcvt_f32_f16((float16x4_t) __builtin_convertvector(h, detail::Halves));
 #else
   const UintVec sign = (h & 0x8000u) << 16;
   const UintVec magnitude = h & 0x7fffu;

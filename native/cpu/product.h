@@ -35,7 +35,7 @@ namespace detail {
  * compilers keep of 16 registers, and of 32 the power of two that divides the tiles.
  */
 constexpr int block_rows(int vecs) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)
   constexpr int kAccumulators = 16;
 #elif defined(__AVX2__)
   constexpr int kAccumulators = 12;

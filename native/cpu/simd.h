@@ -7,6 +7,8 @@
 #include <wasm_simd128.h>
 #elif defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace flashattn {
@@ -29,8 +31,10 @@ using UintVec = uint32_t __attribute__((vector_size(kLanes * 4)));
 #define FLASHATTN_CALLED inline __attribute__((noinline))
 
 namespace detail {
-using UnalignedVec = float __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-using UnalignedUintVec = uint32_t __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+// Not `using`: there clang takes the size and silently drops the alignment.
+typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef uint32_t UnalignedUintVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+static_assert(alignof(UnalignedVec) == 4 && alignof(UnalignedUintVec) == 4);
 }  // namespace detail
 
 FLASHATTN_INLINE Vec load(const float* p) { return *reinterpret_cast<const detail::UnalignedVec*>(p); }
@@ -45,6 +49,8 @@ FLASHATTN_INLINE Vec splat(float x) {
   return (Vec)_mm512_set1_ps(x);
 #elif defined(__AVX2__)
   return (Vec)_mm256_set1_ps(x);
+#elif defined(__aarch64__)
+  return (Vec)vdupq_n_f32(x);
 #else
   return Vec{} + x;
 #endif
@@ -66,6 +72,8 @@ FLASHATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
   return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__) && defined(__AVX2__)
   return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
@@ -116,6 +124,8 @@ FLASHATTN_INLINE bool any(IntVec mask) {
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
 #elif defined(__AVX2__)
   return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
 #else
   int any = 0;
   for (int lane = 0; lane < kLanes; ++lane) any |= mask[lane];

@@ -1,10 +1,12 @@
-/** Why there is no CUDA addon, what was tried, and what helps on this machine. */
+/** Why there is no addon, what was tried, and what helps on this machine. */
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, afterEach, describe, expect, it, vi } from 'vitest';
-import { describeSearch, explainLoadError, listPrebuilds } from '../../lib/backends/cuda/search.js';
-import { describeSystem, nameSystem } from '../../lib/backends/cuda/system.js';
+import { threadsAddon } from '../../lib/backends/cpu/threads/search.js';
+import { cudaAddon } from '../../lib/backends/cuda/search.js';
+import { describeSearch, explainLoadError, listPrebuilds } from '../../lib/backends/shared/addon/search.js';
+import { describeSystem, nameSystem } from '../../lib/backends/shared/addon/system.js';
 import { architectureName } from '../../lib/cli/devices.js';
 import { inspectHardware, stepFor } from '../../lib/cli/hardware.js';
 import { runScript } from '../support/child.js';
@@ -27,7 +29,7 @@ function make(name: string, files: Record<string, string>): string {
 describe('an addon that does not load', () => {
   const root = make('addons', { 'a.node': '' });
   const path = join(root, 'a.node');
-  const explain = (message: string, given = false) => explainLoadError(path, given, new Error(message));
+  const explain = (message: string, given = false) => explainLoadError(cudaAddon, path, given, new Error(message));
 
   it.each([
     [`/lib/libc.so.6: version \`GLIBC_2.38' not found (required by ${path})`, 'GLIBC_TOO_OLD', 'glibc 2.38 or later'],
@@ -47,8 +49,14 @@ describe('an addon that does not load', () => {
 
   it('may have been named by the user', () => {
     expect(explain('invalid ELF header', true).missing).toContain('correct or unset FLASHATTN_ADDON');
-    const missing = explainLoadError(join(root, 'b.node'), true, new Error('anything'));
+    const missing = explainLoadError(cudaAddon, join(root, 'b.node'), true, new Error('anything'));
     expect(missing).toMatchObject({ problem: 'NO_FILE', missing: expect.stringContaining('there is no such file') });
+  });
+
+  it('may be the one for native threads, which has another variable and other steps', () => {
+    const explain = (message: string) => explainLoadError(threadsAddon, path, true, new Error(message)).missing;
+    expect(explain('file too short')).toContain('correct or unset FLASHATTN_CPU_ADDON');
+    expect(explain(`Error relocating ${path}: fcntl64: symbol not found`)).toContain('set LIBC=musl');
   });
 
   it('is reported with what was tried and found', async () => {
@@ -81,7 +89,13 @@ describe('what was found', () => {
     expect(nameSystem(describeSystem())).toBe('linux-arm64 with musl');
     vi.stubEnv('npm_config_platform', 'darwin');
     expect(nameSystem(describeSystem())).toBe('darwin-arm64');
-    expect(describeSearch([{ path: '/x', result: 'is not there' }])[0]).toBe('tried: /x: is not there');
+    const tried = [{ path: '/x', result: 'is not there' }];
+    const root = make('nothing', {});
+    expect(describeSearch(tried, root).slice(0, 2)).toEqual([
+      'tried: /x: is not there',
+      `found: no addons in ${join(root, 'prebuilds')}`,
+    ]);
+    expect(describeSearch(tried, undefined)[1]).toBe('found: no package flashattn');
   });
 
   it.skipIf(process.platform !== 'linux')('knows the version of glibc', () => {

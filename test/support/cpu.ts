@@ -7,7 +7,7 @@ import type { CpuAddon } from '../../lib/backends/cpu/threads/addon.js';
 
 const path =
   process.env.FLASHATTN_CPU_ADDON ??
-  fileURLToPath(new URL('../../build/cpu/Release/flashattn-cpu.node', import.meta.url));
+  fileURLToPath(new URL('../../addons/cpu/build/Release/flashattn-cpu.node', import.meta.url));
 
 export const hasCpu = existsSync(path);
 

@@ -4,7 +4,8 @@ import { join, resolve } from 'node:path';
 import { packageFolder, urlOf } from '../../base/package.js';
 import { attentionForward, attentionPartition, attentionShape } from '../../kernels/attention.js';
 import { checkFields, parseDescription, type Struct } from '../../kernels/struct.js';
-import { type AddonFailure, explainLoadError, findAddon, isCheckout } from './search.js';
+import { type AddonFailure, explainLoadError, isCheckout } from '../shared/addon/search.js';
+import { cudaAddon, findAddon } from './search.js';
 
 /** A device as the CUDA runtime describes it. */
 export interface DeviceDescription {
@@ -125,7 +126,7 @@ function loadFile(path: string, given: boolean): LoadResult {
   try {
     addon = require(path) as Addon;
   } catch (error) {
-    return explainLoadError(path, given, error);
+    return explainLoadError(cudaAddon, path, given, error);
   }
   // Every struct is checked before it is first written; these tell at once whether the addon is of this version.
   try {
@@ -141,8 +142,8 @@ function loadFile(path: string, given: boolean): LoadResult {
 }
 
 /**
- * The addon with the CUDA kernels: the file that the environment variable FLASHATTN_ADDON names, the one that was built
- * in this checkout, or the one that the package brings for this platform.
+ * The addon with the CUDA kernels: the file that the environment variable FLASHATTN_ADDON names, the one of the package
+ * for this platform, or the one that was built in this checkout.
  */
 export function loadAddon(): LoadResult {
   const { FLASHATTN_ADDON: given } = process.env;

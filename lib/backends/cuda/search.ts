@@ -1,149 +1,96 @@
-// Finds the file of the CUDA addon, and where there is none says what was tried, what was found and what to do.
-import { existsSync, readdirSync } from 'node:fs';
+// Where the CUDA addon is: in a package of its own for each platform, an optional dependency, or built in a checkout.
+import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { packageFolder } from '../../base/package.js';
-import { describeSystem, nameSystem, platformName, type SystemDescription } from './system.js';
+import { version } from '../../base/version.js';
+import {
+  type AddonFailure,
+  type AddonKind,
+  type AddonProblem,
+  type Attempt,
+  describeFolders,
+  describeSearch,
+  isCheckout,
+  listPrebuilds,
+  startSearch,
+} from '../shared/addon/search.js';
+import { describeSystem, platformName } from '../shared/addon/system.js';
 
-/** Stable identifiers of why there is no addon. */
-export type AddonProblem =
-  | 'NOT_BUILT' // a checkout in which the addon has not been built
-  | 'NO_PACKAGE' // a bundle that runs where the package is not installed
-  | 'NO_LOADER' // node-gyp-build is missing
-  | 'NO_PREBUILD' // the package brings no addon for this platform
-  | 'NO_FILE' // FLASHATTN_ADDON names a file that does not exist
-  | 'GLIBC_TOO_OLD'
-  | 'MUSL'
-  | 'WRONG_BINARY' // a file for another platform, or a damaged one
-  | 'OTHER_VERSION' // an addon of another version of this package
-  | 'LOAD_FAILED'; // anything else that the system's loader says
+export const cudaAddon: AddonKind = {
+  name: 'the CUDA addon',
+  variable: 'FLASHATTN_ADDON',
+  build: 'run npm run build:addon, which needs the CUDA toolkit',
+  onMusl:
+    'use a system with glibc, such as the container image node:22-slim instead of node:22-alpine (cpu and wasm work here too)',
+};
 
-/** A file or folder, and what came of it. */
-export interface Attempt {
-  readonly path: string;
-  readonly result: string;
+const prefix = 'flashattn-cuda-';
+
+interface Manifest {
+  readonly version?: string;
+  readonly optionalDependencies?: Readonly<Record<string, string>>;
 }
 
-export interface AddonFailure {
-  readonly problem: AddonProblem;
-  /** Why there is no addon and the one step that would change it. */
-  readonly missing: string;
-  readonly tried: readonly Attempt[];
+const readManifest = (folder: string) => JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8')) as Manifest;
+
+/** Platforms that have a package with a CUDA addon; a checkout names none. */
+const platforms = (root: string): string[] =>
+  Object.keys(readManifest(root).optionalDependencies ?? {})
+    .filter((name) => name.startsWith(prefix))
+    .map((name) => name.slice(prefix.length));
+
+/** The installed package for this platform. */
+function packageOf(root: string): string | undefined {
+  try {
+    return dirname(createRequire(join(root, 'package.json')).resolve(`${prefix}${platformName()}/package.json`));
+  } catch {
+    return undefined;
+  }
 }
 
-/** What was there to be found. */
-export interface AddonSurroundings {
-  readonly system: SystemDescription;
-  /** The folder of the package. */
-  readonly folder?: string;
-  /** Addons in it, such as 'linux-x64/flashattn.glibc.node'. */
-  readonly prebuilds: readonly string[];
+const builtIn = (root: string) => join(root, 'addons', 'cuda');
+
+function explainNothing(root: string): readonly [AddonProblem, string] {
+  const platform = platformName();
+  if (isCheckout(root)) return ['NOT_BUILT', `the CUDA addon has not been built for ${platform}: ${cudaAddon.build}`];
+  const packaged = platforms(root);
+  if (!packaged.includes(platform)) {
+    const named = packaged.join(', ') || 'no platform';
+    return ['NO_PREBUILD', `there is a CUDA addon for ${named}, not for ${platform}: use cpu or wasm here`];
+  }
+  if (describeSystem().libc === 'musl')
+    return ['MUSL', `the CUDA addon for ${platform} needs glibc and this system has musl: ${cudaAddon.onMusl}`];
+  return ['NOT_INSTALLED', `the package ${prefix}${platform} is not installed: npm install --include=optional`];
 }
 
-/** Whether this is a checkout, where addons can be built, and not an installed package. */
-export const isCheckout = (root: string) => existsSync(join(root, 'CMakeLists.txt'));
-
-const list = (folder: string): string[] => (existsSync(folder) ? readdirSync(folder).sort() : []);
-
-/** Addons in a package's folder prebuilds/. */
-export function listPrebuilds(root: string | undefined): string[] {
-  if (root === undefined) return [];
-  const folder = join(root, 'prebuilds');
-  return list(folder).flatMap((platform) =>
-    list(join(folder, platform))
-      .filter((file) => file.endsWith('.node'))
-      .map((file) => `${platform}/${file}`),
-  );
+/** The addon of the package for this platform, or the one that was built in this checkout. */
+export function findAddon(): { readonly path: string } | AddonFailure {
+  const search = startSearch(cudaAddon);
+  if ('problem' in search) return search;
+  const { root, lookup } = search;
+  const installed = packageOf(root);
+  const found = installed === undefined ? undefined : readManifest(installed).version;
+  if (installed !== undefined && found !== version) {
+    const name = `${prefix}${platformName()}`;
+    const missing = `${name} is of version ${found} and flashattn of ${version}: npm install ${name}@${version}`;
+    return { problem: 'OTHER_VERSION', missing, tried: [{ path: installed, result: `is of version ${found}` }] };
+  }
+  const folders = [...(installed === undefined ? [] : [installed]), builtIn(root)];
+  const path = lookup(folders);
+  if (path !== undefined) return { path };
+  const [problem, missing] = explainNothing(root);
+  return { problem, missing, tried: describeFolders(folders) };
 }
 
-export function describeSurroundings(): AddonSurroundings {
-  const folder = packageFolder();
-  return { system: describeSystem(), ...(folder !== undefined && { folder }), prebuilds: listPrebuilds(folder) };
+/** Where addons lie: the package for this platform, or this one. */
+function addonFolder(): string | undefined {
+  const root = packageFolder();
+  return root === undefined ? undefined : (packageOf(root) ?? builtIn(root));
 }
+
+/** Addons for CUDA that are there, such as 'linux-x64/flashattn.glibc.node'. */
+export const cudaPrebuilds = () => listPrebuilds(addonFolder());
 
 /** What was tried and found, a line each. */
-export function describeSearch(tried: readonly Attempt[]): string[] {
-  const { system, folder, prebuilds } = describeSurroundings();
-  return [
-    ...tried.map(({ path, result }) => `tried: ${path}: ${result}`),
-    folder === undefined
-      ? 'found: no package flashattn'
-      : `found: ${prebuilds.join(', ') || 'no addons'} in ${join(folder, 'prebuilds')}`,
-    `system: ${nameSystem(system)}, node ${system.node}`,
-  ];
-}
-
-const useGlibc =
-  'use a system with glibc, such as the container image node:22-slim instead of node:22-alpine (WebAssembly works here too)';
-
-function explainNoPrebuild(root: string): readonly [AddonProblem, string] {
-  const platform = platformName();
-  const step = 'run npm run build:addon, which needs the CUDA toolkit';
-  if (isCheckout(root)) return ['NOT_BUILT', `the CUDA addon has not been built for ${platform}: ${step}`];
-  const platforms = new Set(listPrebuilds(root).map((file) => file.split('/')[0]));
-  if (platforms.size === 0)
-    return ['NO_PREBUILD', `this package, ${root}, brings no CUDA addons: install flashattn from the npm registry`];
-  if (platforms.has(platform) && describeSystem().libc === 'musl')
-    return ['MUSL', `the CUDA addon for ${platform} needs glibc and this system has musl: ${useGlibc}`];
-  const brought = [...platforms].join(', ');
-  return [
-    'NO_PREBUILD',
-    `this package brings CUDA addons for ${brought}, not for ${platform}: use one of those platforms`,
-  ];
-}
-
-interface Loader {
-  resolve(folder: string): string;
-}
-
-/** The addon that was built in this checkout, or the one that the package brings for this platform. */
-export function findAddon(): { readonly path: string } | AddonFailure {
-  const root = packageFolder();
-  if (root === undefined) {
-    const missing =
-      'this code was bundled and the package flashattn, which brings the CUDA addon, is not installed for it: ' +
-      'tell the bundler that flashattn is external and install it there';
-    return { problem: 'NO_PACKAGE', missing, tried: [] };
-  }
-  const require = createRequire(join(root, 'package.json'));
-  let loader: Loader;
-  try {
-    loader = require('node-gyp-build');
-  } catch {
-    const missing = 'the package node-gyp-build, which finds the CUDA addon, is not installed: run npm install';
-    return { problem: 'NO_LOADER', missing, tried: [{ path: root, result: 'node-gyp-build is not found from here' }] };
-  }
-  try {
-    return { path: loader.resolve(root) };
-  } catch {
-    const [problem, missing] = explainNoPrebuild(root);
-    const tried = [join('build', 'Release'), join('prebuilds', platformName())].map((folder) => ({
-      path: join(root, folder),
-      result: existsSync(join(root, folder)) ? 'has no addon for this system' : 'is not there',
-    }));
-    return { problem, missing, tried };
-  }
-}
-
-const firstLine = (error: unknown) => String((error as Error).message).split('\n')[0];
-
-/** Why a file could not be loaded, and what to do about it. `given`: the user named the file. */
-export function explainLoadError(path: string, given: boolean, error: unknown): AddonFailure {
-  const again = given ? 'correct or unset FLASHATTN_ADDON' : 'install flashattn again';
-  const fail = (problem: AddonProblem, result: string, step: string): AddonFailure => ({
-    problem,
-    missing: `the addon ${path} does not load: ${result}: ${step}`,
-    tried: [{ path, result }],
-  });
-  if (!existsSync(path)) return fail('NO_FILE', 'there is no such file', again);
-  const said = firstLine(error);
-  const glibc = /version [`'"]GLIBC_([\d.]+)/.exec(said)?.[1];
-  if (glibc !== undefined) {
-    const step = `use a newer version of the operating system, one with glibc ${glibc} or later`;
-    return fail('GLIBC_TOO_OLD', said, step);
-  }
-  if (/Error relocating|ld-linux-[\w-]+\.so/.test(said)) return fail('MUSL', said, useGlibc);
-  if (/invalid ELF header|wrong ELF class|file too short|mach-o|not a valid Win32/i.test(said))
-    return fail('WRONG_BINARY', said, `the file is damaged or for another platform: ${again}`);
-  return fail('LOAD_FAILED', said, again);
-}
+export const describeCudaSearch = (tried: readonly Attempt[]) => describeSearch(tried, addonFolder());

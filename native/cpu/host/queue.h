@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #if !defined(__wasm__)
-#include <atomic>
+#include "host/threads/sleep.h"
 #endif
 
 #include "structs/fields.h"
@@ -54,7 +54,7 @@ inline void sleep(uint32_t& word, uint32_t seen) {
 #if defined(__wasm__)
   __builtin_wasm_memory_atomic_wait32(reinterpret_cast<int*>(&word), static_cast<int>(seen), -1);
 #else
-  reinterpret_cast<std::atomic<uint32_t>&>(word).wait(seen);
+  cpu_host::sleep_on(word, seen);
 #endif
 }
 
@@ -63,7 +63,7 @@ inline void announce(uint32_t& word) {
 #if defined(__wasm__)
   __builtin_wasm_memory_atomic_notify(reinterpret_cast<int*>(&word), ~0u);
 #else
-  reinterpret_cast<std::atomic<uint32_t>&>(word).notify_all();
+  cpu_host::wake_all(word);
 #endif
 }
 

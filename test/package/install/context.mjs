@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { nodeBinary } from '../../../scripts/node-binary.mjs';
+import { packAll } from '../../../scripts/pack.mjs';
 
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..', '..');
 const programs = join(root, 'test', 'package', 'install', 'programs');
@@ -62,18 +63,11 @@ export class Context {
 
   constructor(tarball) {
     chmodSync(this.work, 0o755); // for the check that runs as another user
-    this.tarball = tarball ?? this.#pack();
+    this.tarball = tarball ?? packAll(this.work).tarballs[0];
   }
 
   dispose() {
     rmSync(this.work, { recursive: true, force: true });
-  }
-
-  #pack() {
-    const { stdout } = this.run([npmCli, 'pack', '--json', '--pack-destination', this.work], { cwd: root });
-    // What scripts print comes first.
-    const [{ filename }] = JSON.parse(stdout.slice(stdout.search(/^\[/m)));
-    return join(this.work, filename);
   }
 
   /** A new folder with the programs in it. */

@@ -1,90 +1,118 @@
-// Platforms that this machine is not, by the environment variables that node-gyp-build takes for them, and packages that
-// lack something.
+// The addon for native threads on the platforms that can be tried here, and as on platforms that this machine is not, by
+// the environment variables that node-gyp-build takes for them; and packages that lack something.
 import { spawnSync } from 'node:child_process';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { chmodSync, existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { nodeVersions } from '../../../scripts/node-binary.mjs';
-import { emulatedAddon, ensure, otherNode, Skipped, write } from './context.mjs';
+import { ensure, otherNode, Skipped, write } from './context.mjs';
 
 const here = `${process.platform}-${process.arch}`;
-const prebuildsOf = (folder) => join(folder, 'node_modules', 'flashattn', 'prebuilds');
+const prebuildsOf = (folder) => join(folder, 'node_modules', 'flashattn', 'addons', 'cpu', 'prebuilds');
+const cli = (folder) => join(folder, 'node_modules', 'flashattn', 'dist', 'cli.js');
 
-/** An installed package that has an addon for linux-x64, the real one or a stand-in. */
-function withAddon(context, name) {
-  const folder = context.copyInstalled(name);
-  const prebuilds = join(prebuildsOf(folder), 'linux-x64');
-  if (!existsSync(prebuilds)) write(join(prebuilds, 'flashattn.glibc.node'), 'stands in for an addon');
-  return folder;
+/** The addon that the tarball brings for a platform. */
+function needAddon(context, platform) {
+  if (!existsSync(join(prebuildsOf(context.installed), platform)))
+    throw new Skipped(`the tarball has no addon for ${platform}: npm run prebuild:all`);
 }
 
-/** WebAssembly computes, and the reason says why there is no CUDA. */
-function fallsBack(name, env, says) {
+const reasonOf = ({ reasons }, device) => reasons.find((reason) => reason.device === device) ?? {};
+
+function ensureReason(report, device, code, says) {
+  const reason = reasonOf(report, device);
+  ensure(reason.code === code && says.test(reason.hint), `the reasons are ${JSON.stringify(report.reasons)}`);
+}
+
+/** No compiler, no CUDA: native threads, in every instruction set that this processor has. */
+function computes(context) {
+  needAddon(context, here);
+  const folder = context.copyInstalled('threads');
+  for (const program of ['consumer.mjs', 'consumer.cjs']) {
+    const { device } = context.tryIn(folder, { program, env: { PREBUILDS_ONLY: '1' } });
+    ensure(device === 'cpu', `the device is ${device}`);
+  }
+  const { stdout } = context.run([cli(folder), 'doctor', '--device', 'cpu', '--json'], { cwd: folder });
+  const { supported } = JSON.parse(stdout).cpuAddon;
+  for (const name of supported) {
+    const env = { FLASHATTN_CPU: name };
+    const report = context.tryIn(folder, { env });
+    ensure(report.instructionSet === name, `with FLASHATTN_CPU=${name} it is ${report.instructionSet}`);
+    context.run([cli(folder), 'verify', '--device', 'cpu', '--quick', '--group', 'golden'], { cwd: folder, env });
+  }
+}
+
+/** WebAssembly computes, and the reason says why there are no native threads. */
+function fallsBack(name, env, code, says) {
   return {
     name,
     run(context) {
-      const { device, reasons } = context.tryIn(withAddon(context, name), { env });
-      ensure(device === 'wasm', `the device is ${device}`);
-      const hint = reasons[0]?.hint ?? '';
-      ensure(reasons[0]?.code === 'NO_ADDON' && says.test(hint), `the reason is ${JSON.stringify(reasons)}`);
+      needAddon(context, here);
+      const report = context.tryIn(context.installed, { env });
+      ensure(report.device === 'wasm', `the device is ${report.device}`);
+      ensureReason(report, 'cpu', code, says);
     },
   };
 }
 
 const like = (platform, arch) => ({ npm_config_platform: platform, npm_config_arch: arch });
 
-/** The addon of this platform is found by its name and loaded. */
-function findsAddon(context) {
-  if (here !== 'linux-x64' || !existsSync(emulatedAddon))
-    throw new Skipped('there is no emulated addon: npm run setup');
-  const folder = context.copyInstalled('emulated');
-  const prebuilds = join(prebuildsOf(folder), here);
-  rmSync(prebuilds, { recursive: true, force: true });
-  mkdirSync(prebuilds, { recursive: true });
-  copyFileSync(emulatedAddon, join(prebuilds, 'flashattn.glibc.node'));
-  const { device } = context.tryIn(folder);
-  ensure(device === 'cuda:0', `the device is ${device}`);
-  context.tryIn(folder, { program: 'consumer.cjs', env: { PREBUILDS_ONLY: '1' } });
-  const musl = context.tryIn(folder, { env: { LIBC: 'musl' } });
-  ensure(musl.device === 'wasm', `with musl the device is ${musl.device}`);
+/** A program that starts Node under QEMU. */
+function emulatedNode(context, name, qemu, node) {
+  if (here !== 'linux-x64' || spawnSync(qemu[0], ['--version']).status !== 0)
+    throw new Skipped(`it needs ${qemu[0]}, on linux-x64`);
+  const program = join(context.folder(name), 'node');
+  write(program, `#!/bin/sh\nexec ${qemu.join(' ')} '${node}' "$@"\n`);
+  chmodSync(program, 0o755);
+  return program;
 }
 
-/** The addon that the package brings loads, whether there is a GPU or not. */
-function loadsAddon(context) {
-  const prebuilds = join(prebuildsOf(context.installed), here);
-  if (!existsSync(prebuilds)) throw new Skipped(`the tarball has no addon for ${here}: npm run prebuild`);
-  const files = readdirSync(prebuilds);
-  ensure(files.length === 1, `${prebuilds} has ${files.join(', ')}`);
-  const { reasons } = context.tryIn(context.installed);
-  ensure(!reasons.some(({ code }) => code === 'NO_ADDON'), `it does not load: ${JSON.stringify(reasons)}`);
-}
-
-/** Node for 64-bit Arm, under QEMU with Debian's libraries for it (qemu-user, libc6-arm64-cross, libstdc++6-arm64-cross). */
+/** 64-bit Arm with Debian's libraries for it (qemu-user, libc6-arm64-cross, libstdc++6-arm64-cross). */
 function runsOnArm(context) {
   const libraries = '/usr/aarch64-linux-gnu';
-  if (here !== 'linux-x64' || spawnSync('qemu-aarch64', ['--version']).status !== 0 || !existsSync(libraries))
-    throw new Skipped(`it needs qemu-aarch64 and ${libraries}, on linux-x64`);
-  const folder = context.copyInstalled('arm64');
-  const node = join(folder, 'node');
-  const binary = otherNode(nodeVersions[1], 'arm64');
-  write(node, `#!/bin/sh\nexec qemu-aarch64 -L ${libraries} '${binary}' "$@"\n`);
-  chmodSync(node, 0o755);
+  if (!existsSync(libraries)) throw new Skipped(`it needs ${libraries}`);
+  const node = emulatedNode(context, 'arm64', ['qemu-aarch64', '-L', libraries], otherNode(nodeVersions[1], 'arm64'));
+  const folder = context.installed;
+  const hasAddon = existsSync(join(prebuildsOf(folder), 'linux-arm64'));
   for (const program of ['consumer.mjs', 'consumer.cjs']) {
-    const { device } = context.tryIn(folder, { program, node });
-    ensure(device === 'wasm', `the device is ${device}`);
+    const { device, instructionSet } = context.tryIn(folder, { program, node });
+    ensure(hasAddon ? instructionSet === 'neon' : device === 'wasm', `the device is ${device} ${instructionSet}`);
   }
-  const cli = join(folder, 'node_modules', 'flashattn', 'dist', 'cli.js');
-  for (const command of [['doctor'], ['verify', '--quick', '--group', 'golden']])
-    context.run([cli, ...command, '--device', 'wasm'], { cwd: folder, node });
+  for (const device of hasAddon ? ['cpu', 'wasm'] : ['wasm'])
+    context.run([cli(folder), 'verify', '--quick', '--group', 'golden', '--device', device], { cwd: folder, node });
+}
+
+/** A processor of this model. */
+function onProcessor(model, expects) {
+  return {
+    name: `on ${model}, under QEMU`,
+    run(context) {
+      needAddon(context, 'linux-x64');
+      const node = emulatedNode(context, model, ['qemu-x86_64', '-cpu', model], process.execPath);
+      // QEMU says what of a model it cannot do.
+      const { stdout } = context.run(['consumer.mjs'], { cwd: context.installed, node });
+      expects(JSON.parse(stdout));
+    },
+  };
+}
+
+const picks = (name) => (report) =>
+  ensure(report.instructionSet === name, `it is ${report.device} with ${report.instructionSet}`);
+
+function hasNone(report) {
+  ensure(report.device === 'wasm', `the device is ${report.device}`);
+  ensureReason(report, 'cpu', 'NO_INSTRUCTION_SET', /this processor has none of them: use wasm/);
 }
 
 function survivesDamage(context) {
-  if (process.platform !== 'linux') throw new Skipped('it would need an addon for this platform');
+  needAddon(context, here);
   const folder = context.copyInstalled('damaged');
   const prebuilds = join(prebuildsOf(folder), here);
-  rmSync(prebuilds, { recursive: true, force: true });
-  write(join(prebuilds, 'flashattn.glibc.node'), 'not an addon');
-  const { device, reasons } = context.tryIn(folder);
-  ensure(device === 'wasm' && /damaged/.test(reasons[0]?.hint), `the reason is ${JSON.stringify(reasons)}`);
+  for (const file of readdirSync(prebuilds)) write(join(prebuilds, file), 'not an addon');
+  const report = context.tryIn(folder);
+  ensure(report.device === 'wasm', `the device is ${report.device}`);
+  ensureReason(report, 'cpu', 'LOAD_FAILED', /damaged or for another platform: install flashattn again/);
+  const { stdout } = context.run([cli(folder), 'doctor', '--json'], { cwd: folder });
+  ensure(JSON.parse(stdout).cpuAddon.problem === 'WRONG_BINARY', 'doctor says something else');
 }
 
 function survivesWithoutLoader(context) {
@@ -92,18 +120,23 @@ function survivesWithoutLoader(context) {
   const modules = join(folder, 'node_modules');
   for (const parent of [modules, join(modules, 'flashattn', 'node_modules')])
     rmSync(join(parent, 'node-gyp-build'), { recursive: true, force: true });
-  const { device, reasons } = context.tryIn(folder);
-  ensure(device === 'wasm' && /node-gyp-build/.test(reasons[0]?.hint), `the reason is ${JSON.stringify(reasons)}`);
+  const report = context.tryIn(folder);
+  ensure(report.device === 'wasm', `the device is ${report.device}`);
+  for (const device of ['cuda', 'cpu']) ensureReason(report, device, 'NO_ADDON', /node-gyp-build/);
 }
 
+const wrongBinary = /damaged or for another platform/;
+
 export const platformChecks = [
-  { name: 'the addon of the package loads', run: loadsAddon },
-  { name: 'an addon in prebuilds is found', run: findsAddon },
-  fallsBack('like musl', { ...like('linux', 'x64'), LIBC: 'musl' }, /needs glibc and this system has musl/),
-  fallsBack('like macOS', like('darwin', 'arm64'), /linux-x64.*, not for darwin-arm64/),
-  fallsBack('like Windows', like('win32', 'x64'), /linux-x64.*, not for win32-x64|damaged or for another platform/),
-  fallsBack('like FreeBSD', like('freebsd', 'x64'), /linux-x64.*, not for freebsd-x64/),
+  { name: 'native threads', run: computes },
+  fallsBack('like musl', { ...like('linux', 'x64'), LIBC: 'musl' }, 'LOAD_FAILED', /does not load: .*libc\.so/),
+  fallsBack('like macOS', like('darwin', 'arm64'), 'LOAD_FAILED', wrongBinary),
+  fallsBack('like Windows', like('win32', 'x64'), 'LOAD_FAILED', wrongBinary),
+  fallsBack('like FreeBSD', like('freebsd', 'x64'), 'NO_ADDON', /linux-x64.*, not for freebsd-x64: use wasm/),
   { name: 'linux-arm64, under QEMU', run: runsOnArm },
+  onProcessor('Haswell', picks('avx2')),
+  onProcessor('SandyBridge', hasNone),
+  onProcessor('Nehalem', hasNone),
   { name: 'a damaged addon', run: survivesDamage },
   { name: 'without node-gyp-build', run: survivesWithoutLoader },
 ];

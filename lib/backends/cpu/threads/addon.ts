@@ -1,7 +1,8 @@
-import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { join, resolve } from 'node:path';
-import { packageFolder, urlOf } from '../../../base/package.js';
+import { resolve } from 'node:path';
+import { urlOf } from '../../../base/package.js';
+import { type AddonFailure, explainLoadError } from '../../shared/addon/search.js';
+import { findAddon, threadsAddon } from './search.js';
 
 /** native/addon/cpu/host.h. Addresses and launches are numbers. */
 export interface NativeHost {
@@ -55,26 +56,33 @@ export interface CpuReason {
   readonly hint: string;
 }
 
+/** An addon and where it was loaded from, or why there is none. */
+export type CpuLoadResult = { readonly addon: CpuAddon; readonly path: string } | AddonFailure;
+
 export type CpuSupport = { readonly addon: CpuAddon; readonly instructionSet: string } | CpuReason;
 
 const require = createRequire(urlOf(import.meta.url));
 
 const reason = (code: CpuReasonCode, hint: string): CpuReason => ({ device: 'cpu', code, hint });
 
-/** The file that the environment variable FLASHATTN_CPU_ADDON names, or what was built in this checkout. */
-function findFile(): string | CpuReason {
+/** The addon that the environment variable FLASHATTN_CPU_ADDON names, the one of this checkout or of the package. */
+function load(): CpuLoadResult {
   const { FLASHATTN_CPU_ADDON: given } = process.env;
-  if (given) return resolve(given);
-  const root = packageFolder();
-  const built = root === undefined ? undefined : join(root, 'build', 'cpu', 'Release', 'flashattn-cpu.node');
-  if (built !== undefined && existsSync(built)) return built;
-  return reason(
-    'NO_ADDON',
-    'the addon for native threads is not there: npm run build:cpu makes it in a clone, with g++ or clang and cmake',
-  );
+  const found = given ? { path: resolve(given) } : findAddon();
+  if ('problem' in found) return found;
+  const { path } = found;
+  try {
+    return { addon: require(path) as CpuAddon, path };
+  } catch (error) {
+    return explainLoadError(threadsAddon, path, Boolean(given), error);
+  }
 }
 
-function choose(addon: CpuAddon): CpuSupport {
+const notFound: ReadonlySet<string> = new Set(['NOT_BUILT', 'NO_PACKAGE', 'NO_LOADER', 'NO_PREBUILD']);
+
+function choose(loaded: CpuLoadResult): CpuSupport {
+  if ('problem' in loaded) return reason(notFound.has(loaded.problem) ? 'NO_ADDON' : 'LOAD_FAILED', loaded.missing);
+  const { addon } = loaded;
   const { supported, unsupported } = addon;
   const { FLASHATTN_CPU: wanted } = process.env;
   const [fastest] = supported;
@@ -89,20 +97,18 @@ function choose(addon: CpuAddon): CpuSupport {
   return reason('NO_INSTRUCTION_SET', `FLASHATTN_CPU is ${wanted}, but ${why}: use ${supported.join(' or ')}`);
 }
 
-function load(): CpuSupport {
-  const found = findFile();
-  if (typeof found !== 'string') return found;
-  try {
-    return choose(require(found) as CpuAddon);
-  } catch (error) {
-    return reason('LOAD_FAILED', `the addon ${found} does not load: ${(error as Error).message}`);
-  }
+let loaded: CpuLoadResult | undefined;
+
+/** The addon for native threads, looked up once. */
+export function cpuAddon(): CpuLoadResult {
+  loaded ??= load();
+  return loaded;
 }
 
 let support: CpuSupport | undefined;
 
 /** What this machine has, looked up once. */
 export function cpuSupport(): CpuSupport {
-  support ??= load();
+  support ??= choose(cpuAddon());
   return support;
 }

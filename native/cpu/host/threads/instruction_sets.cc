@@ -1,7 +1,12 @@
 #include "instruction_sets.h"
 
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 
 // The build names what it compiled: FLASHATTN_HAS_<name>.
 #if defined(__x86_64__) || defined(_M_X64)
@@ -15,15 +20,41 @@ namespace cpu_host {
 namespace {
 
 #if defined(__x86_64__) || defined(_M_X64)
-// The compiler's runtime also asks whether the system saves the registers.
-[[maybe_unused]] bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+// Not __builtin_cpu_supports: not every compiler knows all names, nor every runtime library what stands behind them.
+struct Registers {
+  uint32_t a, b, c, d;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t subleaf = 0) {
+  Registers r{};
+  __get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d);  // leaves r as it is where the processor has no such leaf
+  return r;
 }
-[[maybe_unused]] bool has_avx512bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+constexpr bool has_bit(uint32_t word, int bit) { return (word >> bit & 1) != 0; }
+
+/** Whether the system saves the registers that have these bits in XCR0. */
+bool saves(uint32_t states) {
+  if (!has_bit(cpuid(1).c, 27)) return false;  // OSXSAVE: without it the instruction does not exist
+  uint32_t low, high;
+  asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & states) == states;
+}
+
 [[maybe_unused]] bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const uint32_t basic = cpuid(1).c;
+  const bool fma = has_bit(basic, 12), f16c = has_bit(basic, 29), avx2 = has_bit(cpuid(7).b, 5);
+  return fma && f16c && avx2 && saves(0x06);
 }
+
+[[maybe_unused]] bool has_avx512() {
+  const uint32_t extended = cpuid(7).b;
+  const bool f = has_bit(extended, 16), dq = has_bit(extended, 17), bw = has_bit(extended, 30),
+             vl = has_bit(extended, 31);
+  return f && dq && bw && vl && has_avx2() && saves(0xe6);
+}
+
+[[maybe_unused]] bool has_avx512bf16() { return has_bit(cpuid(7, 1).a, 5) && has_avx512(); }
 #else
 [[maybe_unused]] bool always() { return true; }
 #endif

@@ -1,0 +1,16 @@
+# Zig's clang, for a platform that need not be this one. FLASHATTN_TARGET is Zig's name for it and FLASHATTN_ZIG its program.
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES FLASHATTN_TARGET FLASHATTN_ZIG)
+string(REGEX MATCH "^[a-z0-9_]+" CMAKE_SYSTEM_PROCESSOR "${FLASHATTN_TARGET}")
+if(FLASHATTN_TARGET MATCHES "-linux-")
+  set(CMAKE_SYSTEM_NAME Linux)
+elseif(FLASHATTN_TARGET MATCHES "-macos")
+  set(CMAKE_SYSTEM_NAME Darwin)
+else()
+  set(CMAKE_SYSTEM_NAME Windows)
+endif()
+set(CMAKE_CXX_COMPILER "${FLASHATTN_ZIG}" c++ -target "${FLASHATTN_TARGET}")
+set(CMAKE_C_COMPILER "${FLASHATTN_ZIG}" cc -target "${FLASHATTN_TARGET}")
+# The same bytes wherever the checkout lies.
+get_filename_component(root "${CMAKE_CURRENT_LIST_DIR}/../.." ABSOLUTE)
+set(CMAKE_CXX_FLAGS_INIT "-ffile-prefix-map=${root}=.")
+set(CMAKE_SHARED_LINKER_FLAGS_RELEASE_INIT -s)
