@@ -10,7 +10,7 @@
 
 namespace flashattn {
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 inline constexpr bool kHasPairs = true;
 #else
 inline constexpr bool kHasPairs = false;
@@ -21,6 +21,8 @@ struct BFloat16Pairs {
   FLASHATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(__AVX512BF16__)
     return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (Vec)vbfdotq_f32((float32x4_t)c, (bfloat16x8_t)a, (bfloat16x8_t)b);
 #else
     return a * b + c;  // never run
 #endif
@@ -33,6 +35,8 @@ struct PairsOf : S {
 };
 
 namespace detail {
+
+using UnalignedPairs = uint32_t __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
 
 inline constexpr uint32_t kLeastOrdinary = (127 - 60) << 7, kMostOrdinary = (127 + 40) << 7;  // 2^-60 and 2^40
 
@@ -47,8 +51,8 @@ FLASHATTN_INLINE IntVec odd_sized(UintVec words) {
 /** A row of n elements as words, padded with zeros to whole vectors. */
 FLASHATTN_INLINE void load_words(uint32_t* to, const uint8_t* from, int n) {
   const int words = divide_up(n, 2), full = n / (2 * kLanes) * kLanes;
-  const auto* source = reinterpret_cast<const detail::UnalignedUintVec*>(from);
-  for (int i = 0; i < full; i += kLanes) store_bits(to + i, source[i / kLanes]);
+  for (int i = 0; i < full; i += kLanes)
+    store_bits(to + i, *reinterpret_cast<const UnalignedPairs*>(from + 4 * i));
   if (full == words) return;
   uint32_t rest[kLanes] = {};
   __builtin_memcpy(rest, from + 4 * full, size_t(2 * n - 4 * full));

@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include <algorithm>
@@ -12,7 +16,7 @@
 #if defined(__x86_64__) || defined(_M_X64)
 extern "C" const cpu_host::KernelTable kernels_avx2, kernels_avx512, kernels_avx512bf16;
 #else
-extern "C" const cpu_host::KernelTable kernels_neon;
+extern "C" const cpu_host::KernelTable kernels_neon, kernels_neonbf16;
 #endif
 
 namespace cpu_host {
@@ -57,6 +61,19 @@ bool saves(uint32_t states) {
 [[maybe_unused]] bool has_avx512bf16() { return has_bit(cpuid(7, 1).a, 5) && has_avx512(); }
 #else
 [[maybe_unused]] bool always() { return true; }
+
+[[maybe_unused]] bool has_neonbf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof(found);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &size, nullptr, 0) == 0 && found == 1;
+#else
+  return false;
+#endif
+}
 #endif
 
 struct InstructionSet {
@@ -74,6 +91,9 @@ constexpr InstructionSet kInstructionSets[] = {
 #endif
 #if defined(FLASHATTN_HAS_avx2)
     {&kernels_avx2, has_avx2},
+#endif
+#if defined(FLASHATTN_HAS_neonbf16)
+    {&kernels_neonbf16, has_neonbf16},
 #endif
 #if defined(FLASHATTN_HAS_neon)
     {&kernels_neon, always},
