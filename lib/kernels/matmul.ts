@@ -111,7 +111,7 @@ export const matmul = operation('matmul', params, ({ product: operands, packedA,
   };
 });
 
-/** Tiles of C that are no larger read their factors alone, and nobody else needs them packed: native/cpu/matmul.h. */
+/** Tiles of C that are no larger read their factors alone, and nobody else needs them packed: native/cpu/ops/matmul.h. */
 const mostTileRows = 64;
 const mostTileColumns = 128;
 

@@ -1,13 +1,13 @@
 // Every operation of the processor: its name, its struct, and the launches that it is made of. Hosts find it by its name.
 #pragma once
-#include "backward_extras.h"
-#include "copy.h"
-#include "decode.h"
-#include "gather.h"
-#include "matmul.h"
-#include "merge.h"
-#include "partition.h"
-#include "peak.h"
+#include "attention/backward_extras.h"
+#include "attention/decode.h"
+#include "attention/merge.h"
+#include "attention/partition.h"
+#include "ops/copy.h"
+#include "ops/gather.h"
+#include "ops/matmul.h"
+#include "ops/peak.h"
 
 namespace flashattn {
 

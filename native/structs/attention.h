@@ -71,14 +71,14 @@ struct AttentionParams {
   int32_t tiles_per_item;             // on processors: query tiles that share each loaded key tile; decoding, kv heads
   int32_t reserved;
 
-  // Where few queries meet many keys on processors (native/cpu/decode.h); null otherwise.
+  // Where few queries meet many keys on processors (native/cpu/attention/decode.h); null otherwise.
   Pointer<float> decode_states;  // [key splits, lse rows, state]
   int64_t lse_rows;              // rows of lse over all batches and heads
 
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
   Pointer<const float> d_lse;        // as lse, or null
-  Pointer<float> row_terms;          // what backward keeps of each row: native/cpu/row_terms.h, cuda/rows.cuh
+  Pointer<float> row_terms;          // what backward keeps of each row: native/cpu/attention/row_terms.h, cuda/rows.cuh
   Pointer<float> d_query_sum;        // [planes, lse rows, padded head_dim]: sums that become d_query
   Pointer<int32_t> turns;            // CUDA: [1 + batch * heads * query tiles], tickets, then whose turn it is per tile
   Pointer<void> d_relative_partial;  // [relative_slices, heads, bucket_count], 8 bytes each: sums and what they lack

@@ -1,4 +1,4 @@
-/** Few queries over many keys: the way through native/cpu/decode.h, of every number of heads, queries and keys. */
+/** Few queries over many keys: the way through native/cpu/attention/decode.h, of every number of heads, queries and keys. */
 import { describe, expect, it } from 'vitest';
 import { type Case, instantiate } from '../../verify/cases/case.js';
 import { failuresOf } from '../../verify/cases/check.js';

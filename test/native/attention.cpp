@@ -1,8 +1,8 @@
 // Forward and backward on memory of exactly their size, against plain loops.
-#include "backward_extras.h"
+#include "attention/backward_extras.h"
+#include "attention/decode.h"
 #include "cases.h"
 #include "check.h"
-#include "decode.h"
 #include "reference.h"
 
 namespace flashattn::test {

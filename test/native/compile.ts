@@ -46,7 +46,7 @@ const run = promisify(execFile);
 function digestOf(patches: readonly Patch[], flags: readonly string[]): string {
   const hash = createHash('sha256').update(JSON.stringify([compiler, common, sanitizers, patches, flags]));
   for (const directory of [kernels, structs, testDirectory])
-    for (const file of readdirSync(directory).sort())
+    for (const file of readdirSync(directory, { recursive: true, encoding: 'utf8' }).sort())
       if (/\.(h|cpp)$/.test(file)) hash.update(file).update(readFileSync(join(directory, file)));
   return hash.digest('hex').slice(0, 20);
 }

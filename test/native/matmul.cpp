@@ -1,5 +1,5 @@
 // Products of matrices on memory of exactly their size, against plain loops.
-#include "matmul.h"
+#include "ops/matmul.h"
 
 #include <vector>
 

@@ -6,7 +6,7 @@
 
 #include <memory>
 
-#include "element.h"
+#include "simd/element.h"
 
 namespace flashattn::test {
 

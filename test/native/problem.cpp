@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "backward.h"
-#include "decode.h"
+#include "attention/backward.h"
+#include "attention/decode.h"
 
 namespace flashattn::test {
 

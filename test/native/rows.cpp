@@ -2,14 +2,14 @@
 #include <algorithm>
 #include <vector>
 
+#include "attention/merge.h"
 #include "cases.h"
 #include "check.h"
-#include "copy.h"
-#include "gather.h"
-#include "math.h"
-#include "merge.h"
-#include "peak.h"
+#include "ops/copy.h"
+#include "ops/gather.h"
+#include "ops/peak.h"
 #include "problem.h"
+#include "simd/math.h"
 
 namespace flashattn::test {
 

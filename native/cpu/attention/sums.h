@@ -2,7 +2,7 @@
 // millions of keys that is all that anyone wanted to know. So a few tiles are summed apart, as a block, and the block is
 // added to the total with what rounding cuts off kept: it becomes the first term of the next block.
 #pragma once
-#include "tile.h"
+#include "attention/tile.h"
 
 namespace flashattn {
 

@@ -1,7 +1,7 @@
 // The two products of decoding, with keys and values read where they lie. A run of columns is taken in blocks of up to
 // four, so that what was read of a key or value meets four queries before it is forgotten.
 #pragma once
-#include "tile.h"
+#include "attention/tile.h"
 
 namespace flashattn {
 

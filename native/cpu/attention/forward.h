@@ -3,8 +3,8 @@
 // An item is a few query tiles of one head. Each key tile is loaded once and meets all of them; nothing of size
 // queries x keys exists anywhere but in the score tile.
 #pragma once
-#include "pairs.h"
-#include "softmax.h"
+#include "attention/pairs.h"
+#include "attention/softmax.h"
 
 namespace flashattn {
 

@@ -5,7 +5,9 @@
 // of A times some of B; it walks over the inner dim in steps that its caches hold, and adds the steps up in its workspace.
 // What only one item reads, it packs itself; what several read is packed by a phase before, once.
 #pragma once
-#include "rows.h"
+#include "simd/product.h"
+#include "simd/rows.h"
+#include "simd/transpose.h"
 #include "structs/matmul.h"
 
 namespace flashattn {

@@ -4,9 +4,9 @@
 // a logit like any other, and only -Infinity hides. What leaves the range of float32 on its way (q.k, or a sum of its
 // terms) is infinite, as it is in any float32 arithmetic: -Infinity hides the key, +Infinity makes the row NaN.
 #pragma once
-#include "block_mask.h"
-#include "math.h"
-#include "philox.h"
+#include "attention/block_mask.h"
+#include "simd/math.h"
+#include "simd/philox.h"
 
 namespace flashattn {
 

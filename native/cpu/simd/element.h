@@ -1,6 +1,6 @@
 // Rows of tensors in their own dtype, seen as float32. Conversions round to nearest, ties to even.
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 #include "structs/types.h"
 
 namespace flashattn {

@@ -1,6 +1,6 @@
 // The arithmetic peak that benchmarks compare with: multiply-adds that depend on nothing but registers.
 #pragma once
-#include "product.h"
+#include "simd/product.h"
 #include "structs/copy.h"
 
 namespace flashattn {

@@ -1,7 +1,7 @@
 // The online softmax of Milakov & Gimelshein, for the queries of one score tile, over any number of keys.
 #pragma once
-#include "scores.h"
-#include "sums.h"
+#include "attention/scores.h"
+#include "attention/sums.h"
 
 namespace flashattn {
 

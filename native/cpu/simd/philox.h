@@ -1,6 +1,6 @@
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3; SC 2011), one counter a lane.
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace flashattn {
 

@@ -6,7 +6,7 @@
 // whose elements are all zero or of ordinary size go this way, and the others, those with NaN and Infinity among them, as
 // float32.
 #pragma once
-#include "tile.h"
+#include "attention/tile.h"
 
 namespace flashattn {
 
@@ -51,8 +51,7 @@ FLASHATTN_INLINE IntVec odd_sized(UintVec words) {
 /** A row of n elements as words, padded with zeros to whole vectors. */
 FLASHATTN_INLINE void load_words(uint32_t* to, const uint8_t* from, int n) {
   const int words = divide_up(n, 2), full = n / (2 * kLanes) * kLanes;
-  for (int i = 0; i < full; i += kLanes)
-    store_bits(to + i, *reinterpret_cast<const UnalignedPairs*>(from + 4 * i));
+  for (int i = 0; i < full; i += kLanes) store_bits(to + i, *reinterpret_cast<const UnalignedPairs*>(from + 4 * i));
   if (full == words) return;
   uint32_t rest[kLanes] = {};
   __builtin_memcpy(rest, from + 4 * full, size_t(2 * n - 4 * full));
@@ -74,8 +73,8 @@ FLASHATTN_CALLED bool load_pairs(uint32_t* to /* [count][kRowStride] */, const T
 }
 
 /** Rows as pairs of two rows after one another. Returns whether all elements are ordinary. */
-FLASHATTN_CALLED bool load_row_pairs(uint32_t* to /* [count / 2][kRowStride] */, const TensorRef& from, int b, int begin,
-                                     int count, int h, int dim) {
+FLASHATTN_CALLED bool load_row_pairs(uint32_t* to /* [count / 2][kRowStride] */, const TensorRef& from, int b,
+                                     int begin, int count, int h, int dim) {
   IntVec odd{};
   for (int r = 0; r < count; r += 2, to += kRowStride) {
     const auto* upper = reinterpret_cast<const uint16_t*>(from.row(b, begin + r, h));

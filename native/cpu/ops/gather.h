@@ -1,6 +1,6 @@
 // Rows moved, copied and added up: how patterns that regroup tokens (windows, axes, frames, segments) reach attention.
 #pragma once
-#include "rows.h"
+#include "simd/rows.h"
 #include "structs/gather.h"
 
 namespace flashattn {
@@ -11,8 +11,8 @@ FLASHATTN_CALLED void gather_row(const GatherParams& p, int b, int row, RowWorks
   const size_t size = element_size(p.dtype);
   const uint8_t* source = bytes_of(p.source);
   uint8_t* result = bytes_of(p.result) + (size_t(b) * p.rows + row) * p.row_elements * size;
-  for (int begin = 0; begin < p.row_elements; begin += kMaxDim) {
-    const int length = min(kMaxDim, p.row_elements - begin);
+  for (int begin = 0; begin < p.row_elements; begin += kRowElements) {
+    const int length = min(kRowElements, p.row_elements - begin);
     float* sum = ws.row[0];
     fill(sum, 0.0f, length);
     for (int at = p.lists.offsets[row]; at < p.lists.offsets[row + 1]; ++at) {

@@ -1,6 +1,6 @@
 // Gradients of what is shared between rows or heads: the dense bias, the relative-position table and the sinks.
 #pragma once
-#include "backward.h"
+#include "attention/backward.h"
 
 namespace flashattn {
 

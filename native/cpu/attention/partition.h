@@ -1,7 +1,7 @@
 // How attention is cut into items: enough to keep every thread busy, few enough to reuse each tile of keys.
 #pragma once
-#include "backward.h"
-#include "decode.h"
+#include "attention/backward.h"
+#include "attention/decode.h"
 
 namespace flashattn {
 

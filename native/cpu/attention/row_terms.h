@@ -1,7 +1,8 @@
 // What backward needs of each row of the softmax, and the launches that go over rows.
 #pragma once
-#include "rows.h"
-#include "softmax.h"
+#include "attention/softmax.h"
+#include "attention/tile.h"
+#include "simd/rows.h"
 
 namespace flashattn {
 

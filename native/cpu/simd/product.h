@@ -7,7 +7,7 @@
 //
 // Strides of A and B are compile-time constants: the inner loop then advances two pointers and nothing else.
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace flashattn {
 

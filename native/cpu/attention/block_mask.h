@@ -1,8 +1,8 @@
 // Walking a block mask: which key tiles a query block meets, and which query blocks a key tile meets.
 // Without a block mask everything is one range, so that the kernels know no difference.
 #pragma once
-#include "band.h"
-#include "tile.h"
+#include "attention/band.h"
+#include "attention/tile.h"
 
 namespace flashattn {
 

@@ -2,10 +2,11 @@
 //
 //   lse = log sum_p e^lse_p      out = sum_p e^(lse_p - lse) out_p
 #pragma once
-#include "math.h"
-#include "rows.h"
+#include "attention/sums.h"
+#include "attention/tile.h"
+#include "simd/math.h"
+#include "simd/rows.h"
 #include "structs/merge.h"
-#include "sums.h"
 
 namespace flashattn {
 

@@ -1,6 +1,6 @@
 // Elements copied, cast or added up between any two strided arrays, and memory filled.
 #pragma once
-#include "rows.h"
+#include "simd/rows.h"
 #include "structs/copy.h"
 
 namespace flashattn {
@@ -33,7 +33,7 @@ inline int64_t copy_count(const CopyParams& p) {
   return count;
 }
 
-/** One array of a copy: up to kMaxDim elements of its innermost dim at a time, as float32 or from it. */
+/** One array of a copy: up to kRowElements elements of its innermost dim at a time, as float32 or from it. */
 struct CopySide {
   uint8_t* data;
   DType dtype;
@@ -98,7 +98,7 @@ FLASHATTN_CALLED void copy_item(const CopyParams& p, int item, RowWorkspace& ws)
     }
     int64_t n = p.sizes[kInner] - inner;
     if (n > end - at) n = end - at;
-    if (n > kMaxDim) n = kMaxDim;
+    if (n > kRowElements) n = kRowElements;
     const int count = static_cast<int>(n);
     if (!p.accumulate && p.from_dtype == p.to_dtype) {
       copy_bits(from, from_offset, to, to_offset, count);

@@ -6,8 +6,8 @@
 // how many there are. decode_item leaves the state of each row after each split, finish_decode_item merges them in their
 // order.
 #pragma once
-#include "decode_products.h"
-#include "forward.h"
+#include "attention/decode_products.h"
+#include "attention/forward.h"
 
 namespace flashattn {
 

@@ -1,6 +1,6 @@
 // Elementary functions on vectors, to float32 accuracy. NaN in gives NaN out.
 #pragma once
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace flashattn {
 

@@ -4,8 +4,8 @@
 // gradients of its key range into a partial buffer of its own, so no two workers ever write the same address and
 // every sum has a fixed order. Three launches: backward_rows, backward_item, then finish_query_gradients.
 #pragma once
-#include "forward.h"
-#include "row_terms.h"
+#include "attention/forward.h"
+#include "attention/row_terms.h"
 
 namespace flashattn {
 

@@ -1,6 +1,6 @@
 // Causal masks and sliding windows are one shape: a band around the diagonal.
 #pragma once
-#include "element.h"
+#include "simd/element.h"
 #include "structs/attention.h"
 
 namespace flashattn {
