@@ -2,7 +2,7 @@
 // runs alternate. A library that is not there, or cannot do a problem, is left out of it.
 //
 //   npm run bench:peers && npm run bench:beside -- [--rounds 7] [--threads 1,2] [--problems 1,128,128,8,64,0;...]
-//     [--json results.json]
+//     [--json results.json] [--svg chart.svg]
 //
 // A problem: batch, queries, keys, heads, dim, and 1 for causal.
 import { writeFileSync } from 'node:fs';
@@ -25,6 +25,7 @@ import {
   tooLarge,
 } from './contenders.js';
 import { type Problem, serve, waves } from './peers/serve.mjs';
+import { drawPeers } from './peersChart.js';
 import { describeProcessor, type Processor } from './processor.js';
 
 const defaultProblems: readonly Problem[] = [
@@ -176,6 +177,7 @@ async function main(): Promise<void> {
       threads: { type: 'string' },
       problems: { type: 'string' },
       json: { type: 'string' },
+      svg: { type: 'string' },
     },
   });
   const rounds = Number(flags.rounds ?? 7);
@@ -200,6 +202,7 @@ async function main(): Promise<void> {
       flags.json,
       `${JSON.stringify({ date: new Date().toISOString(), machine, peers, rounds, rows }, null, 2)}\n`,
     );
+  if (flags.svg) writeFileSync(flags.svg, drawPeers({ machine, names, rows }));
 }
 
 const { FLASHATTN_BENCH_CHILD: child } = process.env;
