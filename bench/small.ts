@@ -4,15 +4,16 @@
 //
 // Decoding is held against a plain read of the same bytes and, as far as it knows the operation, against onnxruntime-web
 // where `npm run bench:peers` has installed it; one after the other in each round.
-import { execFileSync, fork } from 'node:child_process';
-import { once } from 'node:events';
-import { existsSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { attention, attentionBackward, plan, status, type Tensor, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../lib/cli/table.js';
+import { agree, isRefusal, type Refusal, startPeer } from './contenders.js';
+import { sample, waves } from './peers/serve.mjs';
 import { describeProcessor, readProcessor } from './processor.js';
 import { createReader } from './readBandwidth.js';
 
@@ -49,26 +50,26 @@ const medianOf = (values: readonly number[]) => (values.length > 0 ? median(valu
 /** [batch, queries, keys, heads, dim] */
 type PeerProblem = readonly [number, number, number, number, number];
 
-/** Milliseconds of a run of the peer, the mean of a few; undefined where it is not installed. */
+/** Milliseconds of a run of the peer, the mean of a few. */
 type Peer = (problem: PeerProblem, runs: number) => Promise<number>;
 
 /** Milliseconds until the peer's threads look for work no more. */
 const peerPause = 20;
 
-const peers = new URL('../../bench/peers/', import.meta.url);
+const root = new URL('../../', import.meta.url);
 
-/** bench/peers/onnx.mjs on as many threads as the library has. */
-async function startPeer(threads: number): Promise<Peer | undefined> {
-  if (!existsSync(new URL('node_modules/onnxruntime-web', peers))) return undefined;
-  const child = fork(new URL('onnx.mjs', peers), ['web']);
-  child.send({ threads });
+/** onnxruntime-web on as many threads as the library has. */
+async function startOnnx(threads: number): Promise<Peer | Refusal> {
+  const onnx = await startPeer('ort-web', threads, root);
+  if (isRefusal(onnx)) return onnx;
   const checked = new Set<string>();
   return async (problem, runs) => {
-    child.send({ problem, runs });
-    const [{ milliseconds, out }] = (await once(child, 'message')) as [{ milliseconds: number; out: number }];
+    const answer = await onnx.ask([...problem, 0], runs);
+    if (isRefusal(answer)) throw new Error(`onnxruntime-web ${answer.reason}`);
+    const { milliseconds, out } = answer;
     if (!checked.has(String(problem))) {
-      const expected = await firstNumber(problem);
-      if (!(Math.abs(out - expected) < 1e-4)) throw new Error(`the peer computes ${out}, the library ${expected}`);
+      const expected = await expectedOf(problem);
+      if (!agree(out, expected)) throw new Error(`onnxruntime-web differs: ${out}; expected ${expected}`);
       checked.add(String(problem));
     }
     await setTimeout(peerPause);
@@ -76,21 +77,16 @@ async function startPeer(threads: number): Promise<Peer | undefined> {
   };
 }
 
-/** The first number of the result for the peer's inputs. */
-async function firstNumber([batch, queries, keys, heads, dim]: PeerProblem): Promise<number> {
-  const make = (rows: number) =>
-    tensor(
-      Float32Array.from({ length: batch * rows * heads * dim }, (_, i) => Math.sin(i)),
-      [batch, rows, heads, dim],
-      { device },
-    );
+/** What the library makes of the peer's inputs. */
+async function expectedOf([batch, queries, keys, heads, dim]: PeerProblem): Promise<number[]> {
+  const make = (rows: number) => tensor(waves(batch * rows * heads * dim), [batch, rows, heads, dim], { device });
   using q = make(queries);
   using kv = make(keys);
   const { out, lse } = attention(q, kv, kv);
-  const [first] = await out.data();
+  const data = await out.data();
   out.dispose();
   lse.dispose();
-  return first as number;
+  return sample(data as Float32Array);
 }
 
 interface DecodeRow {
@@ -207,8 +203,9 @@ const rounds = Number(flags.rounds ?? 15);
 const machine = describeProcessor(device);
 console.log(`${machine}; medians of ${rounds} rounds\n`);
 
-const peer = await startPeer(threads);
-if (!peer) console.log('onnxruntime-web is not compared with: npm run bench:peers installs it\n');
+const onnx = await startOnnx(threads);
+if (isRefusal(onnx)) console.log(`onnxruntime-web ${onnx.reason}\n`);
+const peer = isRefusal(onnx) ? undefined : onnx;
 
 const decodeColumns: readonly Column<DecodeRow>[] = [
   text('one query, float32', 20, (r) => (r.kvHeads === r.heads ? 'MHA' : 'GQA')),

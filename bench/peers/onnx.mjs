@@ -1,13 +1,8 @@
-// Attention of onnxruntime, for benchmarks to compare with once `npm run bench:peers` has installed it: `node onnx.mjs web`
-// on its WebAssembly backend, `node onnx.mjs node` on native threads. A process of its own that answers messages:
-//
-//   { threads }                                                      before all others
-//   { problem: [batch, queries, keys, heads, dim, causal], runs }    -> { milliseconds, out }
-//
-// milliseconds is the mean of the runs; out, the first number of the result, shows that both compute the same: element i
-// of every input is sin(i), in float32.
+// onnxruntime, for benchmarks to compare with once `npm run bench:peers` has installed it: `node onnx.mjs web` on its
+// WebAssembly backend, `node onnx.mjs node` on native threads. serve.mjs says what it is asked.
+import { serve, waves } from './serve.mjs';
+
 const native = process.argv[2] === 'node';
-const ort = await import(native ? 'onnxruntime-node' : 'onnxruntime-web');
 
 const varint = (value) => {
   const bytes = [];
@@ -60,43 +55,29 @@ function modelOf([batch, length, heads, dim], keys, causal) {
   return { model, shapes };
 }
 
-const sessions = new Map();
-
+let ort;
 const options = { executionProviders: ['wasm'] };
 
-async function sessionOf([batch, queries, keys, heads, dim, causal]) {
+async function start(threads) {
+  ort = await import(native ? 'onnxruntime-node' : 'onnxruntime-web');
+  if (native) Object.assign(options, { executionProviders: ['cpu'], intraOpNumThreads: threads });
+  else ort.env.wasm.numThreads = threads;
+  return threads;
+}
+
+async function prepare([batch, queries, keys, heads, dim, causal]) {
   const { model, shapes } = modelOf([batch, queries, heads, dim], keys, causal);
   const session = await ort.InferenceSession.create(model, options);
   const feeds = Object.fromEntries(
     Object.entries(shapes).map(([name, dims]) => {
       const length = dims.reduce((a, b) => a * b);
-      return [
-        name,
-        new ort.Tensor(
-          'float32',
-          Float32Array.from({ length }, (_, i) => Math.sin(i)),
-          dims,
-        ),
-      ];
+      return [name, new ort.Tensor('float32', waves(length), dims)];
     }),
   );
-  const run = () => session.run(feeds);
-  for (let i = 0; i < 4; i++) await run();
-  return run;
+  return async () => {
+    const { out } = await session.run(feeds);
+    return out.data;
+  };
 }
 
-process.on('message', async ({ threads, problem, runs }) => {
-  if (threads) {
-    if (native) Object.assign(options, { executionProviders: ['cpu'], intraOpNumThreads: threads });
-    else ort.env.wasm.numThreads = threads;
-    return;
-  }
-  const name = String(problem);
-  if (!sessions.has(name)) sessions.set(name, await sessionOf(problem));
-  const run = sessions.get(name);
-  const start = performance.now();
-  for (let i = 1; i < runs; i++) await run();
-  const { out } = await run();
-  process.send({ milliseconds: (performance.now() - start) / runs, out: out.data[0] });
-});
-process.on('disconnect', () => process.exit());
+serve(start, prepare);
