@@ -1,9 +1,8 @@
 // The package and its optional dependency, the CUDA addon for a platform, as a registry would serve them. The emulated
 // addon stands in for the CUDA addon: where it is found and loaded there is a device cuda:0.
-import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { emulatedAddon, ensure, Skipped, write } from './context.mjs';
+import { emulatedAddon, ensure, installTool, write } from './context.mjs';
 import { startRegistry } from './registry.mjs';
 
 const here = `${process.platform}-${process.arch}`;
@@ -119,24 +118,13 @@ function otherVersion(context) {
   expectNone(says)(context, folder);
 }
 
-/** A package manager from the npm registry, at a version that is known to install itself without scripts. */
-function manager(context, name, version) {
-  const prefix = join(context.work, `${name}-itself`);
-  const { status, stderr } = spawnSync(
-    'npm',
-    ['install', '--prefix', prefix, '--no-audit', '--no-fund', '--ignore-scripts', `${name}@${version}`],
-    { encoding: 'utf8', shell: process.platform === 'win32' },
-  );
-  if (status !== 0) throw new Skipped(`${name} cannot be installed: ${stderr.split('\n')[0]}`);
-  const { bin } = readManifest(moduleOf(prefix, name));
-  return join(moduleOf(prefix, name), bin[name]);
-}
-
+/** A package manager, at a version that is known to install without running scripts. */
 function managed(name, version, args) {
   return {
     name: `${name} ${version}`,
     run: (context) => {
-      const program = manager(context, name, version);
+      const itself = installTool(context, name, version);
+      const program = join(itself, readManifest(itself).bin[name]);
       return withRegistry(context, undefined, (address) => {
         const folder = context.folder(name);
         write(join(folder, 'package.json'), JSON.stringify({ private: true }));
