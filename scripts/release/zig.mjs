@@ -2,6 +2,7 @@
 // C++ library that is linked in.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import addonApi from 'node-addon-api';
 import { def_paths as definitions, include_dir as headers } from 'node-api-headers';
@@ -74,7 +75,7 @@ export function build({ zig: target, platform }, { kind, tree, into }) {
   };
   const options = { env: environment };
   run('cmake', ['-S', root, '-B', tree, ...Object.entries(all).map(([key, value]) => `-D${key}=${value}`)], options);
-  run('cmake', ['--build', tree, '--parallel'], options);
+  run('cmake', ['--build', tree, '--parallel', String(availableParallelism())], options);
   if (platform === 'win32')
     for (const file of readdirSync(into)) if (file.endsWith('.node')) removeTime(join(into, file));
 }
