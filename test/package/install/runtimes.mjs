@@ -5,7 +5,7 @@ import { ensure, installTool, Skipped } from './context.mjs';
 
 const here = `${process.platform}-${process.arch}`;
 
-/** Loads, and computes on native threads, with a copy of the data of tensors where memory cannot be shared, and on WebAssembly. */
+/** Computes on WebAssembly and on native threads; where the addon does not load there, it has to say why. */
 function runs(name, { packages, program, args = [] }) {
   return {
     name,
