@@ -12,12 +12,14 @@ import { npmChecks } from '../test/package/install/npm.mjs';
 import { packageChecks } from '../test/package/install/packages.mjs';
 import { platformChecks } from '../test/package/install/platforms.mjs';
 import { processChecks } from '../test/package/install/processes.mjs';
+import { runtimeChecks } from '../test/package/install/runtimes.mjs';
 import { typescriptChecks } from '../test/package/install/typescript.mjs';
 
 const checks = [
   ...npmChecks,
   ...packageChecks,
   ...platformChecks,
+  ...runtimeChecks,
   ...typescriptChecks,
   ...bundlerChecks,
   ...processChecks,

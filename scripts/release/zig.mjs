@@ -1,7 +1,8 @@
 // Zig's clang: a program from the npm registry that compiles and links for other platforms, with their C libraries and a
 // C++ library that is linked in.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { join, resolve } from 'node:path';
 import addonApi from 'node-addon-api';
 import { def_paths as definitions, include_dir as headers } from 'node-api-headers';
@@ -43,6 +44,13 @@ function importLibrary(tree) {
   return library;
 }
 
+/** The linker writes the time into a DLL; Zig passes no flag on that would keep it from doing so. */
+function removeTime(path) {
+  const bytes = readFileSync(path);
+  bytes.writeUInt32LE(0, bytes.readUInt32LE(60) + 8);
+  writeFileSync(path, bytes);
+}
+
 /** nvcc compiles kernels with g++; nothing of its C++ library is in them, so that Zig can link them with its own. */
 function cudaCompiler() {
   const nvcc = process.env.CUDACXX ?? findOnPath('nvcc');
@@ -67,5 +75,7 @@ export function build({ zig: target, platform }, { kind, tree, into }) {
   };
   const options = { env: environment };
   run('cmake', ['-S', root, '-B', tree, ...Object.entries(all).map(([key, value]) => `-D${key}=${value}`)], options);
-  run('cmake', ['--build', tree, '--parallel'], options);
+  run('cmake', ['--build', tree, '--parallel', String(availableParallelism())], options);
+  if (platform === 'win32')
+    for (const file of readdirSync(into)) if (file.endsWith('.node')) removeTime(join(into, file));
 }

@@ -25,6 +25,18 @@ export function otherNode(version, arch) {
   }
 }
 
+/** The folder of a package of the npm registry, installed for all checks without running its scripts. */
+export function installTool(context, name, version) {
+  const prefix = join(context.work, `tool-${name.replaceAll(/\W+/g, '-')}`);
+  const flags = ['--no-audit', '--no-fund', '--ignore-scripts', '--prefer-offline'];
+  try {
+    context.npm(['install', '--prefix', prefix, ...flags, `${name}@${version}`], { cwd: context.work });
+  } catch (error) {
+    throw new Skipped(`${name} cannot be installed: ${error.message}`);
+  }
+  return join(prefix, 'node_modules', name);
+}
+
 export function ensure(condition, message) {
   if (!condition) throw new Error(message);
 }

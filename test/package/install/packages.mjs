@@ -1,9 +1,8 @@
 // The package and its optional dependency, the CUDA addon for a platform, as a registry would serve them. The emulated
 // addon stands in for the CUDA addon: where it is found and loaded there is a device cuda:0.
-import { spawnSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { emulatedAddon, ensure, Skipped, write } from './context.mjs';
+import { emulatedAddon, ensure, installTool, write } from './context.mjs';
 import { startRegistry } from './registry.mjs';
 
 const here = `${process.platform}-${process.arch}`;
@@ -13,18 +12,19 @@ const readManifest = (folder) => JSON.parse(readFileSync(join(folder, 'package.j
 const moduleOf = (folder, name) => join(folder, 'node_modules', name);
 const hasCuda = (folder) => existsSync(moduleOf(folder, cudaName));
 
-/** A CUDA package of this version around the emulated addon. */
+const canStandIn = here === 'linux-x64' && existsSync(emulatedAddon);
+
+/** A CUDA package of this version around the emulated addon, where there is one. */
 function packStandIn(context, version) {
-  if (here !== 'linux-x64' || !existsSync(emulatedAddon))
-    throw new Skipped('there is no emulated addon: npm run setup');
   const folder = join(context.work, `stand-in-${version}`);
   const tarball = join(context.work, `${cudaName}-${version}.tgz`);
   const manifest = { name: cudaName, version, os: ['linux'], cpu: ['x64'], libc: ['glibc'] };
   if (!existsSync(tarball)) {
-    const prebuilds = join(folder, 'prebuilds', here);
+    const prebuilds = join(folder, 'prebuilds', 'linux-x64');
     mkdirSync(prebuilds, { recursive: true });
     write(join(folder, 'package.json'), JSON.stringify(manifest));
-    copyFileSync(emulatedAddon, join(prebuilds, 'flashattn.glibc.node'));
+    if (canStandIn) copyFileSync(emulatedAddon, join(prebuilds, 'flashattn.glibc.node'));
+    else write(join(prebuilds, 'flashattn.glibc.node'), 'no addon');
     context.npm(['pack', '--pack-destination', context.work], { cwd: folder });
   }
   return { manifest, tarball };
@@ -35,11 +35,20 @@ const packed = (context) => ({
   tarball: context.tarball,
 });
 
+/** What flashattn brings along, for package managers that fetch it all the same. */
+function packLoader(context) {
+  const folder = join(moduleOf(context.installed, 'flashattn'), 'node_modules', 'node-gyp-build');
+  const manifest = readManifest(folder);
+  const tarball = join(context.work, `node-gyp-build-${manifest.version}.tgz`);
+  if (!existsSync(tarball)) context.npm(['pack', '--pack-destination', context.work], { cwd: folder });
+  return { manifest, tarball };
+}
+
 /** Runs a check while a registry has flashattn and the CUDA packages of these versions. */
 async function withRegistry(context, versions, check) {
   const main = packed(context);
-  const all = versions ?? [main.manifest.version];
-  const { address, stop } = await startRegistry([main, ...all.map((version) => packStandIn(context, version))]);
+  const cuda = (versions ?? [main.manifest.version]).map((version) => packStandIn(context, version));
+  const { address, stop } = await startRegistry([main, ...cuda, packLoader(context)]);
   try {
     return await check(address);
   } finally {
@@ -62,10 +71,10 @@ function fromRegistry(name, { flags = [], versions, expects }) {
   };
 }
 
-function expectCuda(context, folder, options) {
-  ensure(hasCuda(folder), `${cudaName} is not installed`);
-  const { device } = context.tryIn(folder, options);
-  ensure(device === 'cuda:0', `the device is ${device}`);
+function expectCuda(context, folder) {
+  const { device, reasons } = context.tryIn(folder);
+  if (canStandIn) ensure(device === 'cuda:0', `the device is ${device}: ${JSON.stringify(reasons)}`);
+  else ensure(/does not load/.test(reasons[0]?.hint), `it is not found: ${JSON.stringify(reasons)}`);
 }
 
 /** Another device than CUDA, with this reason. */
@@ -109,31 +118,19 @@ function otherVersion(context) {
   expectNone(says)(context, folder);
 }
 
-/** A package manager from the npm registry, at a version that is known to install itself without scripts. */
-function manager(context, name, version) {
-  const prefix = join(context.work, `${name}-itself`);
-  const { status, stderr } = spawnSync(
-    'npm',
-    ['install', '--prefix', prefix, '--no-audit', '--no-fund', '--ignore-scripts', `${name}@${version}`],
-    { encoding: 'utf8', shell: process.platform === 'win32' },
-  );
-  if (status !== 0) throw new Skipped(`${name} cannot be installed: ${stderr.split('\n')[0]}`);
-  const { bin } = readManifest(moduleOf(prefix, name));
-  return join(moduleOf(prefix, name), bin[name]);
-}
-
+/** A package manager, at a version that is known to install without running scripts. */
 function managed(name, version, args) {
   return {
     name: `${name} ${version}`,
     run: (context) => {
-      const program = manager(context, name, version);
+      const itself = installTool(context, name, version);
+      const program = join(itself, readManifest(itself).bin[name]);
       return withRegistry(context, undefined, (address) => {
         const folder = context.folder(name);
         write(join(folder, 'package.json'), JSON.stringify({ private: true }));
         const env = { npm_config_registry: address, YARN_REGISTRY: address, HOME: folder, XDG_DATA_HOME: folder };
         context.run([program, ...args(folder), 'flashattn'], { cwd: folder, env });
-        const { device } = context.tryIn(folder);
-        ensure(device === 'cuda:0', `the device is ${device}`);
+        expectCuda(context, folder);
       });
     },
   };

@@ -28,7 +28,7 @@ export const obituaryUnits = 1024;
 
 /**
  * The program of a thread of the pool: plain JavaScript, handed over as text, so that a thread needs no file, no module
- * loader and none of their hooks.
+ * loader and none of their hooks. Deno runs it inside a function that has names of CommonJS already: `module` is one.
  *
  * Whoever blocks for the queue cannot see a thread's 'error' event. Before the thread declares the queue dead it
  * therefore leaves its error's message in shared memory.
@@ -36,8 +36,8 @@ export const obituaryUnits = 1024;
 export const workerSource = `
 'use strict';
 const { workerData } = require('node:worker_threads');
-const { module, memory, queue, workspace, stackTop, index, states, obituary } = workerData;
-const { exports: thread } = new WebAssembly.Instance(module, { env: { memory } });
+const { module: kernels, memory, queue, workspace, stackTop, index, states, obituary } = workerData;
+const { exports: thread } = new WebAssembly.Instance(kernels, { env: { memory } });
 thread.__stack_pointer.value = stackTop;
 const end = () => {
   Atomics.store(states, index, ${threadState.ended});
