@@ -15,7 +15,11 @@ const bugs: readonly Patch[] = [
   { file: 'ops/gather.h', find: 'p.dtype, length);\n      for', replace: 'p.dtype, length + 1);\n      for' },
   { file: 'attention/block_mask.h', find: '(count == 32 ? ~0u : (1u << count) - 1)', replace: '((1u << count) - 1)' },
   { file: 'ops/matmul.h', find: 'min(kWidth, factor.count - begin)', replace: 'kWidth' },
-  { file: 'attention/merge.h', find: 'weight * (sum_lanes(dot) + d_lse)', replace: 'weight * (sum_lanes(dot) - d_lse)' },
+  {
+    file: 'attention/merge.h',
+    find: 'weight * (sum_lanes(dot) + d_lse)',
+    replace: 'weight * (sum_lanes(dot) - d_lse)',
+  },
 ];
 
 describe.skipIf(missingSanitizers)(
