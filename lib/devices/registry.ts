@@ -213,9 +213,9 @@ export function memory(device: DeviceName = 'auto'): MemoryReport {
 }
 
 /**
- * Gives memory that is kept for later tensors back to the device, as far as nothing is using it; waits for what is under
- * way. Seldom needed: of what was in use at once, no more is kept than a program needed lately. On 'wasm' and 'cpu', whose
- * memory grows and stays, it does nothing.
+ * Gives memory that is kept for later tensors back to the device or the system, as far as nothing is using it. On CUDA,
+ * where no more is kept than a program needed lately, it waits for what is under way; on 'wasm', whose memory grows and
+ * stays, it does nothing.
  */
 export function emptyCache(device: DeviceName = 'auto'): void {
   backendFor(device).emptyCache();

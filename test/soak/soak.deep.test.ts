@@ -1,6 +1,7 @@
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { runNode } from '../support/child.js';
+import { hasCpu, onCpu } from '../support/cpu.js';
 import { hasEmulator, onEmulator } from '../support/emulator.js';
 
 const program = fileURLToPath(new URL('../../build/soak/soak.js', import.meta.url));
@@ -11,6 +12,13 @@ describe('mixed operations, some tensors disposed and others left to the collect
     const { code, stdout, stderr } = await soak('--operations', '1500');
     expect(stderr).toBe('');
     expect(stdout).toContain('no memory has leaked on wasm in 1500 operations');
+    expect(code).toBe(0);
+  });
+
+  it.skipIf(!hasCpu)(onCpu('leave nothing behind on cpu'), async () => {
+    const { code, stdout, stderr } = await soak('--device', 'cpu', '--operations', '3000');
+    expect(stderr).toBe('');
+    expect(stdout).toContain('no memory has leaked on cpu in 3000 operations');
     expect(code).toBe(0);
   });
 

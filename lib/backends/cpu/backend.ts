@@ -195,8 +195,9 @@ export class CpuBackend<H extends Host> implements Backend {
     };
   }
 
-  /** The heap grows and keeps what it has; a WebAssembly module could not give anything back. */
-  emptyCache(): void {}
+  emptyCache(): void {
+    this.#heap.discard(this.host.completed);
+  }
 
   tensorCreated(): void {
     this.#tensors++;

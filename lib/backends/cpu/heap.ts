@@ -11,6 +11,8 @@ export interface AddressSpace {
   readonly limit: number;
   /** Makes what lies before `end` usable, or more; false where the system has no more memory. */
   grow(end: number): boolean;
+  /** Gives memory between two addresses back to the system, where that can be done; it is there again when it is used. */
+  discard(address: number, byteLength: number): void;
   /** The error for memory that is not there, where `available` bytes are not in use. */
   outOfMemory(byteLength: number, available: number): FlashAttnError;
 }
@@ -80,6 +82,12 @@ export class Heap {
     this.#free.splice(at, 0, block);
     this.#join(at);
     this.#join(at - 1);
+  }
+
+  /** Gives back what is free, where launches up to `completed` are done. */
+  discard(completed: number): void {
+    for (const { address, byteLength, busyUntil } of this.#free)
+      if (busyUntil <= completed) this.#space.discard(address, byteLength);
   }
 
   /** Memory that the host writes first. @throws ERR_OUT_OF_MEMORY */

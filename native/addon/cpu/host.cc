@@ -28,6 +28,7 @@ Napi::Function Host::define(Napi::Env env) {
                      {
                          InstanceMethod("grow", &Host::grow),
                          InstanceMethod("usable", &Host::usable),
+                         InstanceMethod("discard", &Host::discard),
                          InstanceMethod("copyIn", &Host::copy_in),
                          InstanceMethod("copyOut", &Host::copy_out),
                          InstanceMethod("partition", &Host::partition),
@@ -101,6 +102,11 @@ Napi::Value Host::grow(const Napi::CallbackInfo& info) {
 
 Napi::Value Host::usable(const Napi::CallbackInfo& info) {
   return number(info.Env(), reinterpret_cast<uintptr_t>(arena_.begin()) + arena_.usable());
+}
+
+void Host::discard(const Napi::CallbackInfo& info) {
+  const auto begin = static_cast<size_t>(address_of(info[0]) - arena_.begin());
+  arena_.discard(begin, begin + static_cast<size_t>(info[1].As<Napi::Number>().Int64Value()));
 }
 
 void Host::copy_in(const Napi::CallbackInfo& info) {

@@ -42,6 +42,10 @@ class NativeSpace implements AddressSpace {
     return true;
   }
 
+  discard(address: number, byteLength: number): void {
+    this.#native.discard(address, byteLength);
+  }
+
   outOfMemory(byteLength: number, available: number): FlashAttnError {
     return new FlashAttnError(
       'ERR_OUT_OF_MEMORY',

@@ -55,6 +55,9 @@ class WasmSpace implements AddressSpace {
     }
   }
 
+  /** A module's memory cannot be given back. */
+  discard(): void {}
+
   outOfMemory(byteLength: number, available: number): FlashAttnError {
     return new FlashAttnError(
       'ERR_OUT_OF_MEMORY',

@@ -23,6 +23,7 @@ bool make_usable(void* begin, size_t bytes) {
   return VirtualAlloc(begin, bytes, MEM_COMMIT, PAGE_READWRITE) != nullptr;
 }
 void give_back(void* begin, size_t) { VirtualFree(begin, 0, MEM_RELEASE); }
+void discard_pages(void* begin, size_t bytes) { VirtualAlloc(begin, bytes, MEM_RESET, PAGE_READWRITE); }
 #else
 void* reserve_addresses(size_t bytes) {
   int flags = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -40,6 +41,13 @@ bool make_usable(void* begin, size_t bytes) {
   return true;
 }
 void give_back(void* begin, size_t bytes) { munmap(begin, bytes); }
+void discard_pages(void* begin, size_t bytes) {
+#if defined(__linux__)
+  madvise(begin, bytes, MADV_DONTNEED);
+#else
+  madvise(begin, bytes, MADV_FREE);
+#endif
+}
 #endif
 
 }  // namespace
@@ -67,6 +75,11 @@ bool Arena::grow(size_t end) {
     return true;
   }
   return false;
+}
+
+void Arena::discard(size_t begin, size_t end) {
+  const size_t first = round_up(begin, kPage), last = std::min(end, usable_) / kPage * kPage;
+  if (first < last) discard_pages(begin_ + first, last - first);
 }
 
 }  // namespace cpu_host

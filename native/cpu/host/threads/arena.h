@@ -17,6 +17,9 @@ class Arena {
   /** Makes the bytes before `end`, an offset, usable; false where the system has no more memory. */
   bool grow(size_t end);
 
+  /** Gives whole pages between two offsets back to the system; what they hold is lost. */
+  void discard(size_t begin, size_t end);
+
   uint8_t* begin() const { return begin_; }
   size_t usable() const { return usable_; }
   size_t limit() const { return limit_; }

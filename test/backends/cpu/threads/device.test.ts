@@ -142,6 +142,29 @@ describe.skipIf(!hasCpu)(onCpu('memory'), () => {
   });
 });
 
+describe.skipIf(!hasCpu)(onCpu('emptyCache'), () => {
+  it.skipIf(process.platform !== 'linux')('gives what nobody uses back to the system, and keeps the rest', async () => {
+    const { stdout } = await runScript(`
+      const resident = () => process.memoryUsage().rss / 2 ** 20;
+      const kept = fa.tensor([1, 2, 3], [3], { device: 'cpu' });
+      const big = fa.tensor(new Float32Array(2 ** 26).fill(1), [2 ** 26], { device: 'cpu' });
+      const after = fa.tensor([4, 5, 6], [3], { device: 'cpu' });
+      big.dispose();
+      const before = resident();
+      fa.emptyCache('cpu');
+      const again = fa.tensor(new Float32Array(2 ** 20).fill(7), [2 ** 20], { device: 'cpu' });
+      const values = [kept, after, again.slice(0, 0, 3)].map((t) => [...t.dataSync()]);
+      console.log(JSON.stringify({ freed: before - resident(), values }));`);
+    const { freed, values } = JSON.parse(stdout);
+    expect(freed).toBeGreaterThan(200);
+    expect(values).toEqual([
+      [1, 2, 3],
+      [4, 5, 6],
+      [7, 7, 7],
+    ]);
+  });
+});
+
 describe.skipIf(!hasCpu)(onCpu('processes and environments'), () => {
   const attend = `
     const x = fa.tensor(new Float32Array(4 * 2048 * 64).fill(1), [1, 2048, 4, 64], { device: 'cpu' });
