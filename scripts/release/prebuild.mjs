@@ -7,13 +7,13 @@
 // --twice  build each again, in another folder: the bytes have to be the same
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { parseArgs, promisify } from 'node:util';
 import prebuildify from 'prebuildify';
 import { nodeBinary, nodeVersions } from '../node-binary.mjs';
 import { findFaults } from './inspect.mjs';
 import { fileOf, nameOf, root, targets } from './targets.mjs';
+import { run } from './zig.mjs';
 
 const work = join(root, 'build', 'release');
 const armLibraries = '/usr/aarch64-linux-gnu';
@@ -42,9 +42,13 @@ function compute(file, command, instructionSet) {
     throw new Error(`${instructionSet} ended with ${signal ?? status}: ${error?.message ?? `${stdout}${stderr}`}`);
 }
 
-/** @returns what became of it */
-function computeAll(file, command, instructionSets) {
-  for (const name of instructionSets) compute(file, command, name);
+/** With every set of instructions that it has for the processor. @returns what became of it */
+function computeAll(file, [program, ...args]) {
+  const names = `require(${JSON.stringify(file)}).supported.join()`;
+  const instructionSets = run(program, [...args, '--print', names])
+    .trim()
+    .split(',');
+  for (const name of instructionSets) compute(file, [program, ...args], name);
   return `verified with ${instructionSets.join(' and ')}`;
 }
 
@@ -60,11 +64,11 @@ function loadWithMusl(file) {
 }
 
 const runs = {
-  'linux-x64-glibc': (file) => computeAll(file, [process.execPath], createRequire(import.meta.url)(file).supported),
+  'linux-x64-glibc': (file) => computeAll(file, [process.execPath]),
   'linux-arm64-glibc'(file) {
     if (spawnSync('qemu-aarch64', ['--version']).status !== 0 || !existsSync(armLibraries))
       return `not run: it needs qemu-aarch64 and ${armLibraries}`;
-    return computeAll(file, ['qemu-aarch64', '-L', armLibraries, nodeBinary(nodeVersions[1], 'arm64')], ['neon']);
+    return computeAll(file, ['qemu-aarch64', '-L', armLibraries, nodeBinary(nodeVersions[1], 'arm64')]);
   },
   'linux-x64-musl': loadWithMusl,
 };

@@ -25,6 +25,9 @@ static_assert(kKeyTile % kTileSide == 0 && kQueryTile % kTileSide == 0);
 struct BFloat16Pairs {
   FLASHATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if defined(__AVX512BF16__)
+#if defined(__clang__)
+    asm("" : "+v"(a), "+v"(b));  // clang 16 ends itself where an operand is a broadcast, if it sees that
+#endif
     return (Vec)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
 #elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
     return (Vec)vbfdotq_f32((float32x4_t)c, (bfloat16x8_t)a, (bfloat16x8_t)b);
@@ -41,7 +44,8 @@ struct PairsOf : S {
 
 namespace detail {
 
-using UnalignedPairs = uint32_t __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
+typedef uint32_t UnalignedPairs __attribute__((vector_size(kLanes * 4), aligned(2), may_alias));
+static_assert(alignof(UnalignedPairs) == 2);
 
 inline constexpr uint32_t kLeastOrdinary = (127 - 60) << 7, kMostOrdinary = (127 + 40) << 7;  // 2^-60 and 2^40
 
