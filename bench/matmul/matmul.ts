@@ -43,7 +43,14 @@ interface Peer {
   close(): void;
 }
 
-const coreTypes: Readonly<Record<string, string>> = { avx2: 'Haswell', avx512: 'SkylakeX', neon: 'ARMV8' };
+const coreTypes: Readonly<Record<string, string>> = {
+  avx2: 'Haswell',
+  avx512: 'SkylakeX',
+  avx512bf16: 'SkylakeX',
+  amx: 'SkylakeX',
+  neon: 'ARMV8',
+  neonbf16: 'ARMV8',
+};
 
 function compileOpenBlas(): string | undefined {
   const folder = fileURLToPath(new URL('../../build/bench/', import.meta.url));

@@ -1,10 +1,9 @@
 // From tensors to what kernels are given.
 import type { DType } from '../base/dtype.js';
-import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
+import { FlashAttnError, shapeError, show } from '../base/errors.js';
 import type { AttentionExtras, AttentionProblem } from '../kernels/attention.js';
 import type { Backend } from '../kernels/device.js';
 import type { Strided, View } from '../kernels/operand.js';
-import { elementSpan } from '../tensor/shape.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { viewOf } from './layout.js';
 import type { AttentionOptions } from './options.js';
@@ -79,34 +78,3 @@ export function inputOperands(p: AttentionProblem, { q, k, v }: Inputs, options:
 
 /** The operands of options alone. */
 export const optionOperands = readExtras;
-
-/** Tensors of one device by their names in messages. */
-export type NamedTensors = Readonly<Record<string, Tensor | undefined>>;
-
-interface MemoryRange {
-  readonly name: string;
-  readonly begin: number;
-  readonly end: number;
-}
-
-/** The bytes that a tensor lies in; also memory that two buffers share is found, for a device knows each by its address. */
-function rangeOf(name: string, t: Tensor): MemoryRange {
-  const { buffer, offset } = t.operand(name, t.backend);
-  const bytes = t.size === 0 ? 0 : t.byteLength / t.size;
-  const begin = buffer.address + offset * bytes;
-  return { name, begin, end: begin + elementSpan(t.shape, t.strides) * bytes };
-}
-
-/** Checks that no input lies in memory that is about to be written: kernels would read what they have just written. */
-export function checkDisjoint(inputs: NamedTensors, outputs: NamedTensors): void {
-  const ranges = (tensors: NamedTensors) =>
-    Object.entries(tensors).flatMap(([name, t]) => (t ? [rangeOf(name, t)] : []));
-  const written = ranges(outputs);
-  for (const read of ranges(inputs)) {
-    const clash = written.find(({ begin, end }) => read.begin < end && begin < read.end);
-    if (clash)
-      throw optionError(
-        `${read.name} overlaps ${clash.name} of the plan, which this call writes; it must lie in memory of its own`,
-      );
-  }
-}

@@ -6,6 +6,7 @@ import { FlashAttnError, optionError } from '../base/errors.js';
 import { backendFor, type DeviceName } from '../devices/registry.js';
 import type { AttentionProblem } from '../kernels/attention.js';
 import type { Backend, Recording } from '../kernels/device.js';
+import { checkDisjoint, type NamedTensors } from '../tensor/overlap.js';
 import { checkShape } from '../tensor/shape.js';
 import { allocating, isTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
@@ -19,7 +20,7 @@ import {
   type Gradients,
   type Saved,
 } from './attention.js';
-import { checkDisjoint, expect, type NamedTensors, optionOperands } from './operands.js';
+import { expect, optionOperands } from './operands.js';
 import type { AttentionOptions } from './options.js';
 import { readProblem } from './problem.js';
 
@@ -172,7 +173,7 @@ export class Plan<D extends DType = DType> implements Disposable {
     const result = this.#result as AttentionResult<D, Shape>;
     const operands = forwardOperands(problem, { q, k, v }, options);
     const { out, lse } = result;
-    checkDisjoint({ q, k, v, ...tensorsOf(options) }, { out, lse });
+    checkDisjoint({ q, k, v, ...tensorsOf(options) }, { out, lse }, 'of the plan');
     forward(backend, problem, operands(result), this.#forwardScratch);
     this.#saved = { q, k, v, ...result };
     return result;
@@ -192,7 +193,7 @@ export class Plan<D extends DType = DType> implements Disposable {
     checkSaved(problem, dOut, this.#saved, extras);
     const operands = backwardOperands(problem, dOut, this.#saved, options, extras);
     const { q, k, v, out, lse } = this.#saved;
-    checkDisjoint({ q, k, v, out, lse, dOut, dLse, ...tensorsOf(options) }, { ...this.#gradients });
+    checkDisjoint({ q, k, v, out, lse, dOut, dLse, ...tensorsOf(options) }, { ...this.#gradients }, 'of the plan');
     launchBackward(backend, problem, operands(this.#gradients), this.#backwardScratch);
     return this.#gradients as Gradients<D, Shape>;
   }

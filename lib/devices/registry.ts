@@ -215,7 +215,7 @@ export function memory(device: DeviceName = 'auto'): MemoryReport {
 /**
  * Gives memory that is kept for later tensors back to the device or the system, as far as nothing is using it. On CUDA,
  * where no more is kept than a program needed lately, it waits for what is under way; on 'wasm', whose memory grows and
- * stays, it does nothing.
+ * stays, it does nothing. Of the processor's devices `memory().bytesReserved` stays as it is: addresses are kept.
  */
 export function emptyCache(device: DeviceName = 'auto'): void {
   backendFor(device).emptyCache();

@@ -4,8 +4,9 @@ import { operation } from './operation.js';
 import { struct } from './struct.js';
 
 const mostBatchAxes = 4;
-/** Kernels count rows, columns and steps in 32 bits. */
-export const mostRows = 2 ** 31 - 1;
+/** Kernels count rows, columns, steps and pieces of work in 32 bits, and in steps of several. */
+export const mostRows = 2 ** 31 - 2 ** 10;
+const mostItems = 2 ** 30;
 
 /** Matrices of a batch: strides in elements, 0 where they broadcast. */
 export interface Matrices extends Operand {
@@ -77,13 +78,13 @@ const refOf = (matrices: Matrices | undefined) =>
 const product = (values: readonly number[]) => values.reduce((a, b) => a * b, 1);
 
 interface MatmulLaunch {
-  readonly product: MatmulOperands;
+  readonly operands: MatmulOperands;
   /** Scratch memory, where `packedElements` says so. */
   readonly packedA?: DeviceBuffer | undefined;
   readonly packedB?: DeviceBuffer | undefined;
 }
 
-export const matmul = operation('matmul', params, ({ product: operands, packedA, packedB }: MatmulLaunch) => {
+export const matmul = operation('matmul', params, ({ operands, packedA, packedB }: MatmulLaunch) => {
   const { a, b, c, bias, batch, rows, columns, inner, alpha, accumulate } = operands;
   const count = product(batch) * rows * columns;
   if (count === 0) return undefined;
@@ -111,19 +112,30 @@ export const matmul = operation('matmul', params, ({ product: operands, packedA,
   };
 });
 
-/** Tiles of C that are no larger read their factors alone, and nobody else needs them packed: native/cpu/ops/matmul.h. */
+// An item reads the panels of its factors alone where C is hardly larger than a tile: native/cpu/ops/matmul.h.
 const mostTileRows = 64;
 const mostTileColumns = 128;
 
 const isShared = (matrices: Matrices) => matrices.batch.every((stride) => stride === 0);
 
-/** Elements of the packed factors of a launch; 0: it needs none. At most a third of the rows is padding. */
-export function packedElements({ a, b, batch, rows, columns, inner }: MatmulOperands): { a: number; b: number } {
+/** Elements of one packed factor that launches are cut for: 32 MB. */
+const mostPacked = 2 ** 23;
+const leastChunk = 128;
+
+/** Elements of the packed factors, at most a third of the rows of which is padding; 0: no other item needs them. */
+function packedSizes({ a, b, batch, rows, columns, inner }: MatmulOperands): { a: number; b: number } {
   const entries = (matrices: Matrices) => (isShared(matrices) ? 1 : product(batch));
   return {
     a: columns > mostTileColumns ? entries(a) * inner * (Math.ceil((4 / 3) * rows) + 16) : 0,
     b: rows > mostTileRows ? entries(b) * inner * (columns + 64) : 0,
   };
+}
+
+/** Of a launch: what would be too much, as few rows of a long inner dim are, every item packs for itself. */
+export function packedElements(operands: MatmulOperands): { a: number; b: number } {
+  const { a, b } = packedSizes(operands);
+  const bounded = (size: number) => (size > 2 * mostPacked ? 0 : size);
+  return { a: bounded(a), b: bounded(b) };
 }
 
 type Part = 'a' | 'b' | 'c' | 'bias';
@@ -179,7 +191,7 @@ function foldBatch(operands: MatmulOperands): MatmulOperands | undefined {
   return { ...folded, batch: batch.slice(0, last), rows: rows * batch[last] };
 }
 
-/** Fewer columns than a vector has lanes are better rows. */
+/** Columns are read in whole panels, rows one by one: where there are few of them, they are better rows. */
 const fewColumns = 16;
 
 /** The same product with as few axes of the batch as possible and as many rows. */
@@ -193,10 +205,6 @@ function simplify(operands: MatmulOperands): MatmulOperands {
   return simple.columns < fewColumns && simple.rows > simple.columns ? swapFactors(simple) : simple;
 }
 
-/** Elements of one packed factor, roughly: 32 MB. */
-const mostPacked = 2 ** 23;
-const leastChunk = 128;
-
 function slice(operands: MatmulOperands, axis: 'rows' | 'columns', begin: number, count: number): MatmulOperands {
   const [factor, stride] = axis === 'rows' ? (['a', 'row'] as const) : (['b', 'column'] as const);
   const sliced = change(operands, (matrices, part) =>
@@ -205,7 +213,7 @@ function slice(operands: MatmulOperands, axis: 'rows' | 'columns', begin: number
   return { ...sliced, [axis]: count };
 }
 
-function entryOf(operands: MatmulOperands, begin: number, count: number): MatmulOperands {
+function entriesOf(operands: MatmulOperands, begin: number, count: number): MatmulOperands {
   const moved = change(operands, (matrices) => ({ offset: matrices.offset + begin * matrices.batch[0] }));
   return { ...moved, batch: [count, ...operands.batch.slice(1)] };
 }
@@ -214,25 +222,32 @@ function* chunks(length: number, most: number): Generator<[begin: number, count:
   for (let begin = 0; begin < length; begin += most) yield [begin, Math.min(most, length - begin)];
 }
 
-/** Launches that together make the product, each with packed factors of bounded size and few axes of the batch. */
+const itemsOf = ({ batch, rows, columns }: MatmulOperands) =>
+  product(batch) * Math.ceil(rows / mostTileRows) * Math.ceil(columns / mostTileRows);
+
+/** Launches that together make the product, with bounded scratch memory each and few axes of the batch. */
 export function* matmulLaunches(operands: MatmulOperands): Generator<MatmulOperands> {
   const simple = simplify(operands);
-  const { batch, rows, columns, inner } = simple;
-  const packed = packedElements(simple);
+  const { a, b, batch, rows, columns, inner } = simple;
+  const sizes = packedSizes(simple);
   const [outer = 1] = batch;
-  const most = Math.max(packed.a, packed.b);
-  if (most <= mostPacked && batch.length <= mostBatchAxes) {
-    yield simple;
-  } else if (outer > 1) {
-    const perLaunch = batch.length > mostBatchAxes ? 1 : Math.max(1, Math.floor(mostPacked / (most / outer)));
-    for (const [begin, count] of chunks(outer, perLaunch)) yield* matmulLaunches(entryOf(simple, begin, count));
-  } else {
-    const chunk = Math.max(leastChunk, Math.floor((0.7 * mostPacked) / Math.max(1, inner)));
-    if (rows <= chunk && columns <= chunk) {
-      yield simple;
-      return;
-    }
-    for (const [j, across] of chunks(columns, chunk))
-      for (const [i, down] of chunks(rows, chunk)) yield slice(slice(simple, 'columns', j, across), 'rows', i, down);
+  // How many times too large a launch is for which the batch is to blame.
+  const excess = Math.max(
+    isShared(a) ? 0 : sizes.a / mostPacked,
+    isShared(b) ? 0 : sizes.b / mostPacked,
+    itemsOf(simple) / mostItems,
+    batch.length > mostBatchAxes ? outer : 0,
+  );
+  if (outer > 1 && excess > 1) {
+    for (const [begin, count] of chunks(outer, Math.max(1, Math.floor(outer / excess))))
+      yield* matmulLaunches(entriesOf(simple, begin, count));
+    return;
   }
+  if (Math.max(sizes.a, sizes.b) <= mostPacked) {
+    yield simple;
+    return;
+  }
+  const chunk = Math.max(leastChunk, Math.floor((0.7 * mostPacked) / Math.max(1, inner)));
+  for (const [j, across] of chunks(columns, chunk))
+    for (const [i, down] of chunks(rows, chunk)) yield slice(slice(simple, 'columns', j, across), 'rows', i, down);
 }

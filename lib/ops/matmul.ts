@@ -11,6 +11,7 @@ import {
   packedElements,
 } from '../kernels/matmul.js';
 import type { DeviceBuffer } from '../kernels/memory.js';
+import { checkDisjoint } from '../tensor/overlap.js';
 import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 export interface MatmulOptions {
@@ -74,7 +75,7 @@ function checkMatrix(t: unknown, argument: string): asserts t is Tensor {
     throw shapeError(`${argument} has shape ${show(t.shape)}; it must be a matrix or a batch of matrices`);
   const rank = t.shape.length;
   if (t.shape[rank - 2] > mostRows || t.shape[rank - 1] > mostRows)
-    throw shapeError(`${argument} has shape ${show(t.shape)}; a matrix has fewer than 2^31 rows and columns`);
+    throw shapeError(`${argument} has shape ${show(t.shape)}; a matrix has at most 2^31 - 2^10 rows and columns`);
 }
 
 function checkBias(bias: unknown, result: Shape): asserts bias is Tensor {
@@ -101,7 +102,7 @@ function launchAll(backend: Backend, operands: MatmulOperands): void {
     try {
       if (elements.a > 0) packedA = backend.allocate(4 * elements.a, 'deviceWritten');
       if (elements.b > 0) packedB = backend.allocate(4 * elements.b, 'deviceWritten');
-      backend.launch(matmulOperation, { product: launch, packedA, packedB });
+      backend.launch(matmulOperation, { operands: launch, packedA, packedB });
     } finally {
       if (packedA) backend.free(packedA);
       if (packedB) backend.free(packedB);
@@ -145,6 +146,7 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions & Partial<Ma
   const shape = shapeOfProduct(a.shape, b.shape);
   if (bias !== undefined) checkBias(bias, shape);
   if (accumulateInto !== undefined) checkTarget(accumulateInto, shape);
+  if (accumulateInto !== undefined) checkDisjoint({ a, b, bias }, { accumulateInto });
   const { backend } = a;
   const axes = shape.length - 2;
   const operands = {

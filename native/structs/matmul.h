@@ -16,9 +16,10 @@ FLASHATTN_FIELDS(MatrixRef, data, row, column, batch, dtype, reserved);
 
 struct MatmulParams {
   MatrixRef a, b, c, bias;  // [batch, rows, inner], [batch, inner, columns], twice [batch, rows, columns]
-  Pointer<float> packed_a,
-      packed_b;      // on processors, where several pieces of work read a panel: native/cpu/ops/matmul.h
-  int64_t batch[4];  // dims that are not needed are 1 and come first
+  // On processors, where several pieces of work read a panel (native/cpu/ops/matmul.h); null otherwise.
+  Pointer<float> packed_a;  // [entries, panels, inner, rows of a panel]
+  Pointer<float> packed_b;  // [entries, panels, inner, columns of a panel]
+  int64_t batch[4];         // dims that are not needed are 1 and come first
   int32_t rows, columns, inner;
   float alpha;
   int32_t accumulate;  // 1: C is added to, in float32

@@ -29,5 +29,7 @@ describe.skipIf(skipped)(onCpu('native/cpu under sanitizers'), () => {
     expect(stderr).toBe('');
     expect(stdout).toContain('attention: 240 of 240 cases passed');
     expect(code).toBe(0);
+    // Key tiles that are narrowed to an odd number of tile sides.
+    for (const seed of ['385', '2935']) expect((await runProgram(program, ['attention', seed])).code).toBe(0);
   });
 });

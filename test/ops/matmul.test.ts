@@ -85,8 +85,8 @@ function check(device: 'wasm' | 'cpu', c: Case): void {
   expect(out.dtype).toBe(c.into?.dtype ?? dtype);
   const expected = oracle(a.array, b.array, shape, alpha);
   const bound = oracle(
-    { ...a.array, data: Array.from(a.array.data, Math.abs) },
-    { ...b.array, data: Array.from(b.array.data, Math.abs) },
+    { ...a.array, data: Float32Array.from(a.array.data, Math.abs) },
+    { ...b.array, data: Float32Array.from(b.array.data, Math.abs) },
     shape,
   );
   const got = out.toFloat32Sync();
@@ -144,6 +144,25 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
         });
   });
 
+  test('cuts what needs much scratch memory into several launches: by its batch, or by rows and columns', () => {
+    const plain = { transposed: false, step: 1 as const, seed: 3 };
+    const other = { aOnce: [], bOnce: [], alpha: 1 as const, bias: 'none' as const, into: null };
+    for (const [batch, inner] of [
+      [2, 33000],
+      [1, 65000],
+    ] as const)
+      check(device, {
+        ...other,
+        dtype: 'float32',
+        batch: [batch],
+        rows: 66,
+        columns: 130,
+        inner,
+        a: plain,
+        b: plain,
+      });
+  });
+
   test('takes batches of more axes than a launch has, and those that cannot be joined', () => {
     const shape = [2, 1, 2, 3, 2, 2, 4, 5];
     const a = make(shape, { device, seed: 3 });
@@ -160,7 +179,7 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
   test('says the same bits every time, and keeps no memory', () => {
     const a = make([200, 300], { device });
     const b = make([300, 200], { device });
-    matmul(a.t, b.t).dispose();
+    matmul(a.t, b.t).dispose(); // what is set up once
     const before = memory(device).bytesInUse;
     const results = Array.from({ length: 8 }, () => matmul(a.t, b.t));
     const [first, ...rest] = results.map((t) => t.toFloat32Sync());
@@ -177,7 +196,8 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
     values[69 * 40] = Number.POSITIVE_INFINITY;
     const a = tensor(values, [70, 40], { device });
     const b = tensor(new Float32Array(40 * 90).fill(0.5), [40, 90], { device });
-    const got = matmul(a, b).toFloat32Sync();
+    using product = matmul(a, b);
+    const got = product.toFloat32Sync();
     for (let i = 0; i < 70; i++)
       for (let j = 0; j < 90; j++)
         expect(got[i * 90 + j]).toBe(i === 3 ? Number.NaN : i === 69 ? Number.POSITIVE_INFINITY : 20);
@@ -198,6 +218,10 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
     expect(() => matmul(a, b, { bias: of(4) })).toThrow('bias has shape [4]; it must broadcast to [4, 6]');
     expect(() => matmul(a, b, { accumulateInto: of(6, 4) })).toThrow(
       'accumulateInto has shape [6, 4]; the product has [4, 6]',
+    );
+    const square = of(5, 5);
+    expect(() => matmul(square, of(5, 5), { accumulateInto: square.transpose(0, 1) })).toThrow(
+      'a overlaps accumulateInto, which this call writes; it must lie in memory of its own',
     );
     expect(code(() => matmul(a, b, { alpha: Number.NaN }))).toBe('ERR_OPTION');
     expect(code(() => matmul(a, b, { alhpa: 1 } as object))).toBe('ERR_OPTION');

@@ -24,20 +24,25 @@ function matrixAt({ shape }: OracleArray, entry: number, batch: readonly number[
   return offset;
 }
 
+/** row += factor * from[begin...] */
+function addScaled(row: Float64Array, factor: number, from: Float64Array, begin: number): void {
+  for (let j = 0; j < row.length; j++) (row[j] as number) += factor * (from[begin + j] as number);
+}
+
 /** out[..., i, j] = alpha * sum_k a[..., i, k] * b[..., k, j]; `shape` is that of the result. */
 export function matmul(a: OracleArray, b: OracleArray, shape: readonly number[], alpha = 1): Float64Array {
   const batch = shape.slice(0, -2);
   const [rows, columns] = shape.slice(-2) as [number, number];
   const inner = a.shape.at(-1) as number;
+  const [left, right] = [Float64Array.from(a.data), Float64Array.from(b.data)];
   const out = new Float64Array(product(shape));
   for (let entry = 0; entry < product(batch); entry++) {
     const [fromA, fromB] = [matrixAt(a, entry, batch), matrixAt(b, entry, batch)];
-    for (let i = 0; i < rows; i++)
-      for (let k = 0; k < inner; k++) {
-        const x = alpha * (a.data[fromA + i * inner + k] as number);
-        const to = (entry * rows + i) * columns;
-        for (let j = 0; j < columns; j++) (out[to + j] as number) += x * (b.data[fromB + k * columns + j] as number);
-      }
+    for (let i = 0; i < rows; i++) {
+      const row = out.subarray((entry * rows + i) * columns, (entry * rows + i + 1) * columns);
+      for (let k = 0; k < inner; k++)
+        addScaled(row, alpha * (left[fromA + i * inner + k] as number), right, fromB + k * columns);
+    }
   }
   return out;
 }

@@ -11,7 +11,7 @@ export interface AddressSpace {
   readonly limit: number;
   /** Makes what lies before `end` usable, or more; false where the system has no more memory. */
   grow(end: number): boolean;
-  /** Gives memory between two addresses back to the system, where that can be done; it is there again when it is used. */
+  /** Gives memory back to the system, where that can be done; it is there again when it is used, and what it held is lost. */
   discard(address: number, byteLength: number): void;
   /** The error for memory that is not there, where `available` bytes are not in use. */
   outOfMemory(byteLength: number, available: number): FlashAttnError;

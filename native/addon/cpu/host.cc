@@ -54,6 +54,11 @@ Host::Host(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Host>(info) {
     throw_type(env, "instructionSet is none that this machine runs");
     return;
   }
+  if (!prepare(*kernels_)) {
+    Napi::Error::New(env, "the system does not let this process use the registers of " + name)
+        .ThrowAsJavaScriptException();
+    return;
+  }
   thread_count_ = options.Get("threads").ToNumber().Int32Value();
   const auto memory = static_cast<size_t>(options.Get("memory").ToNumber().Int64Value());
   Napi::Object self = Value();

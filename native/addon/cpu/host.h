@@ -21,9 +21,9 @@ class Host : public Napi::ObjectWrap<Host> {
   // Memory: addresses are numbers.
   Napi::Value grow(const Napi::CallbackInfo&);    // (end: an address) -> whether what lies before it is usable
   Napi::Value usable(const Napi::CallbackInfo&);  // () -> the address where it ends
-  void discard(const Napi::CallbackInfo& info);
-  void copy_in(const Napi::CallbackInfo&);   // (address, Uint8Array)
-  void copy_out(const Napi::CallbackInfo&);  // (address, Uint8Array)
+  void discard(const Napi::CallbackInfo&);        // (address, bytes)
+  void copy_in(const Napi::CallbackInfo&);        // (address, Uint8Array)
+  void copy_out(const Napi::CallbackInfo&);       // (address, Uint8Array)
 
   // Launches.
   void partition(const Napi::CallbackInfo&);  // (AttentionShape: Uint8Array, into an AttentionPartition: Uint8Array)

@@ -39,6 +39,22 @@ namespace detail {
 // are at most e^kSlack and keys fewer than 2^31.
 inline constexpr float kShrunk = 0x1p-40f, kRestored = 0x1p40f;
 
+/** Before sums of another key tile are added to those of a query tile. */
+inline void begin_tile(const Place& at, ForwardTile& tile) {
+  if (!tile.block.was_full()) return;
+  carry_rows(tile.block.carried, tile.total, tile.out, at.query_count(), at.p.value_dim);
+  tile.block.carried = true;
+}
+
+/** Logits become what values are weighted by; older sums shrink by ws.shrink [query]. */
+inline void weigh(const Place& at, ForwardTile& tile, ForwardWorkspace& ws) {
+  const bool raised = online_softmax(at.key_count(), at.query_vectors(), tile.softmax, ws.scores, ws.shrink);
+  if (raised && tile.block.carried) multiply_rows(tile.total, ws.shrink, at.query_count(), at.p.value_dim);
+  if (!at.p.dropout.threshold) return;
+  dropout_factors(at, ws.factors);
+  multiply_scores(at, ws.scores, ws.factors);
+}
+
 /** A query tile meets the keys that were loaded for `loaded.keys`. */
 FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardWorkspace& ws) {
   const Place at = loaded.narrowed();
@@ -50,10 +66,7 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   const float* key = ws.key + skipped;      // [key][head dim]
   const float* value = ws.value + skipped;  // [key][value dim]
 
-  if (tile.block.was_full()) {
-    carry_rows(tile.block.carried, tile.total, tile.out, at.query_count(), p.value_dim);
-    tile.block.carried = true;
-  }
+  begin_tile(at, tile);
   product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, key, tile.query,
                                                     ws.scores, kQueryTile);
   finish_scores(at, ws.scores, product_factor(p));
@@ -62,12 +75,7 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   const bool guarded = (partial || p.bias.data) && !ws.value_finite.check(ws.value, loaded.key_count(), p.value_dim);
   if (guarded) mark_hidden(at, ws.scores, ws.hidden);
 
-  const bool raised = online_softmax(at.key_count(), at.query_vectors(), tile.softmax, ws.scores, ws.shrink);
-  if (raised && tile.block.carried) multiply_rows(tile.total, ws.shrink, at.query_count(), p.value_dim);
-  if (p.dropout.threshold) {
-    dropout_factors(at, ws.factors);
-    multiply_scores(at, ws.scores, ws.factors);
-  }
+  weigh(at, tile, ws);
 
   if (guarded) {
     product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, 0, ws.scores, value, tile.out,
@@ -108,7 +116,7 @@ FLASHATTN_INLINE void add_value_pairs(const Place& at, const float* value /* [ke
   }
 }
 
-/** The same on pairs, which are all ordinary. */
+/** meet_keys on pairs, which are all ordinary. */
 FLASHATTN_CALLED void meet_key_pairs(const Place& loaded, ForwardTile& tile, ForwardWorkspace& ws) {
   const Place at = loaded.narrowed_to(kKeyUnit);
   if (at.key_count() <= 0) return;
@@ -117,19 +125,11 @@ FLASHATTN_CALLED void meet_key_pairs(const Place& loaded, ForwardTile& tile, For
   const float* key = ws.key + size_t(skipped) * kRowStride;          // [key][head dim / 2]
   const float* value = ws.value + size_t(skipped / 2) * kRowStride;  // [key / 2][value dim]
 
-  if (tile.block.was_full()) {
-    carry_rows(tile.block.carried, tile.total, tile.out, at.query_count(), p.value_dim);
-    tile.block.carried = true;
-  }
+  begin_tile(at, tile);
   multiply_key_pairs(at, key, tile.query, ws.scores);
   finish_scores(at, ws.scores, p.scale);
   if (at.cover() == Cover::Partial) hide_scores(at, ws.scores);
-  const bool raised = online_softmax(at.key_count(), at.query_vectors(), tile.softmax, ws.scores, ws.shrink);
-  if (raised && tile.block.carried) multiply_rows(tile.total, ws.shrink, at.query_count(), p.value_dim);
-  if (p.dropout.threshold) {
-    dropout_factors(at, ws.factors);
-    multiply_scores(at, ws.scores, ws.factors);
-  }
+  weigh(at, tile, ws);
   add_value_pairs(at, value, tile.out, ws);
 }
 

@@ -18,8 +18,8 @@ inline constexpr bool kHasPairs = kHasTiles;
 #endif
 
 /** Key tiles are narrowed to multiples of so many keys. */
-inline constexpr int kKeyUnit = kHasTiles ? kTileSide : 2;
-static_assert(kKeyTile % kTileSide == 0 && kQueryTile % kTileSide == 0);
+inline constexpr int kKeyUnit = kHasTiles ? 2 * kTileSide : 2;
+static_assert(kKeyTile % kKeyUnit == 0 && kQueryTile % kTileSide == 0);
 
 /** The arithmetic of product.h on pairs. */
 struct BFloat16Pairs {
@@ -130,6 +130,16 @@ FLASHATTN_INLINE UintVec pair_of(const float* first, const float* second) {
 
 }  // namespace detail
 
+/** Probabilities, rounded, become pairs of two keys after one another, in place. */
+FLASHATTN_CALLED void pair_scores(int keys, int query_vectors, float* scores /* [key][query] */) {
+  auto* words = reinterpret_cast<uint32_t*>(scores);
+  for (int j = 0; j < keys; j += 2, words += kQueryTile) {
+    const float* first = scores + j * kQueryTile;
+    for (int v = 0; v < query_vectors * kLanes; v += kLanes)
+      store_bits(words + v, detail::pair_of(first + v, j + 1 < keys ? first + kQueryTile + v : nullptr));
+  }
+}
+
 /** The same, as rows of queries: what tiles need. Past the last key they are zero up to a whole tile. */
 FLASHATTN_CALLED void pair_score_rows(int keys, int query_vectors, const float* scores /* [key][query] */,
                                       uint32_t* rows /* [query][kKeyTile / 2] */) {
@@ -145,16 +155,6 @@ FLASHATTN_CALLED void pair_score_rows(int keys, int query_vectors, const float* 
       detail::transpose_lanes(m);
       for (int lane = 0; lane < kLanes; ++lane) store_bits(rows + (v + lane) * (kKeyTile / 2) + j, (UintVec)m[lane]);
     }
-  }
-}
-
-/** Probabilities, rounded, become pairs of two keys after one another, in place. */
-FLASHATTN_CALLED void pair_scores(int keys, int query_vectors, float* scores /* [key][query] */) {
-  auto* words = reinterpret_cast<uint32_t*>(scores);
-  for (int j = 0; j < keys; j += 2, words += kQueryTile) {
-    const float* first = scores + j * kQueryTile;
-    for (int v = 0; v < query_vectors * kLanes; v += kLanes)
-      store_bits(words + v, detail::pair_of(first + v, j + 1 < keys ? first + kQueryTile + v : nullptr));
   }
 }
 

@@ -57,12 +57,6 @@ struct alignas(kCacheLine) MatmulWorkspace {
 
 namespace detail {
 
-FLASHATTN_INLINE Vec load_elements(const uint8_t* from, DType dtype) {
-  if (dtype == DType::Float32) return load(reinterpret_cast<const float*>(from));
-  const UintVec halves = load_halves(reinterpret_cast<const uint16_t*>(from));
-  return dtype == DType::Float16 ? widen_half(halves) : widen_bfloat(halves);
-}
-
 /** One factor of one entry of the batch: its outer dim is that of C, the rows of A or the columns of B. */
 struct Factor {
   const uint8_t* data;   // [outer, inner]
@@ -188,21 +182,25 @@ struct Packed {
 inline Packed packed_a(const MatmulParams& p) { return {p.packed_a, p.rows, kMatmulTile.rows, kPackedRows, p, p.a}; }
 inline Packed packed_b(const MatmulParams& p) { return {p.packed_b, p.columns, kPanelColumns, kPanelColumns, p, p.b}; }
 
-// What an item of the packing phase handles: so many panels.
-constexpr int kPanelsPerItem = 4;
+// What an item of the packing phase handles: so many panels, and so many steps of them.
+constexpr int kPanelsPerItem = 4, kStepsPerItem = 4 * kInnerStep;
 
-inline int packing_items(const Packed& packed) { return packed.entries * divide_up(packed.panels, kPanelsPerItem); }
+inline int packing_items(const Packed& packed, int inner) {
+  return packed.entries * divide_up(packed.panels, kPanelsPerItem) * divide_up(inner, kStepsPerItem);
+}
 
 template <int kWidth>
 void pack_item(const Packed& packed, int per_panel, int item, const MatmulParams& p,
                Factor (*factor)(const MatmulParams&, int64_t)) {
-  const int per_entry = divide_up(packed.panels, kPanelsPerItem), entry = item / per_entry;
-  const int first = item % per_entry * kPanelsPerItem, end = min(first + kPanelsPerItem, packed.panels);
+  const int groups = divide_up(packed.panels, kPanelsPerItem), parts = divide_up(p.inner, kStepsPerItem);
+  const int entry = item / parts / groups, first = item / parts % groups * kPanelsPerItem;
+  const int last = min(first + kPanelsPerItem, packed.panels), begin = item % parts * kStepsPerItem;
+  const int end = min(begin + kStepsPerItem, p.inner);
   // Steps of the inner dim outside, panels inside: rows of a factor are then read a few at a time, and whole.
-  for (int k = 0; k < p.inner; k += kInnerStep)
-    for (int panel = first; panel < end; ++panel)
+  for (int k = begin; k < end; k += kInnerStep)
+    for (int panel = first; panel < last; ++panel)
       pack_panel<kWidth>(packed.at(entry, panel) + size_t(k) * kWidth, factor(p, entry), panel * per_panel, k,
-                         min(kInnerStep, p.inner - k));
+                         min(kInnerStep, end - k));
 }
 
 /** row[j] = matrix[i, begin + j], as float32. */
@@ -253,13 +251,13 @@ FLASHATTN_CALLED void finish_matmul(const MatmulParams& p, int64_t entry, int i,
 }  // namespace detail
 
 inline int matmul_packing_items(const MatmulParams& p) {
-  return detail::packing_items(detail::packed_a(p)) + detail::packing_items(detail::packed_b(p));
+  return detail::packing_items(detail::packed_a(p), p.inner) + detail::packing_items(detail::packed_b(p), p.inner);
 }
 
 FLASHATTN_CALLED void matmul_packing_item(const MatmulParams& p, int item) {
   using namespace detail;
   const Packed a = packed_a(p), b = packed_b(p);
-  const int of_b = packing_items(b);
+  const int of_b = packing_items(b, p.inner);
   if (item < of_b)
     pack_item<kPanelColumns>(b, kPanelColumns, item, p, factor_b);
   else

@@ -68,6 +68,13 @@ FLASHATTN_INLINE void store_halves(uint16_t* to, UintVec h) {
 #endif
 }
 
+/** kLanes elements as float32. */
+FLASHATTN_INLINE Vec load_elements(const uint8_t* from, DType dtype) {
+  if (dtype == DType::Float32) return load(reinterpret_cast<const float*>(from));
+  const UintVec halves = load_halves(reinterpret_cast<const uint16_t*>(from));
+  return dtype == DType::Float16 ? widen_half(halves) : widen_bfloat(halves);
+}
+
 namespace detail {
 template <class Widen>
 FLASHATTN_INLINE void widen_row(float* to, const uint16_t* from, int n, Widen widen) {

@@ -16,7 +16,7 @@ export interface NativeHost {
   readonly limit: number;
   grow(end: number): boolean;
   usable(): number;
-  /** Gives pages within these bytes back to the system; they are zeros when they are used again. */
+  /** Gives pages within these bytes back to the system; what they hold is lost. */
   discard(address: number, byteLength: number): void;
   copyIn(address: number, bytes: Uint8Array): void;
   copyOut(address: number, into: Uint8Array): void;

@@ -45,7 +45,7 @@ constexpr bool has_bit(uint32_t word, int bit) { return (word >> bit & 1) != 0; 
 bool saves(uint32_t states) {
   if (!has_bit(cpuid(1).c, 27)) return false;  // OSXSAVE: without it the instruction does not exist
   uint32_t low, high;
-  asm("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (low & states) == states;
 }
 
@@ -59,16 +59,29 @@ bool saves(uint32_t states) {
   const uint32_t extended = cpuid(7).b;
   const bool f = has_bit(extended, 16), dq = has_bit(extended, 17), bw = has_bit(extended, 30),
              vl = has_bit(extended, 31);
-  return f && dq && bw && vl && has_avx2() && saves(0xe6);
+  if (!f || !dq || !bw || !vl || !has_avx2()) return false;
+#if defined(__APPLE__)
+  return true;  // macOS sets the bits that say so when a thread first uses these registers
+#else
+  return saves(0xe6);
+#endif
 }
 
 [[maybe_unused]] bool has_avx512bf16() { return has_bit(cpuid(7, 1).a, 5) && has_avx512(); }
 
-/** Linux saves the registers of tiles for processes that have asked for it; other systems are not tried. */
+/** Tiles are not tried on other systems than Linux. */
 [[maybe_unused]] bool has_amx() {
+#if defined(__linux__)
   const uint32_t extended = cpuid(7).d;
   const bool bf16 = has_bit(extended, 22), tile = has_bit(extended, 24);
-  if (!bf16 || !tile || !has_avx512bf16() || !saves(0x60000)) return false;
+  return bf16 && tile && has_avx512bf16() && saves(0x60000);
+#else
+  return false;
+#endif
+}
+
+/** Linux saves the registers of tiles for processes that have asked for it. */
+[[maybe_unused]] bool request_tiles() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -133,6 +146,13 @@ const std::vector<const KernelTable*>& supported_kernels() {
     return found;
   }();
   return sorted;
+}
+
+bool prepare([[maybe_unused]] const KernelTable& kernels) {
+#if defined(FLASHATTN_HAS_amx)
+  if (&kernels == &kernels_amx) return request_tiles();
+#endif
+  return true;
 }
 
 std::vector<std::string> unsupported_names() {
