@@ -80,12 +80,40 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   }
 }
 
+/** scores = K Q^T */
+FLASHATTN_INLINE void multiply_key_pairs(const Place& at, const float* key /* [key][head dim / 2] */,
+                                         const float* query /* [head dim / 2][query] */,
+                                         float* scores /* [key][query] */) {
+  const int words = divide_up(at.p.head_dim, 2);
+  if constexpr (kHasTiles)
+    tile_product<kRowStride, kQueryTile>(at.key_count(), at.query_count(), words, key, query, scores, kQueryTile,
+                                         nullptr);
+  else
+    product<PairsOf<KeyRowsTimesQueryColumns>, Accumulate::No>(at.key_count(), at.query_vectors(), words, key, query,
+                                                               scores, kQueryTile);
+}
+
+/** out = shrink * out + P V; the scores are used up. */
+FLASHATTN_INLINE void add_value_pairs(const Place& at, const float* value /* [key / 2][value dim] */, float* out,
+                                      ForwardWorkspace& ws) {
+  const int pairs = divide_up(at.key_count(), 2);
+  if constexpr (kHasTiles) {
+    pair_score_rows(at.key_count(), at.query_vectors(), ws.scores, reinterpret_cast<uint32_t*>(ws.factors));
+    tile_product<kKeyTile / 2, kRowStride>(at.query_count(), at.p.value_dim, pairs, ws.factors, value, out, kRowStride,
+                                           ws.shrink);
+  } else {
+    pair_scores(at.key_count(), at.query_vectors(), ws.scores);
+    product<PairsOf<ScoresTimesKeyRows>, Accumulate::Scaled>(at.query_count(), divide_up(at.p.value_dim, kLanes), pairs,
+                                                             ws.scores, value, out, kRowStride, ws.shrink);
+  }
+}
+
 /** The same on pairs, which are all ordinary. */
 FLASHATTN_CALLED void meet_key_pairs(const Place& loaded, ForwardTile& tile, ForwardWorkspace& ws) {
-  const Place at = loaded.narrowed_to_pairs();
+  const Place at = loaded.narrowed_to(kKeyUnit);
   if (at.key_count() <= 0) return;
   const AttentionParams& p = at.p;
-  const int skipped = at.keys.begin - loaded.keys.begin, value_vectors = divide_up(p.value_dim, kLanes);
+  const int skipped = at.keys.begin - loaded.keys.begin;
   const float* key = ws.key + size_t(skipped) * kRowStride;          // [key][head dim / 2]
   const float* value = ws.value + size_t(skipped / 2) * kRowStride;  // [key / 2][value dim]
 
@@ -93,8 +121,7 @@ FLASHATTN_CALLED void meet_key_pairs(const Place& loaded, ForwardTile& tile, For
     carry_rows(tile.block.carried, tile.total, tile.out, at.query_count(), p.value_dim);
     tile.block.carried = true;
   }
-  product<PairsOf<KeyRowsTimesQueryColumns>, Accumulate::No>(
-      at.key_count(), at.query_vectors(), divide_up(p.head_dim, 2), key, tile.query, ws.scores, kQueryTile);
+  multiply_key_pairs(at, key, tile.query, ws.scores);
   finish_scores(at, ws.scores, p.scale);
   if (at.cover() == Cover::Partial) hide_scores(at, ws.scores);
   const bool raised = online_softmax(at.key_count(), at.query_vectors(), tile.softmax, ws.scores, ws.shrink);
@@ -103,9 +130,7 @@ FLASHATTN_CALLED void meet_key_pairs(const Place& loaded, ForwardTile& tile, For
     dropout_factors(at, ws.factors);
     multiply_scores(at, ws.scores, ws.factors);
   }
-  pair_scores(at.key_count(), at.query_vectors(), ws.scores);
-  product<PairsOf<ScoresTimesKeyRows>, Accumulate::Scaled>(
-      at.query_count(), value_vectors, divide_up(at.key_count(), 2), ws.scores, value, tile.out, kRowStride, ws.shrink);
+  add_value_pairs(at, value, tile.out, ws);
 }
 
 /**
@@ -202,6 +227,9 @@ FLASHATTN_CALLED bool load_keys(const Place& at, const Sequence& s, float shrunk
   const AttentionParams& p = at.p;
   const int kv_head = at.h / p.group(), begin = s.key_begin + at.keys.begin;
   if constexpr (kPairs) {
+    // Tiles multiply what lies behind the last pair of values by zero.
+    const int pairs = divide_up(at.key_count(), 2);
+    if constexpr (kHasTiles) clear_rows(ws.value + pairs * kRowStride, round_up(pairs, kTileSide) - pairs, p.value_dim);
     return load_pairs(words_of(ws.key), p.key, at.b, begin, at.key_count(), kv_head, p.head_dim) &&
            load_row_pairs(words_of(ws.value), p.value, at.b, begin, at.key_count(), kv_head, p.value_dim);
   } else {
@@ -220,6 +248,7 @@ FLASHATTN_CALLED bool load_keys(const Place& at, const Sequence& s, float shrunk
 template <bool kPairs>
 FLASHATTN_CALLED bool attend(Place at, const Sequence& s, const QueryTiles& tiles, float shrunk, ForwardWorkspace& ws) {
   const AttentionParams& p = at.p;
+  [[maybe_unused]] const TileUse use;
   bool fits = true;
   for (int t = 0; t < tiles.count() && fits; ++t) fits = start_tile<kPairs>(at, s, tiles[t], ws.tiles[t], ws);
   if (!fits) return false;

@@ -7,14 +7,19 @@
 // float32.
 #pragma once
 #include "attention/tile.h"
+#include "simd/tiles.h"
 
 namespace flashattn {
 
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 inline constexpr bool kHasPairs = true;
 #else
-inline constexpr bool kHasPairs = false;
+inline constexpr bool kHasPairs = kHasTiles;
 #endif
+
+/** Key tiles are narrowed to multiples of so many keys. */
+inline constexpr int kKeyUnit = kHasTiles ? kTileSide : 2;
+static_assert(kKeyTile % kTileSide == 0 && kQueryTile % kTileSide == 0);
 
 /** The arithmetic of product.h on pairs. */
 struct BFloat16Pairs {
@@ -115,15 +120,41 @@ FLASHATTN_CALLED void transpose_pairs(uint32_t* columns /* [words][kQueryTile] *
   }
 }
 
+namespace detail {
+
+/** Two rows of probabilities as pairs. */
+FLASHATTN_INLINE UintVec pair_of(const float* first, const float* second) {
+  const UintVec upper = second ? narrow_bfloat(load(second)) : UintVec{};
+  return narrow_bfloat(load(first)) | (upper << 16);
+}
+
+}  // namespace detail
+
+/** The same, as rows of queries: what tiles need. Past the last key they are zero up to a whole tile. */
+FLASHATTN_CALLED void pair_score_rows(int keys, int query_vectors, const float* scores /* [key][query] */,
+                                      uint32_t* rows /* [query][kKeyTile / 2] */) {
+  const int pairs = divide_up(keys, 2);
+  for (int v = 0; v < query_vectors * kLanes; v += kLanes) {
+    for (int j = 0; j < round_up(pairs, kLanes); j += kLanes) {
+      Vec m[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float* first = scores + 2 * (j + lane) * kQueryTile + v;
+        const bool whole = 2 * (j + lane) + 1 < keys;
+        m[lane] = j + lane < pairs ? (Vec)detail::pair_of(first, whole ? first + kQueryTile : nullptr) : Vec{};
+      }
+      detail::transpose_lanes(m);
+      for (int lane = 0; lane < kLanes; ++lane) store_bits(rows + (v + lane) * (kKeyTile / 2) + j, (UintVec)m[lane]);
+    }
+  }
+}
+
 /** Probabilities, rounded, become pairs of two keys after one another, in place. */
 FLASHATTN_CALLED void pair_scores(int keys, int query_vectors, float* scores /* [key][query] */) {
   auto* words = reinterpret_cast<uint32_t*>(scores);
   for (int j = 0; j < keys; j += 2, words += kQueryTile) {
     const float* first = scores + j * kQueryTile;
-    for (int v = 0; v < query_vectors * kLanes; v += kLanes) {
-      const UintVec second = j + 1 < keys ? narrow_bfloat(load(first + kQueryTile + v)) : UintVec{};
-      store_bits(words + v, narrow_bfloat(load(first + v)) | (second << 16));
-    }
+    for (int v = 0; v < query_vectors * kLanes; v += kLanes)
+      store_bits(words + v, detail::pair_of(first + v, j + 1 < keys ? first + kQueryTile + v : nullptr));
   }
 }
 

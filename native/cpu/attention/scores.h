@@ -46,14 +46,15 @@ struct Place {
     return narrow;
   }
 
-  /** Narrowed to whole pairs of keys, of those that were loaded; those that nobody sees are hidden like others. */
-  Place narrowed_to_pairs() const {
+  /** Narrowed to whole `unit`s of the keys that were loaded; those of them that nobody sees are hidden like others. */
+  Place narrowed_to(int unit) const {
     Place narrow = narrowed();
     if (narrow.key_count() <= 0) return narrow;
-    const Range pairs{narrow.keys.begin - ((narrow.keys.begin - keys.begin) & 1),
-                      min(narrow.keys.end + ((narrow.keys.end - keys.begin) & 1), keys.end)};
-    if (pairs.begin != narrow.keys.begin || pairs.end != narrow.keys.end) narrow.bits = bits;
-    narrow.keys = pairs;
+    const int begin = (narrow.keys.begin - keys.begin) / unit * unit;
+    const int end = round_up(narrow.keys.end - keys.begin, unit);
+    const Range units{keys.begin + begin, min(keys.begin + end, keys.end)};
+    if (units.begin != narrow.keys.begin || units.end != narrow.keys.end) narrow.bits = bits;
+    narrow.keys = units;
     return narrow;
   }
 

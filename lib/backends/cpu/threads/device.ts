@@ -4,7 +4,7 @@ import { type CpuReason, cpuSupport } from './addon.js';
 import { ThreadsHost } from './host.js';
 
 export interface CpuStatus {
-  /** Which kernels run: 'avx512', 'avx2', 'neon'. */
+  /** Which kernels run: 'avx512bf16', 'avx512', 'avx2', 'amx' (only where FLASHATTN_CPU asks for it), 'neonbf16', 'neon'. */
   readonly instructionSet: string;
   /** How many threads work on a launch. */
   readonly threads: number;

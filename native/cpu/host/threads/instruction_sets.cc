@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__APPLE__)
@@ -14,7 +18,7 @@
 
 // The build names what it compiled: FLASHATTN_HAS_<name>.
 #if defined(__x86_64__) || defined(_M_X64)
-extern "C" const cpu_host::KernelTable kernels_avx2, kernels_avx512, kernels_avx512bf16;
+extern "C" const cpu_host::KernelTable kernels_avx2, kernels_avx512, kernels_avx512bf16, kernels_amx;
 #else
 extern "C" const cpu_host::KernelTable kernels_neon, kernels_neonbf16;
 #endif
@@ -59,6 +63,19 @@ bool saves(uint32_t states) {
 }
 
 [[maybe_unused]] bool has_avx512bf16() { return has_bit(cpuid(7, 1).a, 5) && has_avx512(); }
+
+/** Linux saves the registers of tiles for processes that have asked for it; other systems are not tried. */
+[[maybe_unused]] bool has_amx() {
+  const uint32_t extended = cpuid(7).d;
+  const bool bf16 = has_bit(extended, 22), tile = has_bit(extended, 24);
+  if (!bf16 || !tile || !has_avx512bf16() || !saves(0x60000)) return false;
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 #else
 [[maybe_unused]] bool always() { return true; }
 
@@ -83,6 +100,9 @@ struct InstructionSet {
 
 // Each faster than the next, where it pays.
 constexpr InstructionSet kInstructionSets[] = {
+#if defined(FLASHATTN_HAS_amx)
+    {&kernels_amx, has_amx},
+#endif
 #if defined(FLASHATTN_HAS_avx512bf16)
     {&kernels_avx512bf16, has_avx512bf16},
 #endif
