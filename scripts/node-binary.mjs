@@ -12,7 +12,8 @@ export const nodeVersions = ['20.19.5', '22.23.3', '24.21.0', '26.10.0'];
 
 /** The path of Node's binary for this platform, or for another kind of processor, installed if need be. */
 export function nodeBinary(version, arch = process.arch) {
-  const prefix = join(root, 'build', 'nodes', version);
+  // A folder for each: what nobody saved, npm removes when it installs something else there.
+  const prefix = join(root, 'build', 'nodes', `${version}-${arch}`);
   const name = `node-${windows ? 'win' : process.platform}-${arch}`;
   const binary = join(prefix, 'node_modules', name, 'bin', windows ? 'node.exe' : 'node');
   if (existsSync(binary)) return binary;

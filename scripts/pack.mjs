@@ -50,7 +50,7 @@ function stageCuda({ version, license, engines, repository }, target) {
   const description = `The CUDA addon of flashattn for ${platform}-${arch}. npm installs it with flashattn, where it fits.`;
   const fits = { os: [platform], cpu: [arch], ...(libc && { libc: [libc] }) };
   const common = { name, version, description, license, engines, ...(repository && { repository }), ...fits };
-  const folder = stage(name, { ...common, files: ['prebuilds'], preferUnplugged: true });
+  const folder = stage(name, { ...common, type: 'commonjs', files: ['prebuilds'], preferUnplugged: true });
   writeFileSync(join(folder, 'README.md'), `# ${name}\n\n${description}\nIt is of no use alone: install flashattn.\n`);
   cpSync(join(cudaFolder, 'prebuilds', `${platform}-${arch}`), join(folder, 'prebuilds', `${platform}-${arch}`), {
     recursive: true,

@@ -52,16 +52,17 @@ function findNpm() {
 
 const npmCli = findNpm();
 
-// Where npm may look for packages; everything else that it set for this process is not for the ones that are tried.
-const keptSettings = new Set(
-  ['registry', 'cache', 'cafile', 'userconfig', 'globalconfig'].map((x) => `npm_config_${x}`),
-);
+// Where npm may look for packages and whom it trusts there; everything else that it set for this process is not for the
+// ones that are tried.
+const keptSettings = new Set([
+  ...['registry', 'cache', 'cafile', 'userconfig', 'globalconfig'].map((x) => `npm_config_${x}`),
+  'node_extra_ca_certs',
+]);
 
 /** The environment of a stranger's shell. */
 function cleanEnvironment(more) {
   const dropped = (name) =>
-    (/^npm_/i.test(name) && !keptSettings.has(name.toLowerCase())) ||
-    /^(FLASHATTN_|VITEST|NODE_|LIBC$|PREBUILDS_ONLY$)/.test(name);
+    /^(npm_|FLASHATTN_|VITEST|NODE_|LIBC$|PREBUILDS_ONLY$)/i.test(name) && !keptSettings.has(name.toLowerCase());
   const kept = Object.entries(process.env).filter(([name]) => !dropped(name));
   return { ...Object.fromEntries(kept), ...more };
 }
