@@ -24,6 +24,7 @@ struct alignas(kCacheLine) BackwardWorkspace {
   bool has_log_sum;  // log_sum is not 0 throughout
   bool keys_finite;  // key and value
   bool rows_finite;  // delta, and the reference is no NaN
+  TileAhead ahead;
 };
 
 static_assert(offsetof(BackwardWorkspace, d_value_total) % kCacheLine == 0);
@@ -80,7 +81,7 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, float factor,
   const bool partial = at.cover() == Cover::Partial;
 
   product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.head_dim, ws.key + skipped, ws.query_columns,
-                                                    ws.probability, kQueryTile);
+                                                    ws.probability, kQueryTile, nullptr, ws.ahead);
   finish_scores(at, ws.probability, product_factor(at.p), ws.softcap_slope);
   if (partial) hide_scores(at, ws.probability);
   const bool guarded = (partial || p.bias.data) &&
@@ -89,7 +90,7 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, float factor,
   if (guarded) mark_hidden(at, ws.probability, ws.hidden);
 
   product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.value_dim, ws.value + skipped, ws.d_out_columns,
-                                                    ws.d_score, kQueryTile);
+                                                    ws.d_score, kQueryTile, nullptr, ws.ahead);
   if (p.dropout.threshold) {
     dropout_factors(at, ws.factors);
     multiply_scores(at, ws.d_score, ws.factors);
@@ -202,7 +203,7 @@ FLASHATTN_CALLED void refine_rows(Place at, const Sequence& s, BackwardWorkspace
   transpose_rows(ws.query_columns, ws.query, rows, p.head_dim, query_factor(p));
   start_softmax(p, at.h, ws.softmax);
   const Range visible = at.band.visible_keys(at.queries, s.key_length);
-  for_key_tiles(p, at.b, at.h, at.queries, visible, [&](Range keys, const Meeting* meetings) {
+  for_key_tiles(p, at.b, at.h, at.queries, visible, [&](Range keys, const Meeting* meetings, Range) {
     if (!meetings[0].visible) return;
     at.keys = keys;
     at.bits = meetings[0].bits;
@@ -287,10 +288,13 @@ FLASHATTN_CALLED void backward_item(const AttentionParams& p, int item, Backward
     ws.block = {};
     const Range seeing = at.band.seeing_queries(at.keys, s.query_length);
     for (at.h = first_head; at.h < first_head + p.group(); ++at.h) {
-      for_query_tiles(p, b, at.h, at.keys.begin, seeing, [&](Range queries, const BlockBits& bits) {
+      for_query_tiles(p, b, at.h, at.keys.begin, seeing, [&](Range queries, const BlockBits& bits, Range next) {
         at.queries = queries;
         at.bits = bits;
         detail::load_queries(at, s, ws);
+        const int row = s.query_begin + next.begin, count = max(0, next.end - next.begin);
+        ws.ahead = {RowsAhead(p.query, b, row, count, at.h, p.head_dim),
+                    RowsAhead(p.d_out, b, row, count, at.h, p.value_dim)};
         detail::meet_queries(at, ws, d_query_at(0, at.h, queries.begin), d_query.width(), d_table_at(at.h));
       });
     }

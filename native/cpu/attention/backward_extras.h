@@ -66,11 +66,12 @@ FLASHATTN_CALLED void backward_bias_item(const AttentionParams& p, int item, Bac
       for (int j = keys.begin; j < keys.end; j += met) {
         at.keys = {j, min(j + met, keys.end)};
         detail::load_keys(at, s, ws);
-        for_query_tiles(p, b, h, j, queries, [&](Range tile, const BlockBits& bits) {
+        for_query_tiles(p, b, h, j, queries, [&](Range tile, const BlockBits& bits, Range) {
           at.queries = tile;
           at.bits = bits;
           if (at.cover() == Cover::Empty) return;
           detail::load_queries(at, s, ws);
+          ws.ahead = {};
           detail::score_gradients(at, at.keys.begin, 1, ws);
           if (ws.block.was_full()) carry(total, sums, kKeyTile * kQueryTile);
           detail::add_tile(at, sums + (p.bias_key == 1 ? 0 : j - keys.begin) * kQueryTile, ws.d_score);

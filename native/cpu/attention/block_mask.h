@@ -157,15 +157,18 @@ struct ListCursors {
 }  // namespace detail
 
 /**
- * f(keys, meetings) for every key tile within `visible` that some of the queries may see; meetings[i / block_size] tells
- * how the query block of the i-th query meets it (one meeting for all queries without a block mask).
+ * f(keys, meetings, next) for every key tile within `visible` that some of the queries may see; meetings[i / block_size] tells
+ * how the query block of the i-th query meets it (one meeting for all queries without a block mask). `next`
+ * holds the keys that come next, or most of them.
  */
 template <class F>
 inline void for_key_tiles(const AttentionParams& p, int b, int h, Range queries, Range visible, F f) {
   const BlockMaskParams& m = p.block_mask;
   if (!m.block_size) {
     const Meeting always{true, {}};
-    return detail::for_tiles(visible, kKeyTile, {}, [&](Range keys, const BlockBits&) { f(keys, &always); });
+    return detail::for_tiles(visible, kKeyTile, {}, [&](Range keys, const BlockBits&) {
+      f(keys, &always, Range{keys.end, min(keys.end + kKeyTile, visible.end)});
+    });
   }
   const int first = queries.begin / m.block_size;
   detail::ListCursors cursors{{}, divide_up(queries.end, m.block_size) - first};
@@ -182,26 +185,38 @@ inline void for_key_tiles(const AttentionParams& p, int b, int h, Range queries,
       ++last;
     }
     const Range keys{key_block * m.block_size, (last + 1) * m.block_size};
+    const int following = cursors.key_block();
+    const Range next = following == detail::ListCursor::kEnd
+                           ? Range{0, 0}
+                           : detail::intersect(detail::block_range(m, following), visible);
     detail::for_tiles(detail::intersect(keys, visible), kKeyTile, {},
-                      [&](Range tile, const BlockBits&) { f(tile, meetings.of); });
+                      [&](Range tile, const BlockBits&) { f(tile, meetings.of, next); });
   }
 }
 
-/** f(queries, bits) for every query tile within `seeing` that may see the keys, all of one key block. */
+/** f(queries, bits, next) for every query tile within `seeing` that may see the keys, all of one key block. */
 template <class F>
 inline void for_query_tiles(const AttentionParams& p, int b, int h, int first_key, Range seeing, F f) {
   const BlockMaskParams& m = p.block_mask;
-  if (!m.block_size) return detail::for_tiles(seeing, kQueryTile, {}, f);
+  const auto visit = [&](Range range, const BlockBits& bits, Range following) {
+    detail::for_tiles(range, kQueryTile, bits, [&](Range tile, const BlockBits& of_tile) {
+      const int end = tile.end < range.end ? range.end : following.end;
+      const int begin = tile.end < range.end ? tile.end : following.begin;
+      f(tile, of_tile, Range{begin, min(begin + kQueryTile, end)});
+    });
+  };
+  if (!m.block_size) return visit(seeing, {}, Range{0, 0});
   const int key_block = first_key / m.block_size, list = m.grid(b, h) * m.key_blocks + key_block;
-  const auto visit = [&](int query_block, const BlockBits& bits) {
-    detail::for_tiles(detail::intersect(detail::block_range(m, query_block), seeing), kQueryTile, bits, f);
+  const auto queries_of = [&](const BlockLists& lists, int at) {
+    if (at >= lists.offsets[list + 1]) return Range{0, 0};
+    return detail::intersect(detail::block_range(m, lists.indices[at]), seeing);
   };
   for (int at = m.full_queries.offsets[list]; at < m.full_queries.offsets[list + 1]; ++at)
-    visit(m.full_queries.indices[at], {});
-  for (int at = m.partial_queries.offsets[list]; at < m.partial_queries.offsets[list + 1]; ++at) {
-    const int query_block = m.partial_queries.indices[at];
-    visit(query_block, detail::block_bits(m, m.partial_blocks[at], query_block, key_block));
-  }
+    visit(queries_of(m.full_queries, at), {}, queries_of(m.full_queries, at + 1));
+  for (int at = m.partial_queries.offsets[list]; at < m.partial_queries.offsets[list + 1]; ++at)
+    visit(queries_of(m.partial_queries, at),
+          detail::block_bits(m, m.partial_blocks[at], m.partial_queries.indices[at], key_block),
+          queries_of(m.partial_queries, at + 1));
 }
 
 }  // namespace flashattn

@@ -25,6 +25,7 @@ struct alignas(kCacheLine) ForwardWorkspace {
   float shrink[kQueryTile];
   QueryRows rows;
   Finite value_finite;
+  TileAhead ahead;
 };
 
 static_assert(offsetof(ForwardTile, total) % kCacheLine == 0 && offsetof(ForwardWorkspace, rows) % kCacheLine == 0);
@@ -68,7 +69,7 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
 
   begin_tile(at, tile);
   product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, key, tile.query,
-                                                    ws.scores, kQueryTile);
+                                                    ws.scores, kQueryTile, nullptr, ws.ahead);
   finish_scores(at, ws.scores, product_factor(p));
   if (partial) hide_scores(at, ws.scores);
 
@@ -84,7 +85,7 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
                                         tile.out, kRowStride);
   } else {
     product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), value_vectors, at.key_count(), ws.scores, value,
-                                                    tile.out, kRowStride, ws.shrink);
+                                                    tile.out, kRowStride, ws.shrink, ws.ahead);
   }
 }
 
@@ -253,10 +254,13 @@ FLASHATTN_CALLED bool attend(Place at, const Sequence& s, const QueryTiles& tile
   for (int t = 0; t < tiles.count() && fits; ++t) fits = start_tile<kPairs>(at, s, tiles[t], ws.tiles[t], ws);
   if (!fits) return false;
   const Range visible = at.band.visible_keys(tiles.queries, s.key_length);
-  for_key_tiles(p, at.b, at.h, tiles.queries, visible, [&](Range keys, const Meeting* meetings) {
+  for_key_tiles(p, at.b, at.h, tiles.queries, visible, [&](Range keys, const Meeting* meetings, Range next) {
     if (!fits) return;
     at.keys = keys;
     fits = load_keys<kPairs>(at, s, shrunk, ws);
+    const int kv_head = at.h / p.group(), count = max(0, next.end - next.begin);
+    ws.ahead = {RowsAhead(p.key, at.b, s.key_begin + next.begin, count, kv_head, p.head_dim),
+                RowsAhead(p.value, at.b, s.key_begin + next.begin, count, kv_head, p.value_dim)};
     for (int t = 0; t < tiles.count() && fits; ++t) {
       at.queries = tiles[t];
       const int block = p.block_mask.block_size ? t * kQueryTile / p.block_mask.block_size : 0;

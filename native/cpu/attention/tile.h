@@ -55,6 +55,48 @@ FLASHATTN_CALLED void transpose_rows(float* columns /* [dim][kQueryTile] */,
   }
 }
 
+/**
+ * Rows that will be loaded next, asked for a few lines at a time while something else is computed: they lie apart, so that
+ * no processor guesses where they are, and one that is asked for all at once waits for them.
+ */
+struct RowsAhead {
+  const uint8_t* row = nullptr;
+  size_t stride = 0;
+  int rows = 0, bytes = 0, at = 0;
+
+  RowsAhead() = default;
+  RowsAhead(const TensorRef& from, int b, int begin, int count, int h, int dim)
+      : row(from.row(b, begin, h)),
+        stride(size_t(from.seq) * element_size(from.dtype)),
+        rows(count),
+        bytes(dim * element_size(from.dtype)) {}
+
+  /** Asks for the next line. Returns false when there is none left. */
+  bool ask() {
+    if (rows <= 0) return false;
+    __builtin_prefetch(row + at, 0, 2);
+    at += kCacheLine;
+    if (at < bytes) return true;
+    at = 0;
+    row += stride;
+    --rows;
+    return true;
+  }
+};
+
+/** Rows of the next tile, of two tensors. */
+struct TileAhead {
+  static constexpr int kLines = 16;  // as many as a processor waits for at a time
+  RowsAhead first, second;
+
+  FLASHATTN_INLINE void step([[maybe_unused]] TileAhead& ahead) {
+#if !defined(__wasm__)
+    for (int line = 0; line < kLines && (ahead.first.ask() || ahead.second.ask()); ++line) {
+    }
+#endif
+  }
+};
+
 inline bool all_finite(const float* rows /* [count][kRowStride] */, int count, int dim) {
   IntVec special{};
   for (int r = 0; r < count; ++r)

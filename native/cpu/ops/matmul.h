@@ -283,6 +283,7 @@ FLASHATTN_CALLED void matmul_item(const MatmulParams& p, int item, MatmulWorkspa
 
   if (p.inner == 0)
     for (int r = 0; r < rows; ++r) fill(ws.c + r * kTileColumns, 0.0f, columns);
+  Nothing nothing;
   for (int k = 0; k < p.inner; k += kInnerStep) {
     const int steps = min(kInnerStep, p.inner - k);
     const auto panel_of_a = [&](int r) -> const float* {
@@ -302,11 +303,11 @@ FLASHATTN_CALLED void matmul_item(const MatmulParams& p, int item, MatmulWorkspa
         const int count = min(kMatmulTile.rows, rows - r);
         float* c = ws.c + r * kTileColumns + n;
         if (k == 0)
-          product_strip<Panels, Accumulate::No, kMatmulTile.rows, kMatmulTile.vectors>(count, steps, panel_of_a(r),
-                                                                                       panel, c, kTileColumns, nullptr);
+          product_strip<Panels, Accumulate::No, kMatmulTile.rows, kMatmulTile.vectors>(
+              count, steps, panel_of_a(r), panel, c, kTileColumns, nullptr, nothing);
         else
           product_strip<Panels, Accumulate::Yes, kMatmulTile.rows, kMatmulTile.vectors>(
-              count, steps, panel_of_a(r), panel, c, kTileColumns, nullptr);
+              count, steps, panel_of_a(r), panel, c, kTileColumns, nullptr, nothing);
       }
     }
   }

@@ -13,6 +13,11 @@ namespace flashattn {
 
 enum class Accumulate { No, Yes, Scaled };
 
+/** What is done between the blocks of a product: nothing. */
+struct Nothing {
+  FLASHATTN_INLINE void step(Nothing&) {}
+};
+
 struct Floats {
   FLASHATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return flashattn::multiply_add(a, b, c); }
 };
@@ -86,12 +91,14 @@ FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, f
   }
 }
 
-template <class S, Accumulate kMode, int kRows, int kVecs>
+template <class S, Accumulate kMode, int kRows, int kVecs, class Between>
 FLASHATTN_CALLED void product_strip(int rows, int inner, const float* a, const float* b, float* c, size_t c_row,
-                                    const float* row_scale) {
+                                    const float* row_scale, Between& between) {
   int r = 0;
-  for (; r + kRows <= rows; r += kRows)
+  for (; r + kRows <= rows; r += kRows) {
     product_block<S, kMode, kRows, kVecs>(inner, a + r * S::kRow, b, c + r * c_row, c_row, row_scale + r);
+    Between::step(between);
+  }
 #if !defined(__wasm__)
   if constexpr (kRows > 4) {
     for (; r + 4 <= rows; r += 4)
@@ -106,22 +113,32 @@ FLASHATTN_CALLED void product_strip(int rows, int inner, const float* a, const f
 
 }  // namespace detail
 
-/** C is [rows, vectors * kLanes] with row stride c_row; row_scale [rows] is read only when kMode is Scaled. */
-template <class S, Accumulate kMode>
+/**
+ * C is [rows, vectors * kLanes] with row stride c_row; row_scale [rows] is read only when kMode is Scaled. `between` takes a
+ * step after every block.
+ */
+template <class S, Accumulate kMode, class Between>
 inline void product(int rows, int vectors, int inner, const float* a, const float* b, float* c, size_t c_row,
-                    const float* row_scale = nullptr) {
+                    const float* row_scale, Between& between) {
   int v = 0;
   for (; v + 4 <= vectors; v += 4)
     detail::product_strip<S, kMode, detail::block_rows(4), 4>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row,
-                                                              row_scale);
+                                                              row_scale, between);
   if (v + 2 <= vectors) {
     detail::product_strip<S, kMode, detail::block_rows(2), 2>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row,
-                                                              row_scale);
+                                                              row_scale, between);
     v += 2;
   }
   if (v < vectors)
     detail::product_strip<S, kMode, detail::block_rows(1), 1>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row,
-                                                              row_scale);
+                                                              row_scale, between);
+}
+
+template <class S, Accumulate kMode>
+inline void product(int rows, int vectors, int inner, const float* a, const float* b, float* c, size_t c_row,
+                    const float* row_scale = nullptr) {
+  Nothing nothing;
+  product<S, kMode>(rows, vectors, inner, a, b, c, c_row, row_scale, nothing);
 }
 
 /**
