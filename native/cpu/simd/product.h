@@ -50,6 +50,13 @@ constexpr int block_rows(int vecs) {
   return kAccumulators / vecs;
 }
 
+// Vectors of a block at most. With 12 accumulators in 16 registers four of them leave no room for the operands.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline constexpr int kWidestBlock = 2;
+#else
+inline constexpr int kWidestBlock = 4;
+#endif
+
 template <class S, Accumulate kMode, int kRows, int kVecs>
 FLASHATTN_INLINE void product_block(int inner, const float* a, const float* b, float* c, size_t c_row,
                                     const float* row_scale) {
@@ -121,9 +128,10 @@ template <class S, Accumulate kMode, class Between>
 inline void product(int rows, int vectors, int inner, const float* a, const float* b, float* c, size_t c_row,
                     const float* row_scale, Between& between) {
   int v = 0;
-  for (; v + 4 <= vectors; v += 4)
-    detail::product_strip<S, kMode, detail::block_rows(4), 4>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row,
-                                                              row_scale, between);
+  constexpr int kWidest = detail::kWidestBlock;
+  for (; v + kWidest <= vectors; v += kWidest)
+    detail::product_strip<S, kMode, detail::block_rows(kWidest), kWidest>(rows, inner, a, b + v * kLanes,
+                                                                          c + v * kLanes, c_row, row_scale, between);
   if (v + 2 <= vectors) {
     detail::product_strip<S, kMode, detail::block_rows(2), 2>(rows, inner, a, b + v * kLanes, c + v * kLanes, c_row,
                                                               row_scale, between);
