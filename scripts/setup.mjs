@@ -80,7 +80,14 @@ const steps = [
     for: ['start', 'bench', 'test'],
     after: ['install'],
     from: [
-      ...['native/addon/cpu', 'native/cpu', 'native/structs', 'CMakeLists.txt', 'scripts/build-addon.mjs'],
+      ...[
+        'native/addon/cpu',
+        'native/addon/exports.map',
+        'native/cpu',
+        'native/structs',
+        'CMakeLists.txt',
+        'scripts/build-addon.mjs',
+      ],
       'package-lock.json',
     ],
     makes: ['addons/cpu/build/Release/flashattn-cpu.node'],
@@ -119,6 +126,7 @@ const steps = [
     from: [
       'cuda',
       'native/addon/cuda',
+      'native/addon/exports.map',
       'native/structs',
       'CMakeLists.txt',
       'scripts/build-addon.mjs',
