@@ -72,7 +72,7 @@ async function startOpenBlas(program: string, coreType: string | undefined): Pro
     measure: async (sizes, runs) => {
       child.stdin?.write(`${[...sizes, runs].join(' ')}\n`);
       const [line] = (await once(lines, 'line')) as [string];
-      await setTimeout(20); // its threads look for work a while
+      await setTimeout(150); // its threads look for work for tens of milliseconds
       return Number(line);
     },
     close: () => child.stdin?.end(),
