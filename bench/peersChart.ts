@@ -24,6 +24,7 @@ const [left, nameWidth, barWidth, valueWidth] = [16, 64, 240, 60];
 const columnWidth = nameWidth + barWidth + valueWidth;
 const top = 72;
 const widthOfHead = 560;
+const title = 'Attention forward, float32, GFLOP/s: longer is faster';
 
 /** Legible on both grounds, which an image viewer chooses by the scheme of its system. */
 const style = `<style>
@@ -51,7 +52,7 @@ export function drawPeers({ machine, names, rows }: PeersChart): string {
   const shapes: string[] = [];
   const text = (x: number, y: number, content: string, attributes = '') =>
     shapes.push(`<text x="${x}" y="${y}"${attributes}>${escapeXml(content)}</text>`);
-  text(left, 24, 'Attention forward, float32, GFLOP/s: longer is faster', ' font-size="14" font-weight="bold"');
+  text(left, 24, title, ' font-size="14" font-weight="bold"');
   text(left, 42, machine, ' class="faint"');
   const columnAt = (threads: number) => left + threadCounts.indexOf(threads) * columnWidth;
   for (const threads of threadCounts)
@@ -77,6 +78,7 @@ export function drawPeers({ machine, names, rows }: PeersChart): string {
   }
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}">`,
+    `<title>${title}</title>`,
     style,
     `<rect width="${width}" height="${height}" class="ground"/>`,
     ...shapes,
