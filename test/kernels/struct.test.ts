@@ -3,6 +3,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
+import { cpuSupport } from '../../lib/backends/cpu/threads/addon.js';
 import { readText } from '../../lib/backends/cpu/wasm/host.js';
 import { loadModule } from '../../lib/backends/cpu/wasm/module.js';
 import { StructMemory } from '../../lib/backends/shared/structWriter.js';
@@ -14,12 +15,15 @@ import {
 } from '../../lib/kernels/attention.js';
 import { copy, fill, peak } from '../../lib/kernels/copy.js';
 import { gather } from '../../lib/kernels/gather.js';
+import { matmul } from '../../lib/kernels/matmul.js';
 import { merge, mergeBackward, mergePart } from '../../lib/kernels/merge.js';
 import { checkFields, parseDescription, type Struct, struct } from '../../lib/kernels/struct.js';
+import { hasCpu, onCpu } from '../support/cpu.js';
 import { hasEmulator, loadEmulatedAddon, onEmulator } from '../support/emulator.js';
 
-const operations = [attentionForward, attentionBackward, merge, mergeBackward, gather, copy, fill, peak];
-const structs = [...operations.map((operation) => operation.struct), attentionShape, attentionPartition, mergePart];
+const everywhere = [attentionForward, attentionBackward, merge, mergeBackward, gather, copy, fill, peak];
+const onProcessors = [...everywhere, matmul];
+type Operations = readonly { readonly name: string; readonly struct: unknown }[];
 
 /** What a module with `describe` says of itself. */
 function describeModule(module: WebAssembly.Module): string {
@@ -28,16 +32,27 @@ function describeModule(module: WebAssembly.Module): string {
   return readText(memory, (exports as { describe(): number }).describe());
 }
 
-function expectAgreement(text: string): void {
+function expectAgreement(text: string, operations: Operations): void {
   const description = parseDescription(text);
+  const structs = [...operations.map((operation) => operation.struct), attentionShape, attentionPartition, mergePart];
   expect([...description.operations].sort()).toEqual(operations.map(({ name }) => name).sort());
   for (const described of structs) checkFields(description, described as Struct, 'the build');
 }
 
 describe('structs and operations of this version', () => {
-  it('are those of the WebAssembly build', () => expectAgreement(describeModule(loadModule().module)));
+  it('are those of the WebAssembly build', () => expectAgreement(describeModule(loadModule().module), onProcessors));
 
-  it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () => expectAgreement(loadEmulatedAddon().description));
+  it.skipIf(!hasCpu)(onCpu('are those of the addon for native threads'), () => {
+    const support = cpuSupport();
+    if ('code' in support) throw new Error(support.hint);
+    const { addon, instructionSet } = support;
+    const { description } = new addon.Host({ instructionSet, threads: 1, memory: 2 ** 26 }, () => {});
+    expectAgreement(description, onProcessors);
+  });
+
+  it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () =>
+    expectAgreement(loadEmulatedAddon().description, everywhere),
+  );
 });
 
 const folder = fileURLToPath(new URL('../../native/structs', import.meta.url));

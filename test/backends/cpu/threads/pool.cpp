@@ -33,7 +33,7 @@ void run(int, const void* params, int item, void* workspace) {
   step.cells[item] = step.number;
 }
 
-constexpr KernelTable kKernels = {"test", 4, 64, 2, nullptr, nullptr, count, run};
+constexpr KernelTable kKernels = {"test", 4, 64, 2, nullptr, nullptr, nullptr, count, run};
 
 /** The last thing that was told. */
 class Bell {
