@@ -41,20 +41,30 @@ function computes(context) {
   }
 }
 
-/** WebAssembly computes, and the reason says why there are no native threads. */
-function fallsBack(name, env, code, says) {
+/** Whether the tarball has the addon for a platform, and for one of its C libraries where that matters. */
+function brings(context, platform, libc) {
+  const folder = join(prebuildsOf(context.installed), platform);
+  return existsSync(folder) && readdirSync(folder).some((file) => libc === undefined || file.includes(`.${libc}.`));
+}
+
+/**
+ * As on another platform: WebAssembly computes, and the reason says why there are no native threads. The addon of that
+ * platform does not load here (`says` why), or the tarball has none.
+ */
+function fallsBack(name, { platform, arch, libc }, says) {
   return {
     name,
     run(context) {
       needAddon(context, here);
+      const env = { npm_config_platform: platform, npm_config_arch: arch, ...(libc && { LIBC: libc }) };
       const report = context.tryIn(context.installed, { env });
       ensure(report.device === 'wasm', `the device is ${report.device}`);
-      ensureReason(report, 'cpu', code, says);
+      const place = `${platform}-${arch}`;
+      if (brings(context, place, libc)) ensureReason(report, 'cpu', 'LOAD_FAILED', says);
+      else ensureReason(report, 'cpu', 'NO_ADDON', new RegExp(`linux-x64.*, not for ${place}.*: use wasm`));
     },
   };
 }
-
-const like = (platform, arch) => ({ npm_config_platform: platform, npm_config_arch: arch });
 
 /** A program that starts Node under QEMU. */
 function emulatedNode(context, name, qemu, node) {
@@ -129,10 +139,10 @@ const wrongBinary = /damaged or for another platform/;
 
 export const platformChecks = [
   { name: 'native threads', run: computes },
-  fallsBack('like musl', { ...like('linux', 'x64'), LIBC: 'musl' }, 'LOAD_FAILED', /does not load: .*libc\.so/),
-  fallsBack('like macOS', like('darwin', 'arm64'), 'LOAD_FAILED', wrongBinary),
-  fallsBack('like Windows', like('win32', 'x64'), 'LOAD_FAILED', wrongBinary),
-  fallsBack('like FreeBSD', like('freebsd', 'x64'), 'NO_ADDON', /linux-x64.*, not for freebsd-x64: use wasm/),
+  fallsBack('like musl', { platform: 'linux', arch: 'x64', libc: 'musl' }, /does not load: .*libc\.so/),
+  fallsBack('like macOS', { platform: 'darwin', arch: 'arm64' }, wrongBinary),
+  fallsBack('like Windows', { platform: 'win32', arch: 'x64' }, wrongBinary),
+  fallsBack('like FreeBSD', { platform: 'freebsd', arch: 'x64' }),
   { name: 'linux-arm64, under QEMU', run: runsOnArm },
   onProcessor('Haswell', picks('avx2')),
   onProcessor('SandyBridge', hasNone),
