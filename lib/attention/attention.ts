@@ -114,6 +114,7 @@ export function forwardOperands(
 ): (outputs: Outputs) => ForwardOperands {
   const { backend } = inputs.q;
   const { query, key, value, extras } = inputOperands(problem, inputs, options);
+  // Field by field, here and below: an object that a spread begins and more fields follow takes V8 a microsecond a field.
   return ({ out, lse }) => ({
     query,
     key,

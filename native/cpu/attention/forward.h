@@ -107,7 +107,7 @@ FLASHATTN_INLINE void add_value_pairs(const Place& at, const float* value /* [ke
                                       ForwardWorkspace& ws) {
   const int pairs = divide_up(at.key_count(), 2);
   if constexpr (kHasTiles) {
-    pair_score_rows(at.key_count(), at.query_vectors(), ws.scores, reinterpret_cast<uint32_t*>(ws.factors));
+    pair_score_rows(at.key_count(), at.query_vectors(), ws.scores, words_of(ws.factors));
     tile_product<kKeyTile / 2, kRowStride>(at.query_count(), at.p.value_dim, pairs, ws.factors, value, out, kRowStride,
                                            ws.shrink);
   } else {
@@ -200,8 +200,6 @@ struct QueryTiles {
   }
 };
 
-inline uint32_t* words_of(float* tile) { return reinterpret_cast<uint32_t*>(tile); }
-
 /** A query tile is loaded and its state begins. Returns whether it can be had as pairs, where they are wanted. */
 template <bool kPairs>
 FLASHATTN_CALLED bool start_tile(const Place& at, const Sequence& s, Range queries, ForwardTile& tile,
@@ -249,7 +247,6 @@ FLASHATTN_CALLED bool load_keys(const Place& at, const Sequence& s, float shrunk
 template <bool kPairs>
 FLASHATTN_CALLED bool attend(Place at, const Sequence& s, const QueryTiles& tiles, float shrunk, ForwardWorkspace& ws) {
   const AttentionParams& p = at.p;
-  [[maybe_unused]] const TileUse use;
   bool fits = true;
   for (int t = 0; t < tiles.count() && fits; ++t) fits = start_tile<kPairs>(at, s, tiles[t], ws.tiles[t], ws);
   if (!fits) return false;
@@ -281,7 +278,12 @@ FLASHATTN_CALLED bool attend(Place at, const Sequence& s, const QueryTiles& tile
 inline void attend_and_finish(Place at, const Sequence& s, Range queries, ForwardWorkspace& ws) {
   const detail::QueryTiles tiles{queries};
   bool attended = false;
-  if constexpr (kHasPairs) attended = at.p.query.dtype == DType::BFloat16 && detail::attend<true>(at, s, tiles, 1, ws);
+  if constexpr (kHasPairs) {
+    if (at.p.query.dtype == DType::BFloat16) {
+      [[maybe_unused]] const TileUse use;
+      attended = detail::attend<true>(at, s, tiles, 1, ws);
+    }
+  }
   if (!attended) detail::attend<false>(at, s, tiles, 1, ws);
   bool overflowed = false;
   for (int t = 0; t < tiles.count(); ++t) {

@@ -21,6 +21,9 @@ inline constexpr bool kHasPairs = kHasTiles;
 inline constexpr int kKeyUnit = kHasTiles ? 2 * kTileSide : 2;
 static_assert(kKeyTile % kKeyUnit == 0 && kQueryTile % kTileSide == 0);
 
+/** A tile of float32 as one of pairs. */
+inline uint32_t* words_of(float* tile) { return reinterpret_cast<uint32_t*>(tile); }
+
 /** The arithmetic of product.h on pairs. */
 struct BFloat16Pairs {
   FLASHATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
@@ -132,7 +135,7 @@ FLASHATTN_INLINE UintVec pair_of(const float* first, const float* second) {
 
 /** Probabilities, rounded, become pairs of two keys after one another, in place. */
 FLASHATTN_CALLED void pair_scores(int keys, int query_vectors, float* scores /* [key][query] */) {
-  auto* words = reinterpret_cast<uint32_t*>(scores);
+  uint32_t* words = words_of(scores);
   for (int j = 0; j < keys; j += 2, words += kQueryTile) {
     const float* first = scores + j * kQueryTile;
     for (int v = 0; v < query_vectors * kLanes; v += kLanes)
