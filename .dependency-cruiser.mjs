@@ -10,8 +10,12 @@ const layers = [
   'tensor', // memory with a shape
   'backends', // devices that do it
   'devices', // which backend a name stands for, and why
+  'tape', // what operations record, and the way back of gradients
   'ops', // functions on tensors
+  'linear', // linear and recurrent attention: a state that is carried along
   'attention', // the operation of the package
+  'autograd', // gradients of functions
+  'nn', // what training needs around operations: weights in files, tokens, curves
   'systems', // what is built of it
   'cli', // programs for users
 ];
@@ -41,6 +45,12 @@ const narrower = [
     comment: 'What backends share knows none of them.',
     from: { path: '^lib/backends/shared/' },
     to: { path: '^lib/backends/(?!shared/)' },
+  },
+  {
+    name: 'linear-knows-no-attention',
+    comment: 'They stand side by side: each can be read without the other.',
+    from: { path: '^lib/linear/' },
+    to: { path: '^lib/attention/' },
   },
 ];
 
@@ -93,7 +103,7 @@ const others = [
     name: 'verify-uses-the-package',
     comment: 'Checks see what users see, `flashattn` itself; of lib they take types alone.',
     from: { path: '^verify/' },
-    to: { path: '^lib/', pathNot: '^lib/index\\.ts$', dependencyTypesNot: ['type-only'] },
+    to: { path: '^lib/', pathNot: '^lib/((nn|systems)/)?index\\.ts$', dependencyTypesNot: ['type-only'] },
   },
   {
     name: 'programs-need-no-tests',
@@ -105,7 +115,7 @@ const others = [
     name: 'examples-use-the-package',
     comment: 'An example can be copied: it imports the package and nothing of this repository.',
     from: { path: '^examples/' },
-    to: { path: '^(lib|verify|bench|scripts)/', pathNot: '^lib/index\\.ts$' },
+    to: { path: '^(lib|verify|bench|scripts)/', pathNot: '^lib/((nn|systems)/)?index\\.ts$' },
   },
   {
     name: 'resolvable',

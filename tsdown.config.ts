@@ -23,19 +23,22 @@ const vectors = [
   'varlen__docs_cross',
 ];
 
+/** What users import: `flashattn`, `flashattn/nn`, `flashattn/systems`. */
+const entries = { index: 'lib/index.ts', nn: 'lib/nn/index.ts', systems: 'lib/systems/index.ts' };
+
 /** One for each step of scripts/setup.mjs, which adds the WebAssembly and chooses the folder. */
 export default defineConfig([
   {
     ...common,
     name: 'library',
-    entry: { index: 'lib/index.ts', cli: 'lib/cli/main.ts' },
+    entry: { ...entries, cli: 'lib/cli/main.ts' },
     dts: false,
     sourcemap: true,
   },
   {
     ...common,
     name: 'declarations',
-    entry: { index: 'lib/index.ts' },
+    entry: entries,
     dts: { emitDtsOnly: true, sourcemap: true },
   },
   {
@@ -45,7 +48,7 @@ export default defineConfig([
     entry: { verify: 'verify/device/verify.ts' },
     dts: false,
     minify: true,
-    deps: { neverBundle: ['flashattn'] },
+    deps: { neverBundle: ['flashattn', 'flashattn/systems'] },
     copy: ({ outDir }) =>
       vectors.map((name) => ({ from: `verify/golden/vectors/${name}.safetensors`, to: `${outDir}/vectors` })),
   },

@@ -10,24 +10,26 @@ const common: UserConfig = {
   hash: false,
   dts: false,
   logLevel: 'warn',
-  deps: { neverBundle: ['flashattn'] },
+  deps: { neverBundle: ['flashattn', 'flashattn/nn', 'flashattn/systems'] },
 };
 
 /** One for each step of scripts/setup.mjs, which chooses the folder. */
 export default defineConfig([
-  { ...common, name: 'example', entry: { 'examples/charlm': 'examples/charlm.ts' } },
+  { ...common, name: 'example', entry: { 'examples/gpt': 'examples/gpt.ts' } },
   {
     ...common,
     name: 'programs',
     entry: {
       'bench/attention': 'bench/attention.ts',
       'bench/gpu': 'bench/gpu/attention.ts',
+      'bench/linear': 'bench/linear.ts',
       'bench/matmul': 'bench/matmul/matmul.ts',
       'bench/merge': 'bench/gpu/merge.ts',
       'bench/others': 'bench/gpu/others.ts',
       'bench/peers': 'bench/peers.ts',
       'bench/small': 'bench/small.ts',
       'bench/sparse': 'bench/sparse.ts',
+      'bench/train': 'bench/train/train.ts',
       'bench/visit': 'bench/gpu/visit.ts',
       'device/verify': 'verify/device/verify.ts',
       'fuzz/run': 'test/fuzz/run.ts',

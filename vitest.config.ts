@@ -5,7 +5,11 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   resolve: {
     // Tests run the sources, under the name that users import.
-    alias: { flashattn: fileURLToPath(new URL('lib/index.ts', import.meta.url)) },
+    alias: {
+      'flashattn/nn': fileURLToPath(new URL('lib/nn/index.ts', import.meta.url)),
+      'flashattn/systems': fileURLToPath(new URL('lib/systems/index.ts', import.meta.url)),
+      flashattn: fileURLToPath(new URL('lib/index.ts', import.meta.url)),
+    },
   },
   test: {
     include: ['test/**/*.test.ts'],

@@ -16,7 +16,8 @@ export interface Refusal {
 }
 
 export interface Contender {
-  ask(problem: Problem, runs: number): Promise<Answer | Refusal>;
+  /** Sends a question, as the `serve` that the process runs knows it, and waits for the answer. */
+  ask<T>(question: object): Promise<T | Refusal>;
   stop(): void;
 }
 
@@ -41,7 +42,7 @@ const peers: Readonly<Record<PeerName, Peer>> = {
   'jax-js': { package: '@jax-js/jax', program: ['jax.mjs'], node: 24, holdsScores: true },
 };
 
-/** Milliseconds that an answer of a peer may take. */
+/** Milliseconds that an answer of a peer may take, unless it is told otherwise. */
 const patience = 20_000;
 
 /** Bytes of scores, in float32; a library that holds them needs a few times as many. */
@@ -88,23 +89,35 @@ async function begin(child: ChildProcess, threads: number, milliseconds?: number
   const stop = () => void child.kill();
   const started = await exchange<{ threads: number }>(child, { threads }, milliseconds);
   if (!isRefusal(started) && started.threads === threads)
-    return { ask: (problem, runs) => exchange(child, { problem, runs }, milliseconds), stop };
+    return { ask: (question) => exchange(child, question, milliseconds), stop };
   stop();
   if (isRefusal(started)) return started;
   const had = started.threads === 1 ? 'no threads' : `${started.threads} threads`;
   return { reason: `has ${had} in Node.js` };
 }
 
-/** This library: the program that calls `serve` where FLASHATTN_BENCH_CHILD names a device. */
+/** This library: the program that serves where FLASHATTN_BENCH_CHILD says what. */
 export function startOwn(program: string, device: string, threads: number): Promise<Contender | Refusal> {
   const env = { ...process.env, FLASHATTN_THREADS: String(threads), FLASHATTN_BENCH_CHILD: device };
   return begin(fork(program, { env }), threads);
 }
 
+interface PeerOptions {
+  /** In bench/peers, in the place of the one that computes attention. */
+  readonly program?: string;
+  /** Milliseconds that an answer may take. */
+  readonly patience?: number;
+}
+
 /** @param root - of the repository: bundled, this file does not know where it is */
-export async function startPeer(name: PeerName, threads: number, root: URL): Promise<Contender | Refusal> {
+export async function startPeer(
+  name: PeerName,
+  threads: number,
+  root: URL,
+  options: PeerOptions = {},
+): Promise<Contender | Refusal> {
   const { program, node } = peers[name];
-  const [file, ...args] = program;
+  const [file, ...args] = options.program ? [options.program] : program;
   let execPath: string;
   try {
     execPath = await nodeOf(node ?? 0, root);
@@ -116,7 +129,7 @@ export async function startPeer(name: PeerName, threads: number, root: URL): Pro
     execPath,
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
   });
-  return begin(child, threads, patience);
+  return begin(child, threads, options.patience ?? patience);
 }
 
 /** What scripts/node-binary.mjs exports. */

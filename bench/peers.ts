@@ -14,6 +14,7 @@ import { attention, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, text } from '../lib/cli/table.js';
 import {
+  type Answer,
   agree,
   type Contender,
   isRefusal,
@@ -109,7 +110,7 @@ async function measure(problem: Problem, threads: number, rounds: number): Promi
   for (let round = -1; round < rounds; round++)
     for (const [name, contender] of contenders) {
       await setTimeout(pause);
-      const answer = await contender.ask(problem, runs);
+      const answer = await contender.ask<Answer>({ problem, runs });
       if (isRefusal(answer)) {
         leftOut[name] = answer.reason;
         samples.delete(name);

@@ -12,7 +12,7 @@ import { parseArgs } from 'node:util';
 import { attention, attentionBackward, plan, status, type Tensor, tensor } from 'flashattn';
 import { median } from '../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../lib/cli/table.js';
-import { agree, isRefusal, type Refusal, startPeer } from './contenders.js';
+import { type Answer, agree, isRefusal, type Refusal, startPeer } from './contenders.js';
 import { sample, waves } from './peers/serve.mjs';
 import { describeProcessor, readProcessor } from './processor.js';
 import { createReader } from './readBandwidth.js';
@@ -64,7 +64,7 @@ async function startOnnx(threads: number): Promise<Peer | Refusal> {
   if (isRefusal(onnx)) return onnx;
   const checked = new Set<string>();
   return async (problem, runs) => {
-    const answer = await onnx.ask([...problem, 0], runs);
+    const answer = await onnx.ask<Answer>({ problem: [...problem, 0], runs });
     if (isRefusal(answer)) throw new Error(`onnxruntime-web ${answer.reason}`);
     const { milliseconds, out } = answer;
     if (!checked.has(String(problem))) {

@@ -67,18 +67,22 @@ FLASHATTN_KERNEL(kFlatThreads) range_kernel(RowLaunch<AttentionParams> launch) {
 }
 
 /** Computes the rows that a lane has found a NaN in again. A whole warp. */
+template <bool HasExtras>
 FLASHATTN_DEVICE void repair_rows(const AttentionParams& p, const Row& row, bool has_nan) {
   for (uint32_t left = ptx::ballot(has_nan); left;) {
     const int leader = ptx::lowest_bit(left);
     const int b = ptx::shuffle(row.b, leader), h = ptx::shuffle(row.h, leader), i = ptx::shuffle(row.i, leader);
     ptx::sync_warp();
-    with_element(p.d_query.dtype,
-                 [&](auto element) { repair_d_query<decltype(element)>(p, b, h, i - sequence_of(p, b).query_begin); });
+    with_element(p.d_query.dtype, [&](auto element) {
+      repair_d_query<decltype(element), HasExtras>(p, b, h, i - sequence_of(p, b).query_begin);
+    });
     left &= ~ptx::ballot(row.b == b && row.h == h && row.i == i);
   }
 }
 
-FLASHATTN_KERNEL(kFlatThreads, 4) d_query_kernel(const FLASHATTN_CONSTANT RowLaunch<AttentionParams> launch) {
+template <bool HasExtras>
+FLASHATTN_KERNEL(kFlatThreads, 4)
+d_query_kernel(const FLASHATTN_CONSTANT RowLaunch<AttentionParams> launch) {
   const AttentionParams& p = launch.params;
   const Row row = row_at(row_index(launch.lanes), p);
   const int first = first_element(launch.lanes);
@@ -90,7 +94,7 @@ FLASHATTN_KERNEL(kFlatThreads, 4) d_query_kernel(const FLASHATTN_CONSTANT RowLau
   }
   bool has_nan = false;
   for (const float value : x) has_nan = has_nan || value != value;
-  repair_rows(p, row, has_nan);
+  repair_rows<HasExtras>(p, row, has_nan);
 }
 
 }  // namespace
@@ -104,7 +108,9 @@ cudaError_t launch_backward_rows(const AttentionParams& p, cudaStream_t stream) 
 }
 
 cudaError_t launch_backward_finish(const AttentionParams& p, cudaStream_t stream) {
-  return launch_rows("backward_finish", d_query_kernel, p.head_dim, stream, p, head_dim_bucket(p));
+  // What calls score_mod reserves memory for its registers.
+  const auto kernel = p.score_mod.program ? d_query_kernel<true> : d_query_kernel<false>;
+  return launch_rows("backward_finish", kernel, p.head_dim, stream, p, head_dim_bucket(p));
 }
 
 }  // namespace flashattn

@@ -1,4 +1,5 @@
 // d_sink[h] = -sum over rows of e^(sink - lse) * delta: the sink's value is zero, so its dP is too.
+#include "block_sum.cuh"
 #include "rows.cuh"
 #include "scores.cuh"
 #include "sm80/backward_parts.h"
@@ -8,20 +9,6 @@ namespace flashattn {
 namespace {
 
 constexpr int kThreads = 512;
-
-/** The sum over a block, in its first thread: always the same pairs in the same order. */
-FLASHATTN_DEVICE double sum_block(double x) {
-  const auto at = [](int thread) { return ptx::shared_base() + static_cast<uint32_t>(thread * sizeof(double)); };
-  const int thread = ptx::thread();
-  ptx::store_shared(at(thread), x);
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    ptx::sync_threads();
-    if (thread >= half) continue;
-    x += ptx::load_shared<double>(at(thread + half));
-    ptx::store_shared(at(thread), x);
-  }
-  return x;
-}
 
 /** A block is one head. */
 FLASHATTN_KERNEL(kThreads) sink_kernel(AttentionParams p) {
@@ -39,7 +26,7 @@ FLASHATTN_KERNEL(kThreads) sink_kernel(AttentionParams p) {
     const float weight = is_coarse_lse(lse) ? ptx::load_global(p.row_terms + p.lse_rows + row) : 1.0f;
     sum -= static_cast<double>(ptx::exp2((sink - lse) * kLog2E) / weight) * ptx::load_global(p.row_terms + row);
   }
-  sum = sum_block(sum);
+  sum = sum_block<kThreads>(sum);
   if (ptx::thread() == 0) ptx::store_global(p.d_sink + h, static_cast<float>(sum));
 }
 
@@ -47,8 +34,8 @@ FLASHATTN_KERNEL(kThreads) sink_kernel(AttentionParams p) {
 
 cudaError_t launch_backward_sink(const AttentionParams& p, cudaStream_t stream) {
   if (!p.d_sink) return cudaSuccess;
-  return launched("backward_sink", ptx::launch(sink_kernel, "backward_sink", dim3(p.heads), kThreads,
-                                               kThreads * static_cast<int>(sizeof(double)), stream, p));
+  return launched("backward_sink",
+                  ptx::launch(sink_kernel, "backward_sink", dim3(p.heads), kThreads, kSumBytes<kThreads>, stream, p));
 }
 
 }  // namespace flashattn

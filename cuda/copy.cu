@@ -38,13 +38,13 @@ FLASHATTN_KERNEL(kFlatThreads) copy_kernel(CopyLaunch launch) {
   const bool aligned = launch.step == kVector;
   const CopyPlace place = place_of(p, first);
   float x[kVector];
-  load_vector(x, p.from_dtype, p.from, place.from, launch.step, aligned);
+  load_any_vector(x, p.from_dtype, p.from, place.from, launch.step, aligned);
   if (p.accumulate) {
     float before[kVector];
     load_vector(before, p.to_dtype, p.to, place.to, launch.step, aligned);
     for (int e = 0; e < kVector; ++e) x[e] += before[e];
   }
-  store_vector(p.to_dtype, p.to, place.to, x, launch.step, aligned);
+  store_any_vector(p.to_dtype, p.to, place.to, x, launch.step, aligned);
 }
 
 /** Whether every kVector neighbours of the innermost dim lie side by side, aligned to an access. */
@@ -81,7 +81,11 @@ cudaError_t launch_copy(const CopyParams& p, const DeviceLimits&, cudaStream_t s
                        is_vector_access(p.from, p.from_dtype, p.sizes, p.from_strides) &&
                        is_vector_access(p.to, p.to_dtype, p.sizes, p.to_strides);
   const int step = vectors ? kVector : 1;
-  return launch_flat("copy", copy_kernel, count / step, stream, CopyLaunch{p, step});
+  CopyLaunch launch{p, step};
+  // Words as words: not every int32 is a float.
+  if (p.from_dtype == DType::Int32 && p.to_dtype == DType::Int32)
+    launch.params.from_dtype = launch.params.to_dtype = DType::Float32;
+  return launch_flat("copy", copy_kernel, count / step, stream, launch);
 }
 
 cudaError_t launch_fill(const FillParams& p, const DeviceLimits&, cudaStream_t stream) {

@@ -34,6 +34,26 @@ struct BFloat16 {
   static FLASHATTN_DEVICE uint32_t pack(float low, float high) { return ptx::pack_bf16(low, high); }
 };
 
+/** Whole numbers, seen as the nearest float; from one towards zero, 0 of NaN. */
+struct Int32 {
+  using Storage = int32_t;
+  static constexpr DType kDType = DType::Int32;
+  static FLASHATTN_DEVICE float load(Storage x) { return static_cast<float>(x); }
+  static FLASHATTN_DEVICE Storage store(float x) {
+    if (x >= 0x1p31f) return INT32_MAX;
+    if (x >= -0x1p31f) return static_cast<Storage>(x);
+    return x == x ? INT32_MIN : 0;
+  }
+};
+
+/** 0 or 1; of a float, whether it is not zero. */
+struct Bool {
+  using Storage = uint8_t;
+  static constexpr DType kDType = DType::Bool;
+  static FLASHATTN_DEVICE float load(Storage x) { return x != 0 ? 1.0f : 0.0f; }
+  static FLASHATTN_DEVICE Storage store(float x) { return x != 0 ? 1 : 0; }
+};
+
 /** f(Float16{}), f(BFloat16{}) or f(Float32{}), on the host. */
 template <class F>
 auto dispatch(DType dtype, F f) {
@@ -53,6 +73,17 @@ FLASHATTN_DEVICE void with_element(DType dtype, F f) {
     f(BFloat16{});
   else
     f(Float32{});
+}
+
+/** Those, and whole numbers: for what moves elements of any kind. */
+template <class F>
+FLASHATTN_DEVICE void with_any_element(DType dtype, F f) {
+  if (dtype == DType::Int32)
+    f(Int32{});
+  else if (dtype == DType::Bool)
+    f(Bool{});
+  else
+    with_element(dtype, f);
 }
 
 }  // namespace flashattn

@@ -234,4 +234,17 @@ using ColumnsAsA = ColumnsAs<TileType, FragmentA, Second::Beside>;
 template <class TileType>
 using ColumnsAsB = ColumnsAs<TileType, FragmentB, Second::Below>;
 
+/** What a warp's products are added up in: [16 RowTiles, 8 ColumnTiles], four elements a lane of each 16 x 8. */
+template <int RowTiles, int ColumnTiles>
+struct Sums {
+  float s[RowTiles][ColumnTiles][4];
+
+  FLASHATTN_DEVICE void clear() {
+#pragma unroll
+    for (auto& row : s)
+#pragma unroll
+      for (auto& quad : row) quad[0] = quad[1] = quad[2] = quad[3] = 0.0f;
+  }
+};
+
 }  // namespace flashattn

@@ -25,6 +25,13 @@
 
 namespace ptx {
 
+/** Of what is compiled, such as 90; 0 on the host. */
+#if defined(__CUDA_ARCH__)
+inline constexpr int kArchitecture = __CUDA_ARCH__ / 10;
+#else
+inline constexpr int kArchitecture = 0;
+#endif
+
 // Where a thread is -----------------------------------------------------------------------------------------------
 
 FLASHATTN_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
@@ -216,6 +223,8 @@ FLASHATTN_DEVICE float exp2(float x) {
 FLASHATTN_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
 FLASHATTN_DEVICE float log(float x) { return logf(x); }
 FLASHATTN_DEVICE float tanh(float x) { return tanhf(x); }
+/** The share of a standard normal distribution below x. */
+FLASHATTN_DEVICE float normal_cdf(float x) { return normcdff(x); }
 /** The position of the lowest 1 of a mask that has one. */
 FLASHATTN_DEVICE int lowest_bit(uint32_t mask) { return __ffs(static_cast<int>(mask)) - 1; }
 FLASHATTN_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }

@@ -2,7 +2,8 @@
 // before the rounding and comes out of the sums after it, so it changes no bit of what was in range anyway.
 //
 //   P: of forward, relative to the row's maximum; of backward, a probability. At most 1, times dropout's factor.
-//   dS = P (dP - delta): at most |dO| |V| + |delta|, by the largest rows of a key/value head. Float16 alone needs it.
+//   dS = P (dP - delta): at most |dO| |V| + |delta|, by the largest rows of a key/value head, times the slope of score_mod.
+//   Float16 alone needs it.
 #pragma once
 #include "band.cuh"
 
@@ -70,6 +71,9 @@ FLASHATTN_DEVICE float warp_max(float x) {
   return x;
 }
 
+/** The slopes of score_mod may be as large as 2^(2 + this): nobody knows them beforehand. */
+inline constexpr int kSlopeRoom = 8;
+
 /** dS of a key/value head is kept as 2^this (2^backward_exponent P) (dP - delta). A whole warp. */
 template <class Element>
 FLASHATTN_DEVICE int d_score_exponent(const AttentionParams& p, int b, int kv_head) {
@@ -82,7 +86,8 @@ FLASHATTN_DEVICE int d_score_exponent(const AttentionParams& p, int b, int kv_he
   }
   const float kept = p.dropout.threshold ? p.dropout.keep_scale : 1.0f;
   const float bound = warp_max(range.d_out) * warp_max(range.value) * kept + warp_max(range.delta);
-  const int wanted = 13 - backward_exponent<Element>(p) - exponent_of(bound);
+  const int most = p.score_mod.program ? 13 - kSlopeRoom : 13;
+  const int wanted = most - backward_exponent<Element>(p) - exponent_of(bound);
   return max_of(-100, min_of(wanted, 100));
 }
 

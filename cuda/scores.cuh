@@ -1,10 +1,12 @@
-// From Q K^T to logits: scale, softcap, bias, relative positions, ALiBi and the mask, on the accumulators of one warp.
+// From Q K^T to logits: scale, softcap, bias, relative positions, ALiBi, score_mod and the mask, on the accumulators of one
+// warp.
 // Logits are natural, so that no finite one becomes infinite on the way. Forward has queries down the rows of its score
 // tile and keys along its columns, backward the other way round.
 #pragma once
 #include "band.cuh"
 #include "fragment.cuh"
 #include "philox.cuh"
+#include "score_mod.cuh"
 
 namespace flashattn {
 
@@ -24,18 +26,9 @@ FLASHATTN_DEVICE bool is_coarse_lse(float lse) { return is_coarse(lse) && lse !=
 
 enum class RowsAre { Queries, Keys };
 
-/** A warp's score tile: [16 RowTiles, 8 ColumnTiles], four elements a lane of each 16 x 8. */
+/** A warp's score tile. */
 template <int RowTiles, int ColumnTiles>
-struct Scores {
-  float s[RowTiles][ColumnTiles][4];
-
-  FLASHATTN_DEVICE void clear() {
-#pragma unroll
-    for (auto& row : s)
-#pragma unroll
-      for (auto& quad : row) quad[0] = quad[1] = quad[2] = quad[3] = 0.0f;
-  }
-};
+using Scores = Sums<RowTiles, ColumnTiles>;
 
 /** Where a lane's elements of a score tile lie; positions are local to the sequence. */
 template <RowsAre Orientation>
@@ -225,18 +218,73 @@ FLASHATTN_DEVICE float add_alibi(const Head& head, float score, float slope, int
   return score - slope * static_cast<float>(distance < 0 ? -distance : distance);
 }
 
-/** In: q.k of a pair. Out: its logit, and the softcap's slope. */
+/**
+ * In: q.k of a pair. Out: its logit, and the slope of softcap and score_mod. Without `HasExtras` the latter is left out: a
+ * call of it in a kernel that has none changes how registers are given out.
+ */
+template <bool HasExtras>
 FLASHATTN_DEVICE Capped finish_score(const Head& head, float dot, int query, int key) {
   const AttentionParams& p = head.p;
   Capped capped = p.softcap > 0 ? cap_score(p, dot) : Capped{ptx::product(dot, p.scale), 1.0f};
   if (p.bias.data) capped.score = add_bias(head, capped.score, query, key);
   if (p.relative.table) capped.score = add_relative(head, capped.score, query, key);
   if (p.alibi.slopes) capped.score = add_alibi(head, capped.score, alibi_slope(head), query, key);
+  if (HasExtras && p.score_mod.program) {
+    const float4 scores = make_float4(capped.score, 0.0f, 0.0f, 0.0f);
+    const ModifiedScores modified = modify_scores(p, {head.b, head.h, query, key, false}, scores, true);
+    capped.score = modified.value.x;
+    capped.slope *= modified.slope.x;
+  }
   return capped;
 }
 
-/** The same for a tile; `slopes` (optional) receives the softcap's. */
+namespace detail {
+
+/** Puts `next` behind the others; the first is lost: see `shift`. */
+template <int RowTiles, int ColumnTiles>
+FLASHATTN_DEVICE void shift_quads(Scores<RowTiles, ColumnTiles>& scores, float4 next) {
+#pragma unroll
+  for (int quad = 0; quad < RowTiles * ColumnTiles; ++quad) {
+    const int after = quad + 1;
+    float(&to)[4] = scores.s[quad / ColumnTiles][quad % ColumnTiles];
+    if (after == RowTiles * ColumnTiles) {
+      to[0] = next.x, to[1] = next.y, to[2] = next.z, to[3] = next.w;
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) to[e] = scores.s[after / ColumnTiles][after % ColumnTiles][e];
+    }
+  }
+}
+
+/** Replaces the scores of a tile; `slopes` (optional) are multiplied by the derivatives. */
 template <RowsAre Orientation, int RowTiles, int ColumnTiles>
+FLASHATTN_DEVICE void modify_tile(const Head& head, const Positions<Orientation>& at,
+                                  Scores<RowTiles, ColumnTiles>& scores, Scores<RowTiles, ColumnTiles>* slopes) {
+#pragma unroll 1
+  for (int quad = 0; quad < RowTiles * ColumnTiles; ++quad) {
+    const int row = at.row + quad / ColumnTiles * 16, column = at.column + quad % ColumnTiles * 8;
+    const ScorePlace place{head.b, head.h, row, column, Orientation == RowsAre::Keys};
+    const float(&first)[4] = scores.s[0][0];
+    const ModifiedScores modified =
+        modify_scores(head.p, place, make_float4(first[0], first[1], first[2], first[3]), slopes != nullptr);
+    shift_quads(scores, modified.value);
+    if (!slopes) continue;
+    const float(&slope)[4] = slopes->s[0][0];
+    shift_quads(*slopes, make_float4(slope[0] * modified.slope.x, slope[1] * modified.slope.y,
+                                     slope[2] * modified.slope.z, slope[3] * modified.slope.w));
+  }
+}
+
+}  // namespace detail
+
+/** What slopes are the derivatives of logits by: q.k times the scale, or what score_mod is given. */
+enum class SlopesBy { Product, Score };
+
+/**
+ * The same for a tile. `slopes` (optional): by the product, it is written where softcap or score_mod make some; by the score,
+ * it is multiplied by those of score_mod. `HasMod`: see HasExtras.
+ */
+template <SlopesBy By = SlopesBy::Product, bool HasMod = true, RowsAre Orientation, int RowTiles, int ColumnTiles>
 FLASHATTN_DEVICE void finish_scores(const Head& head, const Positions<Orientation>& at,
                                     Scores<RowTiles, ColumnTiles>& scores,
                                     Scores<RowTiles, ColumnTiles>* slopes = nullptr) {
@@ -252,7 +300,7 @@ FLASHATTN_DEVICE void finish_scores(const Head& head, const Positions<Orientatio
         for (int e = 0; e < 4; ++e) {
           const Capped capped = cap_score(p, scores.s[m][n][e]);
           scores.s[m][n][e] = capped.score;
-          if (slopes) slopes->s[m][n][e] = capped.slope;
+          if (By == SlopesBy::Product && slopes) slopes->s[m][n][e] = capped.slope;
         }
   } else {
     for_each_score(scores, at, [&](float& score, int, int) { score = ptx::product(score, p.scale); });
@@ -270,7 +318,27 @@ FLASHATTN_DEVICE void finish_scores(const Head& head, const Positions<Orientatio
     for_each_score(scores, at,
                    [&](float& score, int query, int key) { score = add_alibi(head, score, slope, query, key); });
   }
+  if (HasMod && p.score_mod.program) {
+    if (By == SlopesBy::Product && slopes && !(p.softcap > 0))
+      for_each_score(*slopes, at, [](float& slope, int, int) { slope = 1.0f; });
+    detail::modify_tile(head, at, scores, slopes);
+  }
 }
+
+/** dS of probabilities p. Slopes of hidden pairs may be anything. */
+template <int RowTiles, int ColumnTiles>
+FLASHATTN_DEVICE void multiply_by_slopes(Scores<RowTiles, ColumnTiles>& d, const Scores<RowTiles, ColumnTiles>& p,
+                                         const Scores<RowTiles, ColumnTiles>& slopes) {
+#pragma unroll
+  for (int m = 0; m < RowTiles; ++m)
+#pragma unroll
+    for (int n = 0; n < ColumnTiles; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) d.s[m][n][e] *= p.s[m][n][e] == 0.0f ? 0.0f : slopes.s[m][n][e];
+}
+
+/** Whether scores that the mask shows may be -Infinity, which hides. */
+FLASHATTN_DEVICE bool scores_hide(const AttentionParams& p) { return p.bias.data || p.score_mod.program; }
 
 /** The four words that decide about keys 4 floor(key / 4) to + 3 of a query. */
 FLASHATTN_DEVICE Philox random_of(const Head& head, int query, int key) {

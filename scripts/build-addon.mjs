@@ -3,7 +3,7 @@
 // native threads into build/cpu, and puts it where node-gyp-build looks for it. CMake does the work; cmake-js tells it
 // where the headers of Node-API are.
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { delimiter, dirname, join, relative } from 'node:path';
@@ -43,23 +43,36 @@ export function missingTools({ emulator, cpu }) {
   return missing;
 }
 
+/** The instruction set that the addon would choose here, where that is known; undefined: all are built. */
+function instructionSetHere() {
+  if (process.platform !== 'linux') return undefined;
+  if (process.arch === 'arm64') return 'neon';
+  if (process.arch !== 'x64') return undefined;
+  const [, flags = ''] = /^flags\s*:(.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8')) ?? [];
+  const has = (...names) => names.every((name) => flags.split(' ').includes(name));
+  if (has('avx512f', 'avx512bw', 'avx512dq', 'avx512vl')) return 'avx512';
+  return has('avx2', 'fma', 'f16c') ? 'avx2' : undefined;
+}
+
 const folders = { cuda: 'addon', emulator: 'emulator', cpu: 'cpu' };
 const files = { cuda: 'flashattn.node', emulator: 'flashattn_emulator.node', cpu: 'flashattn-cpu.node' };
 
 /**
  * `steps`: those of cmake-js; 'build' alone would not configure again after a failure. With `architectures` it is an
- * addon for those alone, in a folder of its own (`output`), which node-gyp-build does not find. Returns the addon, or
- * the folder where it was only configured.
+ * addon for those alone, in a folder of its own (`output`), which node-gyp-build does not find. `here`: the processor's
+ * addon for this machine's instruction set alone. Returns the addon, or the folder where it was only configured.
  */
-export function build({ emulator, cpu, steps = ['configure', 'build'], architectures, output: wanted }) {
+export function build({ emulator, cpu, here, steps = ['configure', 'build'], architectures, output: wanted }) {
   const missing = missingTools({ emulator, cpu });
   const kind = cpu ? 'cpu' : emulator ? 'emulator' : 'cuda';
   if (missing.length > 0) throw new Error(`the addon cannot be built; missing: ${missing.join(', ')}`);
-  const output = wanted ?? join(root, 'build', folders[kind]);
+  const only = here ? instructionSetHere() : undefined;
+  const output = wanted ?? join(root, 'build', here ? `${folders[kind]}-here` : folders[kind]);
   const cmakeJs = createRequire(join(root, 'package.json')).resolve('cmake-js/bin/cmake-js');
   const args = ['--log-level', 'warn', '--directory', root, '--out', output];
   args.push('--parallel', String(availableParallelism()));
   args.push(`--CDFLASHATTN_${kind.toUpperCase()}=ON`);
+  if (only) args.push(`--CDFLASHATTN_INSTRUCTION_SETS=${only}`);
   if (architectures) args.push(`--CDFLASHATTN_ARCHITECTURES=${architectures}`);
   args.push('--CDCMAKE_EXPORT_COMPILE_COMMANDS=ON'); // what scripts/kernel-units.mjs reads
   for (const step of steps) {
@@ -80,9 +93,8 @@ export function build({ emulator, cpu, steps = ['configure', 'build'], architect
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) {
   try {
-    console.log(
-      relative(root, build({ emulator: process.argv.includes('--emulator'), cpu: process.argv.includes('--cpu') })),
-    );
+    const has = (flag) => process.argv.includes(flag);
+    console.log(relative(root, build({ emulator: has('--emulator'), cpu: has('--cpu'), here: has('--here') })));
   } catch (error) {
     console.error(error.message);
     process.exitCode = 1;

@@ -16,7 +16,13 @@ import { compileUnits, hashUnits, readUnits } from './kernel-units.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const recordPath = join(root, 'cuda', 'resources.json');
-const variants = ['Large', 'Small', 'Extras']; // of cuda/sm80/tiles.cuh
+const enumerators = {
+  Variant: ['Large', 'Small', 'Extras'], // of cuda/sm80/tiles.cuh
+  MatmulTile: ['Large', 'Small', 'Thin'], // of cuda/sm80/matmul_tiles.cuh
+  Along: ['Inner', 'Outer'],
+  // of cuda/sm80/recurrence_parts.h
+  RecurrenceKind: ['Channels', 'Positions', 'NarrowPositions', 'Delta', 'NarrowDelta'],
+};
 const sharedMemoryFloor = 99 * 1024; // what a block can have on every architecture
 const sharedMemoryCeiling = 227 * 1024; // on any
 const columns = ['registers', 'stack', 'spillStores', 'spillLoads'];
@@ -55,11 +61,13 @@ export function demangle(mangled) {
     return parts.slice(last).join('');
   };
   const type = () => (take(/N/y) ? lastName(nested()) : (take(/[a-z]/y) ?? fail()));
+  let before; // the type of the literal before: what stands for an earlier type is the same again
   const literal = () => {
-    const of = type();
+    const of = take(/S[\dA-Z]*_/y) ? before : type();
+    before = of;
     const value = Number(take(/\d+/y) ?? fail());
     if (!take(/E/y)) fail();
-    return of === 'Variant' ? variants[value] : of === 'b' ? String(Boolean(value)) : String(value);
+    return enumerators[of]?.[value] ?? (of === 'b' ? String(Boolean(value)) : String(value));
   };
   const argument = () => (take(/L/y) ? literal() : type());
   return take(/N/y) ? lastName(nested()) : sourceName();
@@ -121,7 +129,7 @@ async function collect(record, toolkit) {
   const changed = units.filter((unit) => !isRecorded(unit));
   console.log(`${changed.length} of ${units.length} units have changed since they were recorded`);
   const found = new Map(same.map((name) => [name, readRecorded(record, [name])]));
-  for (const [name, log] of Object.entries(await compileUnits(changed))) found.set(name, readLog(log));
+  for (const [name, log] of Object.entries(await compileUnits(changed, hashes, toolkit))) found.set(name, readLog(log));
 
   const kernels = {};
   const order = new Intl.Collator('en', { numeric: true });
@@ -151,12 +159,17 @@ const allowedSpills = [
   // One register.
   { kernels: /^forward_kernel<Float16, 96, Large>/, architectures: ['90'], bytes: 16 },
   { kernels: /^backward_kernel<Float16, 64, Large>/, architectures: ['120'], bytes: 16 },
+  // Slopes of softcap and score_mod, where there are some.
+  { kernels: /^backward_kernel<Float32, 128, Extras>/, architectures: ['80', '90'], bytes: 288 },
+  // One register.
+  { kernels: /^backward_bias_kernel<B?Float16, 128>/, architectures: ['100'], bytes: 16 },
   // Where sums are carried to memory, once in 2,048 rows.
   { kernels: /<Float32, /, architectures: ['80', '90', '100', '120'], bytes: 160 },
 ];
 
-/** Bytes; undefined: any number. Forward and backward of the common head dims have to keep everything in registers. */
+/** Bytes; undefined: any number. Matmul, and attention of the common head dims, have to keep everything in registers. */
 function spillLimit(name, architecture) {
+  if (/^matmul_kernel</.test(name)) return 0;
   const [, headDim] = /^(?:forward|backward|backward_bias|backward_relative)_kernel<\w+, (\d+)/.exec(name) ?? [];
   if (headDim === undefined || Number(headDim) > 128) return undefined;
   const allowed = allowedSpills.find((one) => one.kernels.test(name) && one.architectures.includes(architecture));

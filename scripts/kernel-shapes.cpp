@@ -5,6 +5,9 @@
 #include <string>
 
 #include "element.cuh"
+#include "sm80/matmul_tiles.cuh"
+#include "sm80/recurrence_gradients.cuh"
+#include "sm80/recurrence_walk.cuh"
 #include "sm80/tiles.cuh"
 
 using namespace flashattn;
@@ -38,8 +41,26 @@ void print_head_dim(const std::string& element) {
   print_variant<Element, HeadDim, Variant::Small>(instance);
   print_variant<Element, HeadDim, Variant::Extras>(instance);
   using Gradient = GradientTiles<Element, HeadDim>;
-  for (const char* kernel : {"backward_bias_kernel", "backward_relative_kernel", "row_weights_kernel"})
+  for (const char* kernel : {"backward_bias_kernel", "backward_relative_kernel"})
     print(kernel, instance, Gradient::kThreads, Gradient::kSharedBytes);
+  for (const char* has_mod : {"false", "true"})
+    print("row_weights_kernel", instance + ", " + has_mod, Gradient::kThreads, Gradient::kSharedBytes);
+}
+
+template <class Element, MatmulTile Kind, Along AlongA, Along AlongB>
+void print_matmul_tile(const std::string& arguments) {
+  using Tiles = MatmulTiles<Element, Kind, AlongA, AlongB>;
+  print("matmul_kernel", arguments, Tiles::kThreads, Tiles::kTilesBytes);
+}
+
+template <class Element, Along AlongA, Along AlongB>
+void print_matmul(const std::string& element) {
+  const char* const names[] = {"Inner", "Outer"};
+  const std::string along = std::string(names[static_cast<int>(AlongA)]) + ", " + names[static_cast<int>(AlongB)];
+  print_matmul_tile<Element, MatmulTile::Large, AlongA, AlongB>(element + ", Large, " + along);
+  print_matmul_tile<Element, MatmulTile::Small, AlongA, AlongB>(element + ", Small, " + along);
+  if constexpr (AlongA == Along::Inner)
+    print_matmul_tile<Element, MatmulTile::Thin, AlongA, AlongB>(element + ", Thin, " + along);
 }
 
 template <class Element>
@@ -50,6 +71,26 @@ void print_element(const std::string& element) {
   print_head_dim<Element, 128>(element);
   print_head_dim<Element, 192>(element);
   print_head_dim<Element, 256>(element);
+  print_matmul<Element, Along::Inner, Along::Inner>(element);
+  print_matmul<Element, Along::Inner, Along::Outer>(element);
+  print_matmul<Element, Along::Outer, Along::Inner>(element);
+  print_matmul<Element, Along::Outer, Along::Outer>(element);
+}
+
+/** With as wide keys as there are. */
+template <int kValueTile>
+void print_walks(const std::string& kind, int key_dim) {
+  for (const char* kernel : {"recurrence_kernel", "recurrence_states_kernel", "recurrence_d_states_kernel"})
+    print(kernel, std::to_string(kValueTile) + ", " + kind, kRecurrenceThreads,
+          RecurrenceWalkTiles<kValueTile>::shared_bytes(key_dim));
+}
+
+void print_recurrence() {
+  for (const char* kind : {"Channels", "Positions", "NarrowPositions", "Delta", "NarrowDelta"}) {
+    print_walks<kWideValueTile>(kind, kMostWideKeyDim);
+    print_walks<kNarrowValueTile>(kind, kMostKeyDim);
+    print("recurrence_gradients_kernel", kind, kRecurrenceThreads, RecurrenceGradientTiles::kSharedBytes);
+  }
 }
 
 }  // namespace
@@ -59,5 +100,6 @@ int main() {
   print_element<Float16>("Float16");
   print_element<BFloat16>("BFloat16");
   print_element<Float32>("Float32");
+  print_recurrence();
   std::printf("\n}\n");
 }

@@ -1,7 +1,7 @@
 // The units that the kernels are compiled in: what each is made of, and what ptxas says of it.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { basename, dirname, isAbsolute, join, relative, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -77,13 +77,26 @@ export async function hashUnits(units) {
   return hashes;
 }
 
-/** { [unit]: what the compiler printed } */
-export async function compileUnits(units) {
+/**
+ * { [unit]: what the compiler printed }. Kept by hash, so that a run that was interrupted goes on where it ended.
+ *
+ * @param toolkit its version: the hashes of sources do not know it
+ */
+export async function compileUnits(units, hashes, toolkit) {
   const logs = {};
+  const folder = join(root, 'build', 'kernel-logs');
+  mkdirSync(folder, { recursive: true });
   await forEach(units, async ({ name, words: [compiler, ...args], directory }) => {
+    const kept = join(folder, `${name}-${toolkit}-${hashes[name]}.txt`);
+    if (existsSync(kept)) {
+      logs[name] = readFileSync(kept, 'utf8');
+      return;
+    }
     const start = performance.now();
     const { stdout, stderr } = await run(compiler, args, { cwd: directory, maxBuffer: mostOutput });
     logs[name] = `${stdout}${stderr}`;
+    writeFileSync(`${kept}.part`, logs[name]);
+    renameSync(`${kept}.part`, kept);
     console.log(`compiled ${name}  ${((performance.now() - start) / 1000).toFixed(0)} s`);
   });
   return logs;

@@ -41,11 +41,31 @@ const bundleStep = ({ config = 'tsdown.config.ts', from, ...step }) => ({
   ],
 });
 
+const cpuStep = ({ flags, ...step }) => ({
+  ...step,
+  title: 'Building the addon for native threads',
+  after: ['install'],
+  from: [
+    'native/addon/cpu',
+    'native/addon/exports.map',
+    'native/cpu',
+    'native/structs',
+    'CMakeLists.txt',
+    'scripts/build-addon.mjs',
+    'package-lock.json',
+  ],
+  makes: ['addons/cpu/build/Release/flashattn-cpu.node'],
+  torn: `build/${step.name}`,
+  missing: () => missingTools({ cpu: true }),
+  run: () => ['scripts/build-addon.mjs', '--cpu', ...flags],
+});
+
 /**
  * for: the commands that need the step; after: the steps that it needs; from: the files and folders that it reads;
  * into: where what it makes belongs (it gets a folder to write to, and its files go there when it is done); makes: what
  * else has to be there; run: the program of Node and its arguments; missing: the tools that this machine lacks for it;
- * torn: what to remove where the step was cut off before it could end its compilers.
+ * torn: what to remove where the step was cut off before it could end its compilers; instead: the step that makes the
+ * same and more.
  */
 const steps = [
   {
@@ -74,27 +94,9 @@ const steps = [
     config: 'tsdown.tools.config.ts',
     into: ['build'],
   }),
-  {
-    name: 'cpu',
-    title: 'Building the addon for native threads',
-    for: ['start', 'bench', 'test'],
-    after: ['install'],
-    from: [
-      ...[
-        'native/addon/cpu',
-        'native/addon/exports.map',
-        'native/cpu',
-        'native/structs',
-        'CMakeLists.txt',
-        'scripts/build-addon.mjs',
-      ],
-      'package-lock.json',
-    ],
-    makes: ['addons/cpu/build/Release/flashattn-cpu.node'],
-    torn: 'build/cpu',
-    missing: () => missingTools({ cpu: true }),
-    run: () => ['scripts/build-addon.mjs', '--cpu'],
-  },
+  // A quarter of the work, which is what it takes to begin.
+  cpuStep({ name: 'cpu-here', for: ['start'], instead: 'cpu', flags: ['--here'] }),
+  cpuStep({ name: 'cpu', for: ['bench', 'test'], flags: [] }),
   wasmStep(otherVariant, ['package', 'test']),
   bundleStep({
     name: 'declarations',
@@ -177,6 +179,8 @@ function readStamp(step) {
 }
 
 function isCurrent(step) {
+  const whole = steps.find(({ name }) => name === step.instead);
+  if (whole && isCurrent(whole)) return true;
   const { hash, files } = readStamp(step);
   return [...(step.makes ?? []), ...files].every((path) => existsSync(join(root, path))) && hash === fingerprint(step);
 }
@@ -228,6 +232,8 @@ async function build(step) {
   let files = [];
   // Without it the step is not current, whatever becomes of this process.
   rmSync(stampOf(step), { force: true });
+  for (const other of steps)
+    if (other.name === step.instead || other.instead === step.name) rmSync(stampOf(other), { force: true });
   // A folder of the root, as the targets are: source maps name the sources by their relative paths.
   const folder = join(root, `.setup-${step.name}`);
   if (step.torn && existsSync(folder)) rmSync(join(root, step.torn), { recursive: true, force: true });
@@ -245,7 +251,7 @@ async function build(step) {
 
 /** The steps that have to run, in the order of the table. */
 function outdated(command, force) {
-  const wanted = steps.filter((step) => command === 'all' || step.for.includes(command));
+  const wanted = steps.filter((step) => (command === 'all' ? !step.instead : step.for.includes(command)));
   return wanted.filter((step) => (force && step.name !== 'install') || !isCurrent(step));
 }
 

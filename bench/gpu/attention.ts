@@ -8,7 +8,7 @@
 import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import { type DeviceName, type DType, FlashAttnError, measurePeak, status } from 'flashattn';
+import { type DeviceName, FlashAttnError, type FloatDType, measurePeak, status } from 'flashattn';
 import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../../lib/cli/table.js';
 import { InputSets } from './inputs.js';
 import { measure, measureBackward, runPasses, type Settings, type Times } from './measure.js';
@@ -122,7 +122,7 @@ const sparseColumns: readonly Column<SparseRow>[] = [
   number('ratio', 6, (r) => r.backwardRatio, fixed(2)),
 ];
 
-async function benchmarkDense(dtypes: readonly DType[], settings: Settings, add: (row: DenseRow) => void) {
+async function benchmarkDense(dtypes: readonly FloatDType[], settings: Settings, add: (row: DenseRow) => void) {
   console.log(`\n${headsOf(denseColumns)}`);
   for (const dtype of dtypes) {
     using inputs = new InputSets(settings.sizes, dtype, settings.device);
@@ -131,7 +131,7 @@ async function benchmarkDense(dtypes: readonly DType[], settings: Settings, add:
 }
 
 /** One sequence of all tokens. */
-async function benchmarkSparse(dtype: DType, settings: Settings, add: (row: SparseRow) => void) {
+async function benchmarkSparse(dtype: FloatDType, settings: Settings, add: (row: SparseRow) => void) {
   console.log(`\nratio = time / (density x dense time)\n${headsOf(sparseColumns)}`);
   const { sizes } = settings;
   using inputs = new InputSets(sizes, dtype, settings.device);
@@ -146,7 +146,7 @@ async function benchmarkSparse(dtype: DType, settings: Settings, add: (row: Spar
 }
 
 /** One forward and one backward pass at a length of 4,096, for a profiler. */
-async function runOnce(dim: number, dtype: DType, settings: Settings): Promise<void> {
+async function runOnce(dim: number, dtype: FloatDType, settings: Settings): Promise<void> {
   using inputs = new InputSets({ ...settings.sizes, cacheBytes: 0 }, dtype, settings.device);
   await runPasses(shapeOf(settings.sizes, dtype, dim, Math.min(4096, settings.sizes.tokens), false), inputs, settings);
 }
@@ -167,7 +167,7 @@ async function main(): Promise<void> {
     },
   });
   const device = flags.device as DeviceName;
-  const dtypes = flags.dtypes.split(',') as DType[];
+  const dtypes = flags.dtypes.split(',') as FloatDType[];
   const numbers = (list: string | undefined) => list?.split(',').map(Number);
   const sizes = flags.tiny ? tinySizes : fullSizes;
   const settings: Settings = {

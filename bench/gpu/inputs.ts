@@ -1,5 +1,5 @@
 /** Random inputs, made once for every shape of a dtype: all shapes have as many elements. */
-import { type DeviceName, type DType, type Tensor, tensor } from 'flashattn';
+import { type DeviceName, type FloatDType, type Tensor, tensor } from 'flashattn';
 import type { Shape, Sizes } from './shapes.js';
 
 /** q, k, v and the gradient of the output, as seen by one problem. */
@@ -15,7 +15,7 @@ const names = ['q', 'k', 'v', 'dOut'] as const;
 /** So many numbers with a standard normal distribution: zeros or few bits would make hardware faster than it is. */
 const tableSize = 1 << 16;
 
-export function normalTable(dtype: DType): Float32Array | Uint16Array {
+export function normalTable(dtype: FloatDType): Float32Array | Uint16Array {
   const numbers = Float32Array.from({ length: tableSize }, () => {
     const radius = Math.sqrt(-2 * Math.log(1 - Math.random()));
     return radius * Math.cos(2 * Math.PI * Math.random());
@@ -35,7 +35,13 @@ function draw<Elements extends Float32Array | Uint16Array>(from: Elements, into:
 }
 
 /** A tensor [count] on the device. */
-export function drawn(from: Float32Array | Uint16Array, count: number, seed: number, dtype: DType, device: DeviceName) {
+export function drawn(
+  from: Float32Array | Uint16Array,
+  count: number,
+  seed: number,
+  dtype: FloatDType,
+  device: DeviceName,
+) {
   if (from instanceof Float32Array) return tensor(draw(from, new Float32Array(count), seed), [count], { device });
   const bits = draw(from, new Uint16Array(count), seed);
   return tensor(bits, [count], { dtype: dtype as 'float16' | 'bfloat16', device });
@@ -45,7 +51,7 @@ export function drawn(from: Float32Array | Uint16Array, count: number, seed: num
 export class InputSets implements Disposable {
   readonly #sets: Tensor[][];
 
-  constructor(sizes: Sizes, dtype: DType, device: DeviceName) {
+  constructor(sizes: Sizes, dtype: FloatDType, device: DeviceName) {
     const count = sizes.tokens * sizes.width;
     const table = normalTable(dtype);
     const one = (seed: number): Tensor => drawn(table, count, seed, dtype, device);

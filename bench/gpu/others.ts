@@ -9,7 +9,7 @@ import {
   alibiSlopes,
   attention,
   type DeviceName,
-  type DType,
+  type FloatDType,
   plan,
   status,
   synchronize,
@@ -25,7 +25,7 @@ import { fullSizes, tinySizes } from './shapes.js';
 
 interface Problem {
   readonly name: string;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   /** [batch, Nq, Nk, heads, kv heads, dim] */
   readonly sizes: readonly [number, number, number, number, number, number];
   readonly options?: AttentionOptions;
@@ -38,7 +38,7 @@ interface Problem {
 
 interface Row {
   readonly name: string;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   readonly sizes: readonly number[];
   readonly forwardMs: number;
   readonly backwardMs: number | null;
@@ -48,7 +48,7 @@ interface Row {
   readonly gigabytesPerSecond: number;
 }
 
-const elementBytes = (dtype: DType) => (dtype === 'float32' ? 4 : 2);
+const elementBytes = (dtype: FloatDType) => (dtype === 'float32' ? 4 : 2);
 
 /** Like lengths of texts: many short ones, few long ones; always the same. */
 const lengths = Array.from({ length: 32 }, (_, i) => 64 + ((i * 389) % 961));

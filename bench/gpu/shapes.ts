@@ -1,5 +1,5 @@
 /** What is measured: batch * length = tokens, heads * dim = width. */
-import type { DType } from 'flashattn';
+import type { FloatDType } from 'flashattn';
 import { type Column, number, text } from '../../lib/cli/table.js';
 
 export interface Sizes {
@@ -47,7 +47,7 @@ export const tinySizes: Sizes = {
 
 /** One problem. */
 export interface Shape {
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   readonly batch: number;
   readonly length: number;
   readonly heads: number;
@@ -55,11 +55,11 @@ export interface Shape {
   readonly causal: boolean;
 }
 
-export function shapeOf(sizes: Sizes, dtype: DType, dim: number, length: number, causal: boolean): Shape {
+export function shapeOf(sizes: Sizes, dtype: FloatDType, dim: number, length: number, causal: boolean): Shape {
   return { dtype, batch: sizes.tokens / length, length, heads: sizes.width / dim, dim, causal };
 }
 
-export function denseShapes(sizes: Sizes, dtypes: readonly DType[]): Shape[] {
+export function denseShapes(sizes: Sizes, dtypes: readonly FloatDType[]): Shape[] {
   const shapes: Shape[] = [];
   for (const dtype of dtypes)
     for (const dim of sizes.dims)

@@ -36,6 +36,7 @@ const groups = [
   'masks',
   'canaries',
   'operations',
+  'products',
   'properties',
   'determinism',
 ];
@@ -44,10 +45,11 @@ interface Extent {
   readonly name: string;
   readonly args?: readonly string[];
   readonly env?: Readonly<Record<string, string>>;
+  readonly of?: readonly string[];
 }
 
 /** A process for each group of checks. */
-function verify({ results }: Files, { name, args = [], env = {} }: Extent): Command[] {
+function verify({ results }: Files, { name, args = [], env = {}, of }: Extent): Command[] {
   const program = ['build/device/verify.js', '--device', device, '--verbose'];
   const one = (group: string, more: readonly string[]): Command => {
     const command = `verify-${name}-${group}`;
@@ -63,10 +65,12 @@ function verify({ results }: Files, { name, args = [], env = {} }: Extent): Comm
       },
     };
   };
+  if (of) return of.map((group) => one(group, []));
   return [...groups.map((group) => one(group, [])), one('golden', ['--golden', 'vectors'])];
 }
 
-const largeTiles = { FLASHATTN_MULTIPROCESSORS: '1' };
+const ownProducts = { FLASHATTN_CUBLASLT: 'off' };
+const largeTiles = { ...ownProducts, FLASHATTN_MULTIPROCESSORS: '1' };
 
 function benchmark({ results }: Files, name: string, ...args: string[]): Command {
   return {
@@ -89,7 +93,7 @@ function sanitizer(): Command[] {
     const checks = ['build/device/verify.js', '--device', device, '--quick', '--cases', '3', '--repeats', '2'];
     return [
       { name: `${tool}-conformance`, run: [...check, './conformance'] },
-      ...['grid', 'operations', 'properties'].map(
+      ...['grid', 'operations', 'products', 'properties'].map(
         (group): Command => ({
           name: `${tool}-${group}`,
           run: [...check, node, ...checks, '--verbose', '--group', group],
@@ -127,6 +131,8 @@ exit 0`;
 
 const program = (name: string) => ({ what: name, test: `command -v ${name}` });
 const torchModule = { what: 'torch in python3', test: "python3 -c 'import torch'" };
+const findsCublasLt = `import('./dist/index.js').then((fa) => process.exit(fa.status('${device}').matmul.kernels === 'cublasLt' ? 0 : 1))`;
+const cublasLt = { what: 'cuBLASLt', test: `'${node}' -e "${findsCublasLt}"` };
 
 const steps: readonly Step[] = [
   { name: 'probe', seconds: 30, commands: () => [{ name: 'probe', shows: true, run: ['sh', '-c', probe] }] },
@@ -143,9 +149,15 @@ const steps: readonly Step[] = [
     name: 'quick',
     seconds: 90,
     commands: (files) => [
-      ...verify(files, { name: 'quick', args: ['--quick'] }),
+      ...verify(files, { name: 'quick', args: ['--quick'], env: ownProducts }),
       ...verify(files, { name: 'quick-large', args: ['--quick'], env: largeTiles }),
     ],
+  },
+  {
+    name: 'cublaslt',
+    seconds: 30,
+    needs: cublasLt,
+    commands: (files) => verify(files, { name: 'cublaslt', args: ['--quick'], of: ['products'] }),
   },
   { name: 'bench', seconds: 90, commands: (files) => [benchmark(files, 'bench', '--dtypes', 'bfloat16', '--dense')] },
   {
@@ -158,7 +170,7 @@ const steps: readonly Step[] = [
     name: 'full',
     seconds: 200,
     commands: (files) => [
-      ...verify(files, { name: 'full' }),
+      ...verify(files, { name: 'full', env: ownProducts }),
       ...verify(files, { name: 'full-large', env: largeTiles }),
     ],
   },
@@ -192,7 +204,7 @@ const steps: readonly Step[] = [
 
 /** What fits into a command of ten minutes. */
 const visits: Readonly<Record<string, readonly string[]>> = {
-  '1': ['probe', 'conformance', 'quick', 'bench', 'torch', 'profile'],
+  '1': ['probe', 'conformance', 'quick', 'cublaslt', 'bench', 'torch', 'profile'],
   '2': ['full', 'sparse', 'float16', 'others', 'flex'],
   '3': ['sanitizer'],
 };

@@ -11,7 +11,7 @@ import { createInterface } from 'node:readline';
 import { setTimeout } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { type DType, matmul, measurePeak, status, type Tensor, tensor } from 'flashattn';
+import { type FloatDType, matmul, measurePeak, status, type Tensor, tensor } from 'flashattn';
 import { median } from '../../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, percent, text } from '../../lib/cli/table.js';
 import { describeProcessor, readProcessor } from '../processor.js';
@@ -79,12 +79,16 @@ async function startOpenBlas(program: string, coreType: string | undefined): Pro
   };
 }
 
-function random(rows: number, columns: number, dtype: DType) {
+function random(rows: number, columns: number, dtype: FloatDType) {
   const values = Float32Array.from({ length: rows * columns }, () => Math.random() - 0.5);
   return tensor(values, [rows, columns], { device, dtype });
 }
 
-async function measureOurs(a: Tensor<DType, readonly [number, number]>, b: typeof a, runs: number): Promise<number> {
+async function measureOurs(
+  a: Tensor<FloatDType, readonly [number, number]>,
+  b: typeof a,
+  runs: number,
+): Promise<number> {
   const start = performance.now();
   let last: Tensor | undefined;
   for (let run = 0; run < runs; run++) {

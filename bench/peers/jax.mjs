@@ -1,16 +1,14 @@
 // jax-js on its WebAssembly backend, for benchmarks to compare with once `npm run bench:peers` has installed it: its
 // dotProductAttention, compiled as a whole. Needs Node.js 24. serve.mjs says what it is asked.
+import { loadJax } from './load.mjs';
 import { serve, waves } from './serve.mjs';
 
 let jax;
 
 async function start() {
-  jax = await import('@jax-js/jax');
-  const ready = await jax.init('wasm');
-  if (!ready.includes('wasm')) throw new Error('its WebAssembly backend does not start');
-  jax.defaultDevice('wasm');
-  // Its threads are Workers as browsers have them, of which Node.js has none; where it finds some, it takes every core.
-  return typeof Worker === 'undefined' ? 1 : navigator.hardwareConcurrency;
+  const { threads, ...loaded } = await loadJax();
+  ({ jax } = loaded);
+  return threads;
 }
 
 function prepare([batch, queries, keys, heads, dim, causal]) {

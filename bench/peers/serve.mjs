@@ -30,6 +30,16 @@ const reasonOf = (error) =>
         .split('\n')[0]
         .slice(0, 120)}`;
 
+/** Sends what `answer` gives for each message, or the reason why it fails, until it is disconnected. */
+export function answerWith(answer) {
+  process.on('message', (message) =>
+    answer(message)
+      .catch((error) => ({ reason: reasonOf(error) }))
+      .then((result) => process.send(result)),
+  );
+  process.on('disconnect', () => process.exit());
+}
+
 /**
  * Answers until it is disconnected. `start(threads)` loads the library and says on how many threads it runs;
  * `prepare(problem)` gives the function that computes it, to the numbers of its result.
@@ -57,13 +67,7 @@ export function serve(start, prepare) {
     return { milliseconds: (performance.now() - begin) / runs, out: sample(data) };
   }
 
-  const answer = async ({ threads, problem, runs }) =>
-    threads ? { threads: await start(threads) } : measure(problem, runs);
-
-  process.on('message', (message) =>
-    answer(message)
-      .catch((error) => ({ reason: reasonOf(error) }))
-      .then((result) => process.send(result)),
+  answerWith(async ({ threads, problem, runs }) =>
+    threads ? { threads: await start(threads) } : measure(problem, runs),
   );
-  process.on('disconnect', () => process.exit());
 }

@@ -1,22 +1,14 @@
 // TensorFlow.js on its WebAssembly backend, with SIMD, for benchmarks to compare with once `npm run bench:peers` has
 // installed it. serve.mjs says what it is asked.
+import { causalMask, loadTensorFlow } from './load.mjs';
 import { serve, waves } from './serve.mjs';
 
 let tf;
 
-async function start(threads) {
-  ({ default: tf } = await import('@tensorflow/tfjs'));
-  const { setThreadsCount, getThreadsCount } = await import('@tensorflow/tfjs-backend-wasm');
-  setThreadsCount(threads);
-  if (!(await tf.setBackend('wasm'))) throw new Error('its WebAssembly backend does not start');
-  // In Node.js it takes its build without threads, whatever it is told.
-  return (await tf.env().getAsync('WASM_HAS_MULTITHREAD_SUPPORT')) ? getThreadsCount() : 1;
-}
-
-/** [queries, keys]: 0 where a query sees the key and -Infinity elsewhere; it has no mask of its own. */
-function causalMask(queries, keys) {
-  const seen = tf.linalg.bandPart(tf.ones([queries, keys]), -1, 0).cast('bool');
-  return tf.where(seen, tf.scalar(0), tf.scalar(-Infinity));
+async function start(wanted) {
+  const { threads, ...loaded } = await loadTensorFlow(wanted);
+  ({ tf } = loaded);
+  return threads;
 }
 
 /** On [B, H, N, D]. */
@@ -47,7 +39,7 @@ const queriesToSplit = 64;
 function prepare([batch, queries, keys, heads, dim, causal]) {
   const input = (rows) => tf.tensor(waves(batch * rows * heads * dim), [batch, rows, heads, dim]);
   const [q, k, v] = [input(queries), input(keys), input(keys)];
-  const mask = causal ? tf.tidy(() => causalMask(queries, keys)) : undefined;
+  const mask = causal ? tf.tidy(() => causalMask(tf, queries, keys)) : undefined;
   const attend = queries < queriesToSplit ? allHeads : headByHead;
   const scale = 1 / Math.sqrt(dim);
   return async () => {

@@ -38,6 +38,7 @@ void copy_async(uint32_t to, const void* from, int bytes, int size, Site site) {
   if (bytes > 0) {
     const Allocation* source = check_global(from, static_cast<size_t>(bytes), 1, "cp_async", site);
     if (source) note_load(*source, from, static_cast<size_t>(bytes), "cp_async", site);
+    machine.statistics.global_read += static_cast<uint64_t>(bytes);
     if (!source) bytes = 0;
   }
   if (!check_shared(self, to, size, "cp_async", site)) return;

@@ -20,6 +20,8 @@ namespace ptx {
 
 using emulator::Site;
 
+inline constexpr int kArchitecture = 0;
+
 // Where a thread is -----------------------------------------------------------------------------------------------
 
 FLASHATTN_DEVICE int thread() { return emulator::thread_index(); }
@@ -136,6 +138,7 @@ FLASHATTN_DEVICE float exp2(float x) {
 FLASHATTN_DEVICE float product(float a, float b) { return a * b; }
 FLASHATTN_DEVICE float log(float x) { return ::logf(x); }
 FLASHATTN_DEVICE float tanh(float x) { return ::tanhf(x); }
+FLASHATTN_DEVICE float normal_cdf(float x) { return static_cast<float>(0.5 * ::erfc(-x * 0.70710678118654752440)); }
 FLASHATTN_DEVICE int lowest_bit(uint32_t mask) { return std::countr_zero(mask); }
 FLASHATTN_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);

@@ -32,7 +32,7 @@ class DeviceMemory {
  public:
   static constexpr size_t kUnit = 256;   // allocations start at its multiples
   static constexpr size_t kGap = 4096;   // unused bytes behind an allocation
-  static constexpr size_t kGranule = 2;  // bytes per record of the shadow
+  static constexpr size_t kGranule = 1;  // bytes per record of the shadow
 
   explicit DeviceMemory(size_t capacity);
 

@@ -36,7 +36,8 @@ void fail_next_launch(int error);
 
 struct Statistics {
   uint64_t launches, blocks, switches, barriers, collectives, mma, ldmatrix, copies;
-  uint64_t bank_conflicts;  // passes over shared memory beyond the first, per warp access
+  uint64_t global_read, global_written;  // bytes that threads asked for, whatever caches would have made of them
+  uint64_t bank_conflicts;               // passes over shared memory beyond the first, per warp access
   uint64_t unordered_adds;  // additions to global memory in an order that nothing fixes: no race, other bits each run
 };
 Statistics& statistics();

@@ -84,6 +84,7 @@ void load_global(const void* from, void* value, size_t bytes, size_t alignment, 
     return;
   }
   note_load(*allocation, from, bytes, "load_global", site);
+  machine.statistics.global_read += bytes;
   std::memcpy(value, from, bytes);
 }
 
@@ -92,6 +93,7 @@ void store_global(void* to, const void* value, size_t bytes, size_t alignment, S
   if (!allocation) return;
   const auto race = race_of_store(*allocation, to, bytes, site);
   if (race) report_race(&*race, to, "store_global", site);
+  machine.statistics.global_written += bytes;
   std::memcpy(to, value, bytes);
 }
 
@@ -99,6 +101,8 @@ void add_global(float* to, float value, Site site) {
   Allocation* allocation = check_global(to, sizeof *to, alignof(float), "add_global", site);
   if (!allocation) return;
   if (!note_atomic(*allocation, to, sizeof *to, "add_global", site)) ++machine.statistics.unordered_adds;
+  machine.statistics.global_read += sizeof *to;
+  machine.statistics.global_written += sizeof *to;
   *to += value;
 }
 

@@ -58,7 +58,8 @@ class BackwardBlock {
     store();
     ptx::sync_threads();
     if (nan && hides())
-      repair_d_keys<Element>(p_, b_, kv_head_, first_key_ + warp_row_, Tiles::kWarpRows, warp_column_, kColumnWarps);
+      repair_d_keys<Element, kExtras>(p_, b_, kv_head_, first_key_ + warp_row_, Tiles::kWarpRows, warp_column_,
+                                      kColumnWarps);
   }
 
  private:
@@ -336,7 +337,7 @@ class BackwardBlock {
     if constexpr (Tiles::kExchange) locate();
     differentiate(chunk, p, d);
     if constexpr (kExtras) {
-      if (p_.softcap > 0) multiply_scores(d, slopes);
+      if (p_.softcap > 0 || p_.score_mod.program) multiply_by_slopes(d, p, slopes);
       if (p_.dropout.threshold) multiply_scores(p, factors);
     }
     return cover;
@@ -522,7 +523,7 @@ class BackwardBlock {
 
   /** Whether a pair of this warp's keys was hidden. */
   FLASHATTN_DEVICE bool hides() const {
-    if (p_.bias.data) return true;
+    if (scores_hide(p_)) return true;
     for (Visit visit = walk().first(); visit.begin >= 0; visit = walk().after(visit))
       if (cover_of(head(visit.h), visit, 0, Tiles::kQueryTile) != Cover::Full) return true;
     return false;
@@ -563,7 +564,7 @@ class BackwardBlock {
 };
 
 template <class Element, int HeadDim, Variant Kind>
-FLASHATTN_KERNEL((BackwardTiles<Element, HeadDim, Kind>::kThreads), 1)
+FLASHATTN_KERNEL((BackwardTiles<Element, HeadDim, Kind>::kThreads), BackwardTiles<Element, HeadDim, Kind>::kLeastBlocks)
 backward_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   BackwardBlock<Element, HeadDim, Kind> block(p);
   block.run();

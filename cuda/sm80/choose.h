@@ -1,6 +1,7 @@
 // Which variant of a kernel a problem gets, on the host.
 #pragma once
-#include "../launch.h"
+#include "../device_limits.h"
+#include "structs/attention.h"
 #include "tiles.cuh"
 
 namespace flashattn {
@@ -20,7 +21,8 @@ inline AttentionShape shape_of(const AttentionParams& p) {
   shape.query_length = p.query_length, shape.key_length = p.key_length;
   shape.block_size = p.block_mask.block_size;
   shape.bucket_count = p.relative.table ? p.relative.bucket_count : 0;
-  shape.options = p.softcap > 0 || p.bias.data || p.relative.table || p.alibi.slopes || p.dropout.threshold;
+  shape.options =
+      p.softcap > 0 || p.bias.data || p.relative.table || p.alibi.slopes || p.score_mod.program || p.dropout.threshold;
   shape.scale = p.scale;
   shape.deterministic = p.deterministic;
   return shape;

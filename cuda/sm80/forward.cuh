@@ -46,7 +46,7 @@ class ForwardBlock {
     walk_keys();
     store();
     if (ptx::ballot(hid_ && has_nan()))
-      repair_forward<Element>(p_, head_.b, head_.h, first_query_ + warp_row_, Tiles::kShape.warp_rows);
+      repair_forward<Element, kExtras>(p_, head_.b, head_.h, first_query_ + warp_row_, Tiles::kShape.warp_rows);
   }
 
  private:
@@ -175,7 +175,7 @@ class ForwardBlock {
     }
     if constexpr (kExtras) {
       finish_scores(head_, positions(step.begin), scores);
-      hid_ = hid_ || p_.bias.data;
+      hid_ = hid_ || scores_hide(p_);
     }
     if (cover == Cover::Partial) {
       hide_scores(head_, bits_of(p_.block_mask, step.block), positions(step.begin), scores);

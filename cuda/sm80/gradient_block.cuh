@@ -45,12 +45,13 @@ class GradientBlock {
   }
 
   /** Logits of the loaded queries and the keys from `first_key` on, -Infinity where hidden. The whole block takes part. */
+  template <bool HasMod>
   FLASHATTN_DEVICE ScoreTile score(const Head& head, int first_query, int first_key, const uint32_t* bits) {
     load_keys(head, first_key);
     ScoreTile score = product(query_, key_);
     ptx::sync_threads();  // the tiles may be loaded again
     const auto at = positions(first_query, first_key);
-    finish_scores(head, at, score);
+    finish_scores<SlopesBy::Score, HasMod>(head, at, score);
     hide_scores(head, bits, at, score);
     return score;
   }
@@ -58,22 +59,26 @@ class GradientBlock {
   /** e^(logit - lse) of a logit in row group + 8 `lower` of the warp. */
   FLASHATTN_DEVICE float weight(float logit, int lower) const { return ptx::exp2((logit - rows_[lower].lse) * kLog2E); }
 
-  /** dS of the loaded queries and the keys from `first_key` on; 0 where hidden. The whole block takes part. */
+  /** dS of the loaded queries and the keys from `first_key` on, by what score_mod is given; 0 where hidden. The whole block takes part. */
   FLASHATTN_DEVICE ScoreTile score_gradients(const Head& head, int first_query, int first_key, const uint32_t* bits) {
     load_keys(head, first_key);
     ScoreTile score = product(query_, key_), d_score = product(d_out_, value_);
     ptx::sync_threads();  // the tiles may be loaded again
     const auto at = positions(first_query, first_key);
-    finish_scores(head, at, score);
-    hide_scores(head, bits, at, score);
     if (p_.dropout.threshold) drop_out(head, at, d_score);
 #pragma unroll
     for (int n = 0; n < Tiles::kKeyTile / 8; ++n)
 #pragma unroll
+      for (int e = 0; e < 4; ++e) d_score.s[0][n][e] -= rows_[e / 2].delta;
+    // Slopes have no place of their own: dP - delta is multiplied by them as they are made.
+    finish_scores<SlopesBy::Score>(head, at, score, &d_score);
+    hide_scores(head, bits, at, score);
+#pragma unroll
+    for (int n = 0; n < Tiles::kKeyTile / 8; ++n)
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const SavedRow& row = rows_[e / 2];
-        const float gradient = row.probability(score.s[0][n][e]) * (d_score.s[0][n][e] - row.delta);
-        d_score.s[0][n][e] = score.s[0][n][e] == -kInfinity ? 0.0f : gradient;
+        const float logit = score.s[0][n][e];
+        d_score.s[0][n][e] = logit == -kInfinity ? 0.0f : rows_[e / 2].probability(logit) * d_score.s[0][n][e];
       }
     return d_score;
   }

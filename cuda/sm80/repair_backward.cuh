@@ -28,16 +28,18 @@ struct HeadRows {
   }
 };
 
+template <bool HasExtras>
 FLASHATTN_DEVICE PairGradient pair_gradient(const Head& head, int i, int j, const LaneDims& query, const LaneDims& key,
                                             const LaneDims& d_out, const LaneDims& value) {
   const AttentionParams& p = head.p;
-  const Capped capped = finish_score(head, query.dot(key), i, j);
+  const Capped capped = finish_score<HasExtras>(head, query.dot(key), i, j);
   const SavedRow row = SavedRow::load(head, i);
   if (capped.score == -kInfinity || row.is_empty()) return {0.0f, 0.0f, false};
   const float kept = p.dropout.threshold ? keep_factor(head, random_of(head, i, j), j) : 1.0f;
   const float probability = row.probability(capped.score);
   const float d_score = probability * (d_out.dot(value) * kept - row.delta);
-  return {probability * kept, p.softcap > 0 ? d_score * capped.slope : d_score, true};
+  const bool has_slope = p.softcap > 0 || p.score_mod.program;
+  return {probability * kept, has_slope ? d_score * capped.slope : d_score, true};
 }
 
 /** Nothing can change a sum whose dims are all NaN. A whole warp. */
@@ -63,7 +65,7 @@ FLASHATTN_DEVICE void store_part(const LaneDims& sum, const TensorRef& to, const
 }  // namespace detail
 
 /** Writes part of the dims of d_key and d_value of keys [first, first + count) again, with one warp. */
-template <class Element>
+template <class Element, bool HasExtras>
 FLASHATTN_CALLED void repair_d_keys(const AttentionParams& p, int b, int kv_head, int first, int count, int part,
                                     int parts) {
   constexpr int kTile = 32;
@@ -88,7 +90,7 @@ FLASHATTN_CALLED void repair_d_keys(const AttentionParams& p, int b, int kv_head
           if (!is_visible(head, bits, i, j)) continue;
           const LaneDims query = LaneDims::load<Element>(at.query, i, lane);
           const LaneDims d_out = LaneDims::load<Element>(at.d_out, i, lane);
-          const detail::PairGradient pair = detail::pair_gradient(head, i, j, query, key, d_out, value);
+          const detail::PairGradient pair = detail::pair_gradient<HasExtras>(head, i, j, query, key, d_out, value);
           if (!pair.visible) continue;
           d_value.add(pair.probability, d_out);
           d_key.add(pair.d_score, query);
@@ -103,7 +105,7 @@ FLASHATTN_CALLED void repair_d_keys(const AttentionParams& p, int b, int kv_head
 }
 
 /** Writes d_query of one query again, with one warp. */
-template <class Element>
+template <class Element, bool HasExtras>
 FLASHATTN_CALLED void repair_d_query(const AttentionParams& p, int b, int h, int query) {
   constexpr int kTile = 32;
   const Head head(p, b, h);
@@ -120,8 +122,8 @@ FLASHATTN_CALLED void repair_d_query(const AttentionParams& p, int b, int h, int
     for (int j = step.begin; j < step.begin + kTile; ++j) {
       if (!is_visible(head, bits, query, j)) continue;
       const LaneDims key = LaneDims::load<Element>(rows.key, j, lane);
-      const detail::PairGradient pair =
-          detail::pair_gradient(head, query, j, own, key, d_out, LaneDims::load<Element>(rows.value, j, lane));
+      const detail::PairGradient pair = detail::pair_gradient<HasExtras>(head, query, j, own, key, d_out,
+                                                                         LaneDims::load<Element>(rows.value, j, lane));
       if (pair.visible) d_query.add(pair.d_score, key);
     }
     done = detail::all_nan(d_query, p.head_dim);

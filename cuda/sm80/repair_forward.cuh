@@ -54,7 +54,7 @@ struct LaneDims {
 };
 
 /** Writes out of the queries [first, first + count) again, with one warp. lse holds no hidden NaN: it stays. */
-template <class Element>
+template <class Element, bool HasExtras>
 FLASHATTN_CALLED void repair_forward(const AttentionParams& p, int b, int h, int first, int count) {
   constexpr int kTile = 32;
   const Head head(p, b, h);
@@ -76,7 +76,8 @@ FLASHATTN_CALLED void repair_forward(const AttentionParams& p, int b, int h, int
       const uint32_t* bits = bits_of(p.block_mask, step.block);
       for (int j = step.begin; j < step.begin + kTile; ++j) {
         if (!is_visible(head, bits, i, j)) continue;
-        const float score = finish_score(head, query.dot(LaneDims::load<Element>(keys, j, lane)), i, j).score;
+        const float score =
+            finish_score<HasExtras>(head, query.dot(LaneDims::load<Element>(keys, j, lane)), i, j).score;
         if (score == -kInfinity) continue;
         const float kept = p.dropout.threshold ? keep_factor(head, random_of(head, i, j), j) : 1.0f;
         const float weight = ptx::exp2((score - lse) * kLog2E);

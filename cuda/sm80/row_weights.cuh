@@ -20,7 +20,8 @@ FLASHATTN_DEVICE bool has_coarse_rows(const Head& head, int first, int count) {
 
 }  // namespace detail
 
-template <class Element, int HeadDim>
+/** `HasMod`: whether scores may go through score_mod, for whose registers a kernel reserves memory. */
+template <class Element, int HeadDim, bool HasMod>
 FLASHATTN_KERNEL((GradientTiles<Element, HeadDim>::kThreads), GradientTiles<Element, HeadDim>::kLeastBlocks)
 row_weights_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
   using Tiles = GradientTiles<Element, HeadDim>;
@@ -35,7 +36,7 @@ row_weights_kernel(const FLASHATTN_CONSTANT AttentionParams p) {
                                 head.sequence.key_length);
   float sums[2] = {}, lost[2] = {};
   for (TileStep step = walk.take(); step.begin >= 0; step = walk.take()) {
-    const auto score = block.score(head, first, step.begin, bits_of(p.block_mask, step.block));
+    const auto score = block.template score<HasMod>(head, first, step.begin, bits_of(p.block_mask, step.block));
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {
       float tile = 0.0f;
@@ -62,9 +63,10 @@ cudaError_t launch_row_weights(const AttentionParams& p, cudaStream_t stream) {
   using Tiles = GradientTiles<Element, HeadDim>;
   const int64_t blocks = static_cast<int64_t>(divide_up(p.query_length, Tiles::kQueryTile)) * p.heads * p.batch;
   if (blocks == 0) return cudaSuccess;
-  return launched("row_weights",
-                  ptx::launch(row_weights_kernel<Element, HeadDim>, "row_weights", dim3(static_cast<unsigned>(blocks)),
-                              Tiles::kThreads, Tiles::kSharedBytes, stream, p));
+  const auto kernel =
+      p.score_mod.program ? row_weights_kernel<Element, HeadDim, true> : row_weights_kernel<Element, HeadDim, false>;
+  return launched("row_weights", ptx::launch(kernel, "row_weights", dim3(static_cast<unsigned>(blocks)),
+                                             Tiles::kThreads, Tiles::kSharedBytes, stream, p));
 }
 
 }  // namespace flashattn

@@ -51,8 +51,18 @@ struct ForwardTiles {
   static constexpr int kQueryTile = kShape.query_tile, kKeyTile = kShape.key_tile, kSlots = kShape.slots;
   static constexpr int kWarps = kQueryTile / kShape.warp_rows, kThreads = kWarps * kWarpSize;
   static constexpr int kRowTiles = kShape.warp_rows / 16;  // of a warp
-  /** Blocks an SM that registers allow, 0: up to the compiler, which makes it four of some extras, and spills. */
-  static constexpr int kLeastBlocks = Kind == Variant::Extras && kElementBytes == 2 && HeadDim <= 128 ? 3 : 0;
+  /**
+   * Blocks an SM that registers allow, 0: up to the compiler, which is wrong about extras and spills. Where float32 has one
+   * less, more would spill.
+   */
+  static constexpr int least_blocks() {
+    if (Kind != Variant::Extras) return 0;
+    if (HeadDim > 128) return 2;
+    if (kElementBytes == 2) return 3;
+    if (HeadDim == 32) return ptx::kArchitecture < 120 ? 4 : 3;
+    return HeadDim == 64 || ptx::kArchitecture < (HeadDim == 96 ? 120 : 100) ? 3 : 2;
+  }
+  static constexpr int kLeastBlocks = least_blocks();
   using QueryTile = Tile<Element, kQueryTile, HeadDim>;
   using KeyTile = Tile<Element, kKeyTile, HeadDim>;
   static constexpr int kSharedBytes = forward_shared_bytes(kElementBytes, HeadDim, Kind);
@@ -116,6 +126,7 @@ struct BackwardTiles {
   static constexpr int kWarpRows = kShape.warp_rows, kRowTiles = kWarpRows / 16;
   static constexpr int kColumnWarps = kShape.column_warps(), kDims = HeadDim / kColumnWarps;  // of a warp's dK and dV
   static constexpr bool kExchange = backward_exchanges(kElementBytes, HeadDim, Kind);
+  static constexpr int kLeastBlocks = Kind == Variant::Extras && kElementBytes == 4 && HeadDim == 32 ? 3 : 1;
   /** Queries that a warp scores at once: fewer in float32, whose fragments take twice the registers. */
   static constexpr int kChunk = kExchange ? kQueryTile / kColumnWarps : kElementBytes == 4 ? 16 : 32;
 

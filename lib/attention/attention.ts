@@ -1,14 +1,21 @@
 import { backward, forward } from '../backends/shared/attention.js';
 import { checkBoolean, checkOptions, mustBe } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
-import { optionError } from '../base/errors.js';
+import type { FloatDType } from '../base/dtype.js';
+import { FlashAttnError, optionError } from '../base/errors.js';
 import type { AttentionProblem, BackwardOperands, ForwardOperands } from '../kernels/attention.js';
-import { type Allocate, allocating, type Shape, type Tensor } from '../tensor/tensor.js';
+import { filled } from '../tape/arithmetic.js';
+import { refuseCapture } from '../tape/captures.js';
+import { needsRecord, record, withoutRecording } from '../tape/tape.js';
+import { sameShape } from '../tensor/shape.js';
+import { type Allocate, type AnyTensor, allocating, isTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+import { tidying } from '../tensor/track.js';
 import { checkAgreement } from './agreement.js';
 import { lseShape, outShape, viewOf } from './layout.js';
-import { checkInputs, expect, inputOperands, sameShape } from './operands.js';
+import { checkInputs, expect, inputOperands } from './operands.js';
 import { type AttentionOptions, type DenseOptions, optionNames, type VarlenOptions } from './options.js';
 import { readProblem } from './problem.js';
+import { gradientsOfTurned, turned } from './rotary.js';
+import { checkTables, tablesOf } from './scoreMod.js';
 
 export type Shape2 = readonly [number, number];
 export type Shape3 = readonly [number, number, number];
@@ -17,7 +24,7 @@ export type Shape4 = readonly [number, number, number, number];
 /** Nothing fits it when TypeScript knows the rank: then the overload for that rank is the one to satisfy. */
 type OfUnknownRank<S extends Shape> = number extends S['length'] ? unknown : never;
 
-export interface AttentionResult<D extends DType = DType, S extends Shape = Shape> {
+export interface AttentionResult<D extends FloatDType = FloatDType, S extends Shape = Shape> {
   /** The shape of q with v's head dim; rows that see no key are 0. */
   readonly out: Tensor<D, S>;
   /**
@@ -31,7 +38,7 @@ export interface AttentionResult<D extends DType = DType, S extends Shape = Shap
 }
 
 /** What `attentionBackward` needs of the forward pass: `{ q, k, v, ...attention(q, k, v, options) }`. */
-export interface Saved<D extends DType = DType, S extends Shape = Shape> {
+export interface Saved<D extends FloatDType = FloatDType, S extends Shape = Shape> {
   readonly q: Tensor<D, S>;
   readonly k: Tensor<D, S>;
   readonly v: Tensor<D, S>;
@@ -46,16 +53,16 @@ export interface BackwardExtras {
   readonly dLse?: Tensor<'float32', Shape>;
 }
 
-export interface Gradients<D extends DType = DType, S extends Shape = Shape> {
+export interface Gradients<D extends FloatDType = FloatDType, S extends Shape = Shape> {
   readonly dq: Tensor<D, S>;
   readonly dk: Tensor<D, S>;
   readonly dv: Tensor<D, S>;
   /** Of `bias`, in its shape and dtype: summed over what it was broadcast to. */
-  readonly dBias?: Tensor<DType, Shape>;
+  readonly dBias?: Tensor<FloatDType, Shape>;
   /** Of `relativeBias.table`, in its shape and dtype. */
-  readonly dRelativeBias?: Tensor<DType, Shape>;
+  readonly dRelativeBias?: Tensor<FloatDType, Shape>;
   /** Of `sink`, in its shape and dtype. */
-  readonly dSink?: Tensor<DType, Shape>;
+  readonly dSink?: Tensor<FloatDType, Shape>;
 }
 
 /** A problem, and the shapes that it was read from. */
@@ -87,10 +94,16 @@ function problemOf({ q, k, v }: Inputs, options: AttentionOptions): AttentionPro
 }
 
 /** @internal Options that nobody can change any more. What is no object is left for `readProblem` to refuse. */
-export const frozenCopy = (options: AttentionOptions): Readonly<AttentionOptions> =>
-  options !== null && typeof options === 'object' && !Array.isArray(options)
-    ? (Object.freeze({ ...options }) as Readonly<AttentionOptions>)
-    : options;
+export function frozenCopy(options: AttentionOptions): Readonly<AttentionOptions> {
+  if (!isRecord(options)) return options;
+  const copy = { ...options };
+  // No kernel is given it: backward reads it once more.
+  if (isRecord(copy.rope)) copy.rope = Object.freeze({ ...copy.rope });
+  return Object.freeze(copy);
+}
+
+const isRecord = (value: unknown): value is object =>
+  value !== null && typeof value === 'object' && !Array.isArray(value);
 
 /** The shapes of out and lse. */
 function outputShapes(p: AttentionProblem): { out: Shape; lse: Shape } {
@@ -106,14 +119,19 @@ export function allocateOutputs(problem: AttentionProblem, allocate: Allocate): 
   return { out: allocate(shapes.out, problem.dtype), lse: allocate(shapes.lse, 'float32') as AttentionResult['lse'] };
 }
 
-/** @internal Checks the inputs, and then builds what a forward pass is given; the outputs come from `outputs`. */
+/**
+ * @internal Checks the inputs, and then builds what a forward pass is given; the outputs come from `outputs`.
+ *
+ * @param tables what scoreMod looks up, where they are not the tensors that it has captured
+ */
 export function forwardOperands(
   problem: AttentionProblem,
   inputs: Inputs,
   options: AttentionOptions,
+  tables?: readonly AnyTensor[],
 ): (outputs: Outputs) => ForwardOperands {
   const { backend } = inputs.q;
-  const { query, key, value, extras } = inputOperands(problem, inputs, options);
+  const { query, key, value, extras } = inputOperands(problem, inputs, options, tables);
   // Field by field, here and below: an object that a spread begins and more fields follow takes V8 a microsecond a field.
   return ({ out, lse }) => ({
     query,
@@ -125,11 +143,12 @@ export function forwardOperands(
     alibi: extras.alibi,
     relativeTable: extras.relativeTable,
     sink: extras.sink,
+    scoreTables: extras.scoreTables,
   });
 }
 
 /**
- * Exact attention: out = dropout(softmax(mask(softcap(scale * q k^T) + biases))) v, without ever holding the
+ * Exact attention: out = dropout(softmax(mask(scoreMod(softcap(scale * q k^T) + biases)))) v, without ever holding the
  * Nq x Nk matrix. Dao et al., FlashAttention (2022) and FlashAttention-2 (2023).
  *
  * q [batch, Nq, heads, dim], k [batch, Nk, kv heads, dim], v [batch, Nk, kv heads, value dim], or in the order of
@@ -140,19 +159,19 @@ export function forwardOperands(
  *
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY before anything is computed
  */
-export function attention<D extends DType>(
+export function attention<D extends FloatDType>(
   q: Tensor<D, Shape4>,
   k: Tensor<NoInfer<D>, Shape4>,
   v: Tensor<NoInfer<D>, Shape4>,
   options?: DenseOptions,
 ): AttentionResult<D, Shape4>;
-export function attention<D extends DType>(
+export function attention<D extends FloatDType>(
   q: Tensor<D, Shape3>,
   k: Tensor<NoInfer<D>, Shape3>,
   v: Tensor<NoInfer<D>, Shape3>,
   options: VarlenOptions,
 ): AttentionResult<D, Shape3>;
-export function attention<D extends DType, S extends Shape = Shape>(
+export function attention<D extends FloatDType, S extends Shape = Shape>(
   q: Tensor<D, S> & OfUnknownRank<S>,
   k: Tensor<NoInfer<D>, Shape>,
   v: Tensor<NoInfer<D>, Shape>,
@@ -162,16 +181,89 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
   checkInputs(q, k, v);
   const kept = frozenCopy(options);
   const problem = readProblem(q.shape, k.shape, v.shape, q.dtype, kept);
+  checkWithoutGradient(kept);
+  if (problem.dropout) refuseCapture('dropout of attention');
   problems.set(kept, { problem, q: q.shape, k: k.shape, v: v.shape });
-  const { backend } = q;
   // Inputs are checked before the outputs are allocated: an error leaves nothing behind.
   const operands = forwardOperands(problem, { q, k, v }, kept);
+  const { rope } = kept;
+  if (!rope) return run(problem, { q, k, v }, kept, operands);
+  return tidying(
+    () => {
+      const inputs = { ...turned(problem, { q, k }, rope), v };
+      return run(problem, inputs, kept, forwardOperands(problem, inputs, kept));
+    },
+    ({ out, lse }) => [out, lse],
+  );
+}
+
+function run(
+  problem: AttentionProblem,
+  inputs: Inputs,
+  options: Readonly<AttentionOptions>,
+  operands: (outputs: Outputs) => ForwardOperands,
+): AttentionResult {
+  const { q, k, v } = inputs;
+  const { backend } = q;
   return allocating(backend, (allocate) => {
     const { out, lse } = allocateOutputs(problem, allocate);
     forward(backend, problem, operands({ out, lse }));
-    return { out, lse, options: kept };
+    recordAttention(problem, { q, k, v, out, lse, options });
+    return { out, lse, options };
   });
 }
+
+/** What is given and has no gradient must not need one. @throws ERR_AUTOGRAD */
+function checkWithoutGradient({ attnMask, alibi, rope, scoreMod }: AttentionOptions): void {
+  for (const [name, t, instead] of [
+    ['attnMask', attnMask, 'give it as bias, or '],
+    ['alibi', alibi, 'give it as bias, or '],
+    ['rope.cos', rope?.cos, ''],
+    ['rope.sin', rope?.sin, ''],
+  ] as const)
+    if (isTensor(t) && needsRecord([t]))
+      throw new FlashAttnError('ERR_AUTOGRAD', `${name} needs a gradient, and has none: ${instead}detach() it`);
+  checkTables(tablesOf(scoreMod));
+}
+
+/** Lets gradients of out and lse find their way to q, k, v and what was added to the logits. */
+function recordAttention(problem: AttentionProblem, saved: Saved & { readonly options: AttentionOptions }): void {
+  const { q, k, v, out, lse, options } = saved;
+  const { bias, relativeBias, sink, attnMask, alibi } = options;
+  const inputs = [q, k, v, bias, relativeBias?.table, sink];
+  if (!needsRecord(inputs)) return;
+  const extras = { bias, table: relativeBias?.table, sink, attnMask, alibi };
+  const names = (Object.keys(extras) as (keyof typeof extras)[]).filter((name) => isTensor(extras[name]));
+  const tables = tablesOf(options.scoreMod);
+  const kept = [q, k, v, out, lse, ...names.map((name) => extras[name] as Tensor), ...tables];
+  record('attention', inputs, [out, lse], kept, ([dOut, dLse], tensors, needed) => {
+    const [q, k, v, out, lse, ...others] = tensors as [Tensor, Tensor, Tensor, Tensor, Saved['lse'], ...Tensor[]];
+    const ownTables = others.splice(names.length);
+    // The user may have disposed what the options hold; these are handles of the recorder's.
+    const { table, ...own } = Object.fromEntries(names.map((name, i) => [name, others[i]])) as Partial<
+      Record<keyof typeof extras, Tensor>
+    >;
+    const used = { ...options, ...own, ...(relativeBias && table && { relativeBias: { ...relativeBias, table } }) };
+    const gradient = dOut ? readable(dOut) : filled(out.backend, out.shape, out.dtype, 0);
+    const lseGradient = { ...(dLse && { dLse: dLse.contiguous() as Saved['lse'] }) };
+    const savedOwn = { q, k, v, out, lse };
+    const operands = backwardOperands(problem, gradient, savedOwn, used as AttentionOptions, lseGradient, ownTables);
+    return allocating(q.backend, (allocate) => {
+      const wanted = {
+        ...(bias && needed[3] && { bias }),
+        ...(relativeBias && needed[4] && { relativeBias }),
+        ...(sink && needed[5] && { sink }),
+      };
+      const gradients = allocateGradients({ q, k, v }, wanted, allocate);
+      backward(q.backend, problem, operands(gradients));
+      const { dq, dk, dv, dBias, dRelativeBias, dSink } = gradients;
+      return [dq, dk, dv, dBias, dRelativeBias, dSink];
+    });
+  });
+}
+
+/** Kernels read the last axis element by element. */
+const readable = (t: Tensor) => (t.strides[t.strides.length - 1] === 1 ? t : t.contiguous());
 
 /** @internal Checks the saved tensors of a backward pass against its problem. */
 export function checkSaved(problem: AttentionProblem, dOut: unknown, saved: Saved, { dLse }: BackwardExtras): void {
@@ -184,7 +276,7 @@ export function checkSaved(problem: AttentionProblem, dOut: unknown, saved: Save
 
 interface ShapedLike {
   readonly shape: Shape;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
 }
 
 /** @internal Uninitialised gradient tensors of a problem. */
@@ -211,12 +303,14 @@ export function backwardOperands(
   saved: Saved,
   options: AttentionOptions,
   { dLse }: BackwardExtras,
+  tables?: readonly AnyTensor[],
 ): (gradients: Gradients) => BackwardOperands {
   const { backend } = saved.q;
-  const { query, key, value, out, lse, bias, alibi, relativeTable, sink } = forwardOperands(
+  const { query, key, value, out, lse, bias, alibi, relativeTable, sink, scoreTables } = forwardOperands(
     problem,
     saved,
     options,
+    tables,
   )(saved as Outputs);
   const dOutView = viewOf(dOut, problem.layout, 'dOut', backend);
   const dLseFlat = dLse?.flat('dLse', backend);
@@ -230,6 +324,7 @@ export function backwardOperands(
     alibi,
     relativeTable,
     sink,
+    scoreTables,
     dOut: dOutView,
     dLse: dLseFlat,
     dQuery: viewOf(dq, problem.layout, 'dq', backend),
@@ -284,7 +379,7 @@ function readBackward(saved: Saved, given: (AttentionOptions & BackwardExtras) |
  *   `dLse` and `deterministic` are backward's own.
  * @throws as `attention`
  */
-export function attentionBackward<D extends DType, S extends Shape>(
+export function attentionBackward<D extends FloatDType, S extends Shape>(
   dOut: Tensor<NoInfer<D>, NoInfer<S>>,
   saved: Saved<D, S>,
   options?: AttentionOptions & BackwardExtras,
@@ -294,10 +389,28 @@ export function attentionBackward<D extends DType, S extends Shape>(
   const { problem, options: used, extras } = readBackward(saved, options);
   checkSaved(problem, dOut, saved, extras);
   const operands = backwardOperands(problem, dOut, saved, used, extras);
+  const { rope } = used;
+  if (!rope) return runBackward(saved as Saved, problem, used, operands) as Gradients<D, S>;
+  const all = () => {
+    const { out, lse } = saved as Saved;
+    const inputs = { ...withoutRecording(() => turned(problem, saved as Saved, rope)), v: saved.v as Tensor, out, lse };
+    const gradients = runBackward(inputs, problem, used, backwardOperands(problem, dOut, inputs, used, extras));
+    const { q, k } = gradientsOfTurned(problem, { q: gradients.dq, k: gradients.dk }, rope);
+    return { ...gradients, dq: q, dk: k };
+  };
+  return tidying(all, (gradients) => Object.values(gradients) as Tensor[]) as Gradients<D, S>;
+}
+
+function runBackward(
+  saved: Saved,
+  problem: AttentionProblem,
+  options: AttentionOptions,
+  operands: (gradients: Gradients) => BackwardOperands,
+): Gradients {
   const { backend } = saved.q;
   return allocating(backend, (allocate) => {
-    const gradients = allocateGradients(saved, used, allocate);
+    const gradients = allocateGradients(saved, options, allocate);
     backward(backend, problem, operands(gradients));
-    return gradients as Gradients<D, S>;
+    return gradients;
   });
 }

@@ -1,7 +1,8 @@
 import { describeKernels } from '../backends/shared/attention.js';
-import { bytesPerElement, type DType } from '../base/dtype.js';
+import { bytesPerElement, type FloatDType } from '../base/dtype.js';
 import type { BlockMask } from '../blockmask/blockMask.js';
 import type { AttentionProblem } from '../kernels/attention.js';
+import type { MatmulKernels } from '../kernels/device.js';
 import { countBits, setBits } from '../masks/mask.js';
 import { type Problem, resolveProblem } from './plan.js';
 import { bandOf } from './visibility.js';
@@ -10,7 +11,11 @@ import { bandOf } from './visibility.js';
 export interface Explanation {
   readonly device: string;
   readonly kernel: string;
-  readonly dtype: DType;
+  /** On CUDA, what multiplies matrices around attention (`matmul`, layers); attention itself is always `kernel`. */
+  readonly matmul?: MatmulKernels;
+  /** Operations that make what the kernel reads, each with results in memory: see the option `rope`. */
+  readonly composed: readonly ('rope(q)' | 'rope(k)')[];
+  readonly dtype: FloatDType;
   /** Queries and keys that meet at a time. */
   readonly tiles: { readonly query: number; readonly key: number };
   /** Independent pieces of work, forward: for the threads of WebAssembly, or thread blocks of CUDA. */
@@ -33,7 +38,12 @@ export interface Explanation {
   readonly unfusedBytes: number;
   /** The share of query-key pairs that the mask hides, 0 to 1. */
   readonly sparsity: number;
-  /** Memory besides the tensors: the threads' tiles on WebAssembly and, with `backward`, the scratch of one run. */
+  /** Instructions of `scoreMod` that run for each visible pair: forward, and backward with its derivative. */
+  readonly scoreMod?: { readonly forward: number; readonly backward: number };
+  /**
+   * Memory besides the tensors: the threads' tiles on WebAssembly, with `backward` the scratch of one run, and with `rope` q
+   * and k as they were turned.
+   */
   readonly workspaceBytes: number;
 }
 
@@ -107,17 +117,21 @@ function copyBytesOf({ headDim, valueDim, dtype }: AttentionProblem): 16 | 8 | 4
  * @throws as `attention`
  */
 export function explain(description: Problem): Explanation {
-  const { problem: p, backend, backward } = resolveProblem(description);
+  const { problem: p, backend, backward, options } = resolveProblem(description);
   const { visible, all } = countPairs(p);
   const choice = describeKernels(backend, p, backward);
+  const { matmulKernels } = backend;
   const rows = p.layout === 'varlen' ? 1 : p.batch;
   const queries = rows * p.queryRows * p.heads;
   const keys = rows * p.keyRows * p.kvHeads;
   const elements = queries * (p.headDim + p.valueDim) + keys * (p.headDim + p.valueDim);
+  const turned = options.rope ? bytesPerElement[p.dtype] * p.headDim * (queries + keys) : 0;
   const gradients = elements; // dq, dk, dv and dOut have the shapes of q, k, v and out
   return {
     device: backend.device,
     kernel: choice.kernel,
+    ...(matmulKernels && { matmul: matmulKernels }),
+    composed: options.rope ? ['rope(q)', 'rope(k)'] : [],
     dtype: p.dtype,
     tiles: { query: choice.queryTile, key: choice.keyTile },
     items: choice.items,
@@ -129,6 +143,7 @@ export function explain(description: Problem): Explanation {
     bytes: bytesPerElement[p.dtype] * (elements + (backward ? gradients : 0)) + 4 * queries,
     unfusedBytes: 2 * 4 * all,
     sparsity: all === 0 ? 0 : 1 - visible / all,
-    workspaceBytes: choice.workspaceBytes,
+    ...(p.scoreMod && { scoreMod: { forward: p.scoreMod.valueCount, backward: p.scoreMod.count } }),
+    workspaceBytes: choice.workspaceBytes + turned,
   };
 }

@@ -1,16 +1,18 @@
 import { mergeForward, mergeGradients } from '../backends/shared/merge.js';
 import { checkOptions, checkWord, mustBe } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
 import type { Backend } from '../kernels/device.js';
 import type { MergePart, MergeShape } from '../kernels/merge.js';
+import { filled, inRows } from '../tape/arithmetic.js';
+import { record } from '../tape/tape.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import type { Shape2, Shape3, Shape4 } from './attention.js';
 import { dimsOf, type Layout, lseShape, orders, rankOf, viewOf } from './layout.js';
 import { expect } from './operands.js';
 
 /** Attention over some of the keys: what `attention` returns. */
-export interface AttentionState<D extends DType = DType, S extends Shape = Shape> {
+export interface AttentionState<D extends FloatDType = FloatDType, S extends Shape = Shape> {
   /** [batch, seq, heads, dim], or as `layout` says, or [total, heads, dim]. */
   readonly out: Tensor<D, S>;
   /** [batch, heads, seq], or [heads, total]. */
@@ -28,7 +30,7 @@ export interface MergeBackwardOptions extends MergeOptions {
 }
 
 /** The gradients of one state; pass them to `attentionBackward` as dOut and dLse. */
-export interface StateGradients<D extends DType = DType, S extends Shape = Shape> {
+export interface StateGradients<D extends FloatDType = FloatDType, S extends Shape = Shape> {
   readonly dOut: Tensor<D, S>;
   readonly dLse: Tensor<'float32', Shape>;
 }
@@ -38,7 +40,7 @@ interface MergeProblem extends MergeShape {
   readonly layout: Layout;
   readonly outShape: Shape;
   readonly lseShape: Shape;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
 }
 
 const statesNeeded = 'an array of at least one { out, lse }';
@@ -88,7 +90,7 @@ const readParts = (p: MergeProblem, states: readonly AttentionState[]) =>
  *
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function mergeStates<D extends DType, S extends Shape>(
+export function mergeStates<D extends FloatDType, S extends Shape>(
   states: readonly AttentionState<D, S>[],
   options: MergeOptions = {},
 ): AttentionState<D, S> {
@@ -99,9 +101,33 @@ export function mergeStates<D extends DType, S extends Shape>(
     const out = allocate(p.outShape, p.dtype);
     const lse = allocate(p.lseShape, 'float32');
     mergeForward(p.backend, { shape: p, parts, ...part(p, out, lse, 'result') });
+    recordMerge(p, states, { out: out as Tensor, lse: lse as Tensor<'float32', Shape> });
     return { out, lse } as unknown as AttentionState<D, S>;
   });
 }
+
+/** Lets gradients of the merged out and lse find their way to the states. */
+function recordMerge(p: MergeProblem, states: readonly AttentionState[], merged: AttentionState): void {
+  const inputs = states.flatMap(({ out, lse }) => [out, lse]);
+  record(
+    'mergeStates',
+    inputs,
+    [merged.out, merged.lse],
+    [...inputs, merged.out, merged.lse],
+    ([dOut, dLse], saved) => {
+      const pairs = Array.from({ length: states.length + 1 }, (_, i) => ({ out: saved[2 * i], lse: saved[2 * i + 1] }));
+      const [result] = pairs.splice(-1);
+      const gradient = dOut ? inRows(dOut) : filled(p.backend, p.outShape, p.dtype, 0);
+      const gradients = mergeStatesBackward(gradient, { states: pairs, ...result } as unknown as SavedMerge, {
+        layout: p.layout as 'bshd',
+        ...(dLse && { dLse: inRows(dLse) as Tensor<'float32', Shape> }),
+      });
+      return gradients.flatMap((each) => [each.dOut, each.dLse]);
+    },
+  );
+}
+
+type SavedMerge = { readonly states: readonly AttentionState[] } & AttentionState;
 
 /**
  * The gradients of `mergeStates` for each of its states.
@@ -110,7 +136,7 @@ export function mergeStates<D extends DType, S extends Shape>(
  * @param saved the states and their merged result
  * @throws as `mergeStates`
  */
-export function mergeStatesBackward<D extends DType, S extends Shape>(
+export function mergeStatesBackward<D extends FloatDType, S extends Shape>(
   dOut: Tensor<D, S>,
   saved: { readonly states: readonly AttentionState<D, S>[] } & AttentionState<D, S>,
   options: MergeBackwardOptions = {},

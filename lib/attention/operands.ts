@@ -1,12 +1,14 @@
 // From tensors to what kernels are given.
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
 import type { AttentionExtras, AttentionProblem } from '../kernels/attention.js';
 import type { Backend } from '../kernels/device.js';
 import type { Strided, View } from '../kernels/operand.js';
-import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+import { sameShape } from '../tensor/shape.js';
+import { type AnyTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { viewOf } from './layout.js';
 import type { AttentionOptions } from './options.js';
+import { tableOperands, tablesOf } from './scoreMod.js';
 import { additiveTerm } from './terms.js';
 
 export interface Inputs {
@@ -28,10 +30,8 @@ function checkSameDType(t: Tensor, argument: string, q: Tensor): void {
     throw new FlashAttnError('ERR_DTYPE', `${argument} is ${t.dtype} and q is ${q.dtype}; they must be the same`);
 }
 
-export const sameShape = (a: Shape, b: Shape) => a.length === b.length && a.every((n, axis) => n === b[axis]);
-
 /** Checks that an argument is a tensor of this shape and dtype. */
-export function expect(t: unknown, argument: string, shape: Shape, dtype: DType): asserts t is Tensor {
+export function expect(t: unknown, argument: string, shape: Shape, dtype: FloatDType): asserts t is Tensor {
   checkTensor(t, argument);
   if (!sameShape(t.shape, shape)) throw shapeError(`${argument} has shape ${show(t.shape)}; it must be ${show(shape)}`);
   if (t.dtype !== dtype) throw new FlashAttnError('ERR_DTYPE', `${argument} is ${t.dtype}; it must be ${dtype}`);
@@ -46,7 +46,8 @@ function stridedTerm(t: Tensor, argument: string, backend: Backend): Strided {
   return { buffer, offset, dtype: t.dtype, shape: [...new Array<number>(missing).fill(1), ...t.shape], strides };
 }
 
-function readExtras(options: AttentionOptions, backend: Backend): AttentionExtras {
+/** `tables`: what scoreMod looks up, where they are not the tensors that it has captured. */
+function readExtras(options: AttentionOptions, backend: Backend, tables?: readonly AnyTensor[]): AttentionExtras {
   const { alibi, relativeBias, sink } = options;
   const term = additiveTerm(options);
   return {
@@ -54,6 +55,7 @@ function readExtras(options: AttentionOptions, backend: Backend): AttentionExtra
     alibi: alibi && 'shape' in alibi ? alibi.flat('alibi', backend) : undefined,
     relativeTable: relativeBias?.table.flat('relativeBias.table', backend),
     sink: sink?.flat('sink', backend),
+    scoreTables: tableOperands(tables ?? tablesOf(options.scoreMod), backend),
   };
 }
 
@@ -66,13 +68,18 @@ export interface InputOperands {
 }
 
 /** @throws ERR_DEVICE, ERR_DISPOSED or ERR_SHAPE when kernels cannot use the tensors */
-export function inputOperands(p: AttentionProblem, { q, k, v }: Inputs, options: AttentionOptions): InputOperands {
+export function inputOperands(
+  p: AttentionProblem,
+  { q, k, v }: Inputs,
+  options: AttentionOptions,
+  tables?: readonly AnyTensor[],
+): InputOperands {
   const { backend } = q;
   return {
     query: viewOf(q, p.layout, 'q', backend),
     key: viewOf(k, p.layout, 'k', backend),
     value: viewOf(v, p.layout, 'v', backend),
-    extras: readExtras(options, backend),
+    extras: readExtras(options, backend, tables),
   };
 }
 

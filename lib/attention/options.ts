@@ -1,9 +1,11 @@
 import type { IntegerList } from '../base/arrays.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import type { BlockMask } from '../blockmask/blockMask.js';
 import type { Mask } from '../masks/mask.js';
+import type { RopeAngles, RopeOptions } from '../ops/rope.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import type { RelativeBias } from './relative.js';
+import type { ScoreMod } from './scoreMod.js';
 
 /** Integers given by the host, lengths and offsets: numbers, or a typed array of integers, 64-bit ones included. */
 export type Integers = IntegerList;
@@ -49,7 +51,15 @@ export interface CommonOptions {
    * float dtype is added to the logits like `bias` (give one of the two), but has no gradient. Both broadcast to
    * [batch, heads, Nq, Nk] like `bias`.
    */
-  attnMask?: Tensor<DType, Shape> | BooleanMask;
+  attnMask?: Tensor<FloatDType, Shape> | BooleanMask;
+  /**
+   * Turns q and k by the angles of their positions before the scores (Su et al., "RoFormer", 2021, arXiv:2104.09864), as the
+   * operation `rope` does and through it: the turned q and k are tensors in the dtype of q, which gradients keep. cos and sin
+   * [positions, at most dim / 2], a row a position, finite, without a gradient. Positions count from 0 within each batch
+   * entry or packed sequence: key j is at j, query i at i + diagonal, as `align` and `offset` have it, so that fewer queries
+   * than keys are by default the last positions. Not for keys that have been turned before.
+   */
+  rope?: RopeAngles & RopeOptions;
   /** s -> c * tanh(s / c) after the scale and before any bias (Gemma 2). 0: off; otherwise from 1.2e-38 to 2.3e38. */
   softcap?: number;
   /**
@@ -57,7 +67,7 @@ export interface CommonOptions {
    * dim equal or 1. Any float dtype, any strides. -Infinity hides a key. With varlen: [sequences, heads, longest Nq,
    * longest Nk], local positions.
    */
-  bias?: Tensor<DType, Shape>;
+  bias?: Tensor<FloatDType, Shape>;
   /**
    * Adds -slope * |i + diagonal - j| (Press et al. 2021): slopes [heads], finite in float32 also when multiplied by
    * log2 e and any distance, or a tensor [heads] or [batch, heads], whose values are not looked at.
@@ -65,8 +75,16 @@ export interface CommonOptions {
   alibi?: Tensor<'float32', Shape> | Float32Array | readonly number[];
   /** A learned bias by relative position: see `t5RelativeBias` and `swinRelativeBias`. */
   relativeBias?: RelativeBias;
+  /**
+   * Replaces each score by what this function makes of it, after softcap and everything that is added, before masks and the
+   * softmax: `(score, b, h, i, j) => score.sub(i.sub(j).abs().mul(0.1))`. It is called once, with expressions, and becomes a
+   * program that the kernels run, with its derivative for backward; tensors that it needs are read with `lookup`. A result of
+   * -Infinity hides the pair, and a score that is -Infinity before stays so. Up to 72 instructions, derivative included.
+   * Dong et al., "Flex Attention" (2024).
+   */
+  scoreMod?: ScoreMod;
   /** One learned logit per query head, unscaled, that joins the denominator only. Any float dtype, [heads]. */
-  sink?: Tensor<DType, Shape>;
+  sink?: Tensor<FloatDType, Shape>;
   /**
    * Drops probabilities with Philox4x32-10 and multiplies the kept ones by 1 / (1 - p), 0 <= p < 1. The key is the
    * 64-bit seed, the counter (floor(j / 4), i, b * heads + h, 0); word j % 4 keeps its element iff >= floor(p * 2^32).
@@ -108,10 +126,12 @@ const known: Readonly<Record<keyof DenseOptions, true>> = {
   window: true,
   mask: true,
   attnMask: true,
+  rope: true,
   softcap: true,
   bias: true,
   alibi: true,
   relativeBias: true,
+  scoreMod: true,
   sink: true,
   dropout: true,
   deterministic: true,

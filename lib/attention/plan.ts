@@ -1,14 +1,15 @@
 import { createScratch, forward, backward as launchBackward } from '../backends/shared/attention.js';
 import type { Scratch } from '../backends/shared/scratch.js';
 import { checkBoolean } from '../base/check.js';
-import { checkDType, type DType } from '../base/dtype.js';
+import { checkFloatDType, type FloatDType } from '../base/dtype.js';
 import { FlashAttnError, optionError } from '../base/errors.js';
 import { backendFor, type DeviceName } from '../devices/registry.js';
 import type { AttentionProblem } from '../kernels/attention.js';
 import type { Backend, Recording } from '../kernels/device.js';
+import { needsRecord } from '../tape/tape.js';
 import { checkDisjoint, type NamedTensors } from '../tensor/overlap.js';
 import { checkShape } from '../tensor/shape.js';
-import { allocating, isTensor, type Shape, type Tensor } from '../tensor/tensor.js';
+import { type AnyTensor, allocating, isTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   type AttentionResult,
   allocateGradients,
@@ -23,9 +24,10 @@ import {
 import { expect, optionOperands } from './operands.js';
 import type { AttentionOptions } from './options.js';
 import { readProblem } from './problem.js';
+import { tableName, tablesOf } from './scoreMod.js';
 
 /** A call to attention without its tensors: shapes, dtype, device and the options of `attention`. */
-export type Problem<D extends DType = DType> = AttentionOptions & {
+export type Problem<D extends FloatDType = FloatDType> = AttentionOptions & {
   /** As the tensors of `attention`: [batch, Nq, heads, dim] and so on. */
   readonly q: Shape;
   /** Default: the shape of q. */
@@ -55,7 +57,7 @@ export function resolveProblem(description: Problem): ResolvedProblem {
     throw optionError('problem must be an object with at least the shape q');
   const { q, k = q, v = k, dtype: requested = 'float32', device, backward = false, ...options } = description;
   const shapes = { q: checkShape(q, 'q'), k: checkShape(k, 'k'), v: checkShape(v, 'v') };
-  const dtype = checkDType(requested, 'dtype');
+  const dtype = checkFloatDType(requested, 'dtype');
   checkBoolean(backward, 'backward');
   const kept = frozenCopy(options as AttentionOptions);
   const problem = readProblem(shapes.q, shapes.k, shapes.v, dtype, kept);
@@ -103,6 +105,7 @@ export class Captured<Results> implements Disposable {
     for (const [name, t] of Object.entries(used)) t?.operand(name, backend);
     begin();
     recording.replay();
+    for (const t of Object.values(results as object)) if (isTensor(t)) t.written();
     return results;
   }
 
@@ -120,7 +123,7 @@ export class Captured<Results> implements Disposable {
 }
 
 /** See `plan`. */
-export class Plan<D extends DType = DType> implements Disposable {
+export class Plan<D extends FloatDType = FloatDType> implements Disposable {
   readonly #resolved: ResolvedProblem;
   readonly #result: AttentionResult;
   readonly #gradients: Gradients | undefined;
@@ -132,6 +135,10 @@ export class Plan<D extends DType = DType> implements Disposable {
   /** @internal Use `plan`. */
   constructor(resolved: ResolvedProblem) {
     const { problem, options, shapes, backend, backward } = resolved;
+    if (options.rope !== undefined)
+      throw optionError(
+        'rope is given, and a plan holds the kernel alone: turn q and k with rope(), and run the plan with the results',
+      );
     this.#resolved = resolved;
     const like = (shape: Shape) => ({ shape, dtype: problem.dtype });
     const made = allocating(backend, (allocate) => {
@@ -170,11 +177,18 @@ export class Plan<D extends DType = DType> implements Disposable {
     expect(k, 'k', shapes.k, problem.dtype);
     expect(v, 'v', shapes.v, problem.dtype);
     q.operand('q', backend);
+    if (needsRecord([q, k, v, ...Object.values(tensorsOf(options))]))
+      throw new FlashAttnError(
+        'ERR_AUTOGRAD',
+        'a plan records nothing for gradients: call attention(), or run it within noGrad()',
+      );
     const result = this.#result as AttentionResult<D, Shape>;
     const operands = forwardOperands(problem, { q, k, v }, options);
     const { out, lse } = result;
     checkDisjoint({ q, k, v, ...tensorsOf(options) }, { out, lse }, 'of the plan');
     forward(backend, problem, operands(result), this.#forwardScratch);
+    out.written();
+    lse.written();
     this.#saved = { q, k, v, ...result };
     return result;
   }
@@ -195,6 +209,7 @@ export class Plan<D extends DType = DType> implements Disposable {
     const { q, k, v, out, lse } = this.#saved;
     checkDisjoint({ q, k, v, out, lse, dOut, dLse, ...tensorsOf(options) }, { ...this.#gradients }, 'of the plan');
     launchBackward(backend, problem, operands(this.#gradients), this.#backwardScratch);
+    for (const gradient of Object.values(this.#gradients) as Tensor[]) gradient.written();
     return this.#gradients as Gradients<D, Shape>;
   }
 
@@ -273,20 +288,24 @@ export class Plan<D extends DType = DType> implements Disposable {
 }
 
 /** The tensors among the options. */
-const tensorsOf = ({ bias, attnMask, alibi, relativeBias, sink }: AttentionOptions): NamedTensors => ({
-  bias,
-  attnMask: isTensor(attnMask) ? attnMask : undefined,
-  alibi: isTensor(alibi) ? alibi : undefined,
-  'relativeBias.table': relativeBias?.table,
-  sink,
-});
+function tensorsOf({ bias, attnMask, alibi, relativeBias, sink, scoreMod }: AttentionOptions): NamedTensors {
+  const named: Record<string, AnyTensor | undefined> = {
+    bias,
+    attnMask: isTensor(attnMask) ? attnMask : undefined,
+    alibi: isTensor(alibi) ? alibi : undefined,
+    'relativeBias.table': relativeBias?.table,
+    sink,
+  };
+  for (const [number, t] of tablesOf(scoreMod).entries()) named[tableName(number)] = t;
+  return named;
+}
 
 /**
  * Prepares attention for one problem, to be run many times without allocating: results, gradients and scratch memory
- * are made here, once.
+ * are made here, once. The option `rope` is refused: it is an operation before the kernel, which makes tensors anew.
  *
  * @throws as `attention`
  */
-export function plan<D extends DType = 'float32'>(problem: Problem<D>): Plan<D> {
+export function plan<D extends FloatDType = 'float32'>(problem: Problem<D>): Plan<D> {
   return new Plan<D>(resolveProblem(problem));
 }

@@ -1,10 +1,12 @@
 import { checkBoolean, checkOptions, checkWord } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
 import { type AttentionProblem, maxHeadDim } from '../kernels/attention.js';
 import type { Shape } from '../tensor/tensor.js';
 import { dimsOf, type Layout, orders, rankOf } from './layout.js';
 import { type AttentionOptions, optionNames } from './options.js';
+import { checkRope } from './rotary.js';
+import { traceScoreMod } from './scoreMod.js';
 import { readSequences } from './sequences.js';
 import { readAlibi, readBias, readDropout, readRelative, readScaling, readSink } from './terms.js';
 import { readBand, readMask } from './visibility.js';
@@ -71,7 +73,13 @@ function readLayout({ layout, cuSeqlensQ, cuSeqlensK }: AttentionOptions): Layou
 }
 
 /** @throws ERR_SHAPE, ERR_DTYPE or ERR_OPTION, naming the argument. */
-export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options: AttentionOptions): AttentionProblem {
+export function readProblem(
+  q: Shape,
+  k: Shape,
+  v: Shape,
+  dtype: FloatDType,
+  options: AttentionOptions,
+): AttentionProblem {
   checkOptions(options, optionNames);
   const layout = readLayout(options);
   const { deterministic = false } = options;
@@ -82,7 +90,7 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
   const { batch, queryLength, keyLength } = sequences;
   const { scale, softcap } = readScaling(options, dims.headDim);
   const { windowLeft, windowRight, topLeft, offset } = readBand(options, sequences);
-  return {
+  const problem = {
     dtype,
     layout,
     batch,
@@ -106,7 +114,10 @@ export function readProblem(q: Shape, k: Shape, v: Shape, dtype: DType, options:
     biasShape: readBias(options, heads, sequences),
     alibi: readAlibi(options, heads, sequences),
     relative: readRelative(options.relativeBias, heads, sequences),
+    scoreMod: traceScoreMod(options.scoreMod)?.program,
     blockMask: readMask(options, heads, sequences),
     deterministic,
   };
+  if (options.rope !== undefined) checkRope(options.rope, problem);
+  return problem;
 }

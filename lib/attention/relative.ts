@@ -1,4 +1,4 @@
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 
@@ -8,7 +8,7 @@ import type { Shape, Tensor } from '../tensor/tensor.js';
  */
 export interface RelativeBias {
   /** [buckets, heads], any float dtype, contiguous. Its gradient is `dRelativeBias`. */
-  readonly table: Tensor<DType, Shape>;
+  readonly table: Tensor<FloatDType, Shape>;
   /** The row of the table for each difference of positions, shifted by `origin`. */
   readonly buckets: Int32Array;
   readonly origin: number;
@@ -34,7 +34,7 @@ export interface T5Options {
  *
  * @param table [buckets, heads]
  */
-export function t5RelativeBias(table: Tensor<DType, Shape>, options: T5Options): RelativeBias {
+export function t5RelativeBias(table: Tensor<FloatDType, Shape>, options: T5Options): RelativeBias {
   const { queryLength, keyLength, maxDistance = 128, bidirectional = true } = options;
   for (const [name, n] of Object.entries({ queryLength, keyLength, maxDistance }))
     if (!Number.isInteger(n) || n < 1) throw optionError(`${name} is ${show(n)}; it must be an integer >= 1`);
@@ -68,7 +68,7 @@ export function t5RelativeBias(table: Tensor<DType, Shape>, options: T5Options):
  * dy = y of the query - y of the key
  */
 export function swinRelativeBias(
-  table: Tensor<DType, Shape>,
+  table: Tensor<FloatDType, Shape>,
   options: { readonly window: number | readonly [height: number, width: number] },
 ): RelativeBias {
   const { window } = options;

@@ -1,5 +1,5 @@
-import { checkInt32s } from '../base/check.js';
-import { optionError, show } from '../base/errors.js';
+import { checkInt32s, checkOffsets } from '../base/check.js';
+import { optionError } from '../base/errors.js';
 import type { AttentionOptions, Integers } from './options.js';
 
 /** How rows are divided into sequences. */
@@ -20,14 +20,7 @@ interface Spans {
 }
 
 function readOffsets(values: Integers, argument: string, rows: number): Spans {
-  const offsets = checkInt32s(values, argument);
-  if (offsets.length < 1 || offsets[0] !== 0)
-    throw optionError(`${argument} must start with 0, got ${show([...offsets.slice(0, 4)])}`);
-  const fall = offsets.findIndex((n, i) => i > 0 && n < offsets[i - 1]);
-  if (fall >= 0)
-    throw optionError(
-      `${argument} must never fall, but ${argument}[${fall}] = ${offsets[fall]} comes after ${offsets[fall - 1]}`,
-    );
+  const offsets = checkOffsets(values, argument);
   const last = offsets[offsets.length - 1];
   if (last > rows) throw optionError(`${argument} ends at ${last}, past the ${rows} rows of the tensor`);
   const begins = offsets.subarray(0, -1);

@@ -39,11 +39,17 @@ export function readBand(options: AttentionOptions, { queryLength, keyLength }: 
   return { windowLeft, windowRight, topLeft: true, offset };
 }
 
-/** The keys [begin, end) that the band shows to query i of sequence b. */
-export function bandOf(p: AttentionProblem, b: number): (i: number) => readonly [begin: number, end: number] {
+/** The position among the keys of sequence b where its first query is: 0 is the first key. */
+export function diagonalOf(p: AttentionProblem, b: number): number {
   const queries = p.sequences ? p.sequences[b * 4 + 1] : p.queryLength;
   const keys = p.sequences ? p.sequences[b * 4 + 3] : p.keyLength;
-  const diagonal = (p.topLeft ? 0 : keys - queries) + p.offset;
+  return (p.topLeft ? 0 : keys - queries) + p.offset;
+}
+
+/** The keys [begin, end) that the band shows to query i of sequence b. */
+export function bandOf(p: AttentionProblem, b: number): (i: number) => readonly [begin: number, end: number] {
+  const keys = p.sequences ? p.sequences[b * 4 + 3] : p.keyLength;
+  const diagonal = diagonalOf(p, b);
   return (i) => [
     p.windowLeft === unbounded ? 0 : Math.max(0, i + diagonal - p.windowLeft),
     p.windowRight === unbounded ? keys : Math.min(keys, i + diagonal + p.windowRight + 1),

@@ -1,7 +1,8 @@
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { optionError } from '../base/errors.js';
 import { tensor } from '../devices/create.js';
 import { type AttentionProblem, maxHeadDim } from '../kernels/attention.js';
+import { withoutRecording } from '../tape/tape.js';
 import { elementCount } from '../tensor/shape.js';
 import { isTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { attention, type Shape4 } from './attention.js';
@@ -13,7 +14,7 @@ import { bandOf } from './visibility.js';
 
 /** See `attentionWeights`. Each is float32 [batch, heads, Nq, Nk]; dispose of all three. */
 export interface AttentionWeights {
-  /** softcap(scale * q k^T) + biases, hidden pairs included; -Infinity where a bias is, and for rows that are not real. */
+  /** scoreMod(softcap(scale * q k^T) + biases), hidden pairs included; -Infinity where a bias is, and for rows that are not real. */
   readonly logits: Tensor<'float32', Shape4>;
   /** The same, -Infinity for every pair that is hidden. */
   readonly masked: Tensor<'float32', Shape4>;
@@ -35,7 +36,7 @@ function logitsOf(q: Tensor, k: Tensor, p: AttentionProblem, options: DenseOptio
   for (let j = 0; j < keys; j++) {
     column.fill(0)[j] = 1;
     const visible = { data: column, shape: [keys] };
-    const { out, lse } = attention<DType, Shape>(q, k, k, { ...terms, ...(bias && { bias }), attnMask: visible });
+    const { out, lse } = attention<FloatDType, Shape>(q, k, k, { ...terms, ...(bias && { bias }), attnMask: visible });
     const values = lse.dataSync();
     out.dispose();
     lse.dispose();
@@ -59,7 +60,7 @@ function probabilitiesOf(q: Tensor, k: Tensor, p: AttentionProblem, options: Den
         for (let c = 0; c < count; c++)
           identity[b * keys * kvHeads * count + (begin + c) * rowStride + h * headStride + c] = 1;
     const v = tensor(identity, shape, { dtype: q.dtype, device: q.device as 'wasm' });
-    const { out, lse } = attention<DType, Shape>(q, k, v as Tensor, options);
+    const { out, lse } = attention<FloatDType, Shape>(q, k, v as Tensor, options);
     const values = out.toFloat32Sync();
     for (const t of [v, out, lse]) t.dispose();
     const dims = dimsOf(out.shape, layout);
@@ -102,7 +103,7 @@ function hide(logits: Float32Array, p: AttentionProblem): Float32Array {
  * @param options those of `attention`, without packed sequences
  * @throws as `attention`
  */
-export function attentionWeights<D extends DType>(
+export function attentionWeights<D extends FloatDType>(
   q: Tensor<D, Shape>,
   k: Tensor<NoInfer<D>, Shape>,
   options: DenseOptions = {},
@@ -112,8 +113,10 @@ export function attentionWeights<D extends DType>(
   if (problem.layout === 'varlen')
     throw optionError('cuSeqlensQ is given; attentionWeights takes one batch entry or sequence at a time: slice it');
   const { batch, heads, queryLength, keyLength } = problem;
-  const probabilities = probabilitiesOf(q, k, problem, options);
-  const logits = logitsOf(q, k, problem, options);
+  const [probabilities, logits] = withoutRecording(() => [
+    probabilitiesOf(q, k, problem, options),
+    logitsOf(q, k, problem, options),
+  ]);
   const shape: Shape4 = [batch, heads, queryLength, keyLength];
   const upload = (data: Float32Array) => tensor(data, shape, { device: q.device as 'wasm' });
   return { logits: upload(logits), masked: upload(hide(logits, problem)), probabilities: upload(probabilities) };

@@ -170,3 +170,16 @@ export function checkOptions<O>(
   const of = argument === 'options' ? '' : ` in ${argument}`;
   throw optionError(`there is no option ${show(unknown)}${of}; ${hint}the options are ${known.join(', ')}`);
 }
+
+/** Where sequences that are packed behind one another begin, and where the last ends: from 0 on, never falling. A copy. */
+export function checkOffsets(value: unknown, argument: string): Int32Array {
+  const offsets = checkInt32s(value, argument);
+  if (offsets.length < 1 || offsets[0] !== 0)
+    throw optionError(`${argument} must start with 0, got ${show([...offsets.slice(0, 4)])}`);
+  const fall = offsets.findIndex((n, i) => i > 0 && n < offsets[i - 1]);
+  if (fall >= 0)
+    throw optionError(
+      `${argument} must never fall, but ${argument}[${fall}] = ${offsets[fall]} comes after ${offsets[fall - 1]}`,
+    );
+  return offsets;
+}

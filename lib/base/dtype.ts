@@ -1,24 +1,55 @@
 import { mustBe } from './check.js';
 
 /**
- * Element types of tensors. Whatever the dtype, kernels add up in float32 and compute logits, softmax and lse in it.
+ * Element types that attention and arithmetic are for. Whatever the dtype, kernels add up in float32 and compute logits, softmax and lse in it.
  * What differs is what they multiply: on WebAssembly float32, to which 16-bit elements are widened; on CUDA tensor cores
  * multiply 16-bit tensors in their own dtype, so that the probabilities P are rounded to it before P v, and P and dS
  * before the products of the backward pass, as in FlashAttention.
  */
-export type DType = 'float32' | 'float16' | 'bfloat16';
+export type FloatDType = 'float32' | 'float16' | 'bfloat16';
 
-/** What reading a tensor returns: numbers for float32, raw 16-bit patterns otherwise (see `Tensor.toFloat32`). */
+/** Element types of tensors: besides those of arithmetic 'int32' for indices, and 'bool' (a byte, 0 or 1) for conditions. */
+export type DType = FloatDType | 'int32' | 'bool';
+
+/**
+ * What reading a tensor returns: numbers for float32 and int32, raw 16-bit patterns for float16 and bfloat16 (see
+ * `Tensor.toFloat32`), bytes that are 0 or 1 for bool.
+ */
 export interface DataOf {
   float32: Float32Array;
   float16: Uint16Array;
   bfloat16: Uint16Array;
+  int32: Int32Array;
+  bool: Uint8Array;
 }
 
-export const bytesPerElement: Readonly<Record<DType, number>> = { float32: 4, float16: 2, bfloat16: 2 };
+export const bytesPerElement: Readonly<Record<DType, number>> = {
+  float32: 4,
+  float16: 2,
+  bfloat16: 2,
+  int32: 4,
+  bool: 1,
+};
+
+/** What `DataOf` holds, to make one of. */
+export const arrayOf = {
+  float32: Float32Array,
+  float16: Uint16Array,
+  bfloat16: Uint16Array,
+  int32: Int32Array,
+  bool: Uint8Array,
+} as const;
+
+export const isFloat = (dtype: DType): dtype is FloatDType => dtype !== 'int32' && dtype !== 'bool';
 
 export function checkDType(dtype: unknown, argument: string): DType {
   if (typeof dtype === 'string' && Object.hasOwn(bytesPerElement, dtype)) return dtype as DType;
+  throw mustBe(argument, dtype, "'float32', 'float16', 'bfloat16', 'int32' or 'bool'", 'ERR_DTYPE');
+}
+
+export function checkFloatDType(dtype: unknown, argument: string): FloatDType {
+  if (typeof dtype === 'string' && Object.hasOwn(bytesPerElement, dtype) && isFloat(dtype as DType))
+    return dtype as FloatDType;
   throw mustBe(argument, dtype, "'float32', 'float16' or 'bfloat16'", 'ERR_DTYPE');
 }
 
@@ -70,9 +101,11 @@ function toBFloat(x: number): number {
   return ((word + 0x7fff + ((word >>> 16) & 1)) >>> 16) & 0xffff;
 }
 
-/** Rounds numbers to `dtype` (to nearest, ties to even, in one step), as what `DataOf` holds. */
+/** Rounds numbers to `dtype` (to nearest, ties to even, in one step), as what `DataOf` holds; whole ones are taken as they are. */
 export function encode<D extends DType>(values: ArrayLike<number>, dtype: D): DataOf[D] {
   if (dtype === 'float32') return Float32Array.from(values) as DataOf[D];
+  if (dtype === 'int32') return Int32Array.from(values) as DataOf[D];
+  if (dtype === 'bool') return Uint8Array.from(values) as DataOf[D];
   const convert = dtype === 'float16' ? toHalf : toBFloat;
   const result = new Uint16Array(values.length);
   for (let at = 0; at < result.length; at++) result[at] = convert(values[at]);
@@ -83,9 +116,10 @@ const patterns = 1 << 16;
 /** What the bits of a half stand for; made when it is first worth it. */
 let halves: Float32Array | undefined;
 
-/** The numbers that the elements stand for. Exact. */
-export function decode(data: Float32Array | Uint16Array, dtype: DType): Float32Array {
+/** The numbers that the elements stand for. Exact, but for whole numbers beyond 2^24. */
+export function decode(data: DataOf[DType], dtype: DType): Float32Array {
   if (dtype === 'float32') return data as Float32Array;
+  if (dtype === 'int32' || dtype === 'bool') return Float32Array.from(data);
   const result = new Float32Array(data.length);
   if (dtype === 'bfloat16') {
     const words = new Uint32Array(result.buffer);

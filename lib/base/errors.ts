@@ -6,11 +6,15 @@ export type ErrorCode =
   | 'ERR_DEVICE'
   | 'ERR_OUT_OF_MEMORY'
   | 'ERR_DISPOSED'
-  | 'ERR_WORKER';
+  | 'ERR_AUTOGRAD'
+  | 'ERR_WORKER'
+  | 'ERR_FILE'
+  | 'ERR_LEAK';
 
 /**
  * The one error class of the library. The message names the argument, what it got and what it needs. Nothing has been
- * computed or allocated when it is thrown, except for what a lost worker leaves undone (ERR_WORKER).
+ * computed or allocated when it is thrown, except for what a lost worker leaves undone (ERR_WORKER); a file that could not
+ * be written is as it was (ERR_FILE). A check of something that ran tells of it afterwards (ERR_LEAK).
  */
 export class FlashAttnError extends Error {
   override readonly name = 'FlashAttnError';

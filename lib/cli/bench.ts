@@ -1,5 +1,5 @@
 import { readFileSync, writeFileSync } from 'node:fs';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { version } from '../base/version.js';
 import { type DeviceName, measurePeak, usableStatus } from '../devices/registry.js';
 import { drawChart } from './chart.js';
@@ -144,7 +144,7 @@ export async function benchCommand(args: string[]): Promise<number> {
   const baseline = flags.baseline === undefined ? undefined : readBaseline(flags.baseline);
   const about = describe(device);
   const sizes = readShapes([...(flags.shapes ?? []), ...words], device);
-  const dtype = (flags.dtype as DType | undefined) ?? defaultDType(device);
+  const dtype = (flags.dtype as FloatDType | undefined) ?? defaultDType(device);
 
   const heading = {
     date: new Date().toISOString(),

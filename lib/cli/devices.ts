@@ -4,12 +4,13 @@ import { explain } from '../attention/explain.js';
 import { cpuSupport } from '../backends/cpu/threads/addon.js';
 import type { DeviceDescription } from '../backends/cuda/addon.js';
 import { type CudaSupport, cudaSupport } from '../backends/cuda/support.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { FlashAttnError } from '../base/errors.js';
 import {
   type CpuDeviceStatus,
   type CudaDeviceStatus,
   type DeviceName,
+  type MatmulKernels,
   memory,
   status,
   type WasmDeviceStatus,
@@ -17,7 +18,7 @@ import {
 
 /** What a problem of this dtype and head dim gets. */
 export interface KernelReport {
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   readonly headDim: number;
   readonly kernel: string;
   readonly tiles: { readonly query: number; readonly key: number };
@@ -30,7 +31,9 @@ interface Usable {
   readonly kernels: readonly KernelReport[];
 }
 
-export interface UsableGpu extends Usable, Pick<CudaDeviceStatus, 'name' | 'computeCapability' | 'multiprocessors'> {
+export interface UsableGpu
+  extends Usable,
+    Pick<CudaDeviceStatus, 'name' | 'computeCapability' | 'multiprocessors' | 'matmul'> {
   readonly kind: 'cuda';
   readonly architecture: string;
   readonly pciBusId: string;
@@ -78,7 +81,13 @@ export function architectureName(computeCapability: string): string {
   return architectures.find(([least]) => capability >= least)?.[1] ?? 'unknown';
 }
 
-const dtypes: readonly DType[] = ['float16', 'bfloat16', 'float32'];
+/** 'cuBLASLt 13.1.1 (/usr/local/cuda/lib64/libcublasLt.so.13)' */
+export function describeMatmul(matmul: MatmulKernels): string {
+  if (matmul.kernels === 'cublasLt') return `cuBLASLt ${matmul.version} (${matmul.path})`;
+  return matmul.kernels === 'none' ? matmul.because : `kernels of this package: ${matmul.because}`;
+}
+
+const dtypes: readonly FloatDType[] = ['float16', 'bfloat16', 'float32'];
 const headDims = [32, 64, 96, 128, 192, 256];
 
 function kernelsOf(device: DeviceName): KernelReport[] {

@@ -1,5 +1,5 @@
 import type { DeviceName } from '../devices/registry.js';
-import type { DeviceReport, KernelReport } from './devices.js';
+import { type DeviceReport, describeMatmul, type KernelReport } from './devices.js';
 import { type AddonReport, type Diagnosis, diagnose } from './diagnosis.js';
 import { formatBytes, formatTable, readFlags } from './usage.js';
 
@@ -46,7 +46,11 @@ function deviceRows(report: DeviceReport): Row[] {
   if (report.kind === 'cuda') {
     const { name, architecture, computeCapability, multiprocessors } = report;
     const capability = `compute capability ${computeCapability} (${architecture})`;
-    return [[device, `${name}, ${capability}, ${memory}, ${multiprocessors} multiprocessors`], ...kernelRows(kernels)];
+    return [
+      [device, `${name}, ${capability}, ${memory}, ${multiprocessors} multiprocessors`],
+      ...kernelRows(kernels),
+      ['  matmul', describeMatmul(report.matmul)],
+    ];
   }
   const workers = `${report.threads} ${report.threads === 1 ? 'thread' : 'threads'}`;
   const speed =

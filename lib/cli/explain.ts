@@ -1,7 +1,8 @@
 import { explain } from '../attention/explain.js';
 import type { Problem } from '../attention/plan.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import type { DeviceName } from '../devices/registry.js';
+import { describeMatmul } from './devices.js';
 import { formatBytes, formatTable, readFlags, readIntegers, UsageError } from './usage.js';
 
 function describeCopies(bytes: number): string {
@@ -27,7 +28,7 @@ export async function explainCommand(args: string[]): Promise<number> {
     q: readIntegers(flags.shape, '--shape', 4),
     ...(flags['kv-shape'] !== undefined && { k: readIntegers(flags['kv-shape'], '--kv-shape', 4) }),
     ...(flags.layout !== undefined && { layout: flags.layout as 'bshd' }),
-    ...(flags.dtype !== undefined && { dtype: flags.dtype as DType }),
+    ...(flags.dtype !== undefined && { dtype: flags.dtype as FloatDType }),
     ...(flags.device !== undefined && { device: flags.device as DeviceName }),
     ...(flags.window !== undefined && { window: readIntegers(flags.window, '--window', 2) as [number, number] }),
     ...(flags.causal && { causal: true }),
@@ -52,6 +53,7 @@ export async function explainCommand(args: string[]): Promise<number> {
         `${cost.kernel}, ${cost.dtype}, tiles of ${cost.tiles.query} queries x ${cost.tiles.key} keys, ${work}`,
       ],
       ...copies,
+      ...(cost.matmul ? [['matmul', describeMatmul(cost.matmul)] as const] : []),
       ['arithmetic', `${gflops(cost.flops.forward)} forward, ${gflops(cost.flops.backward)} backward`],
       ['sparsity', `${(100 * cost.sparsity).toFixed(1)} % of the query-key pairs are masked`],
       ['tensors', formatBytes(cost.bytes)],

@@ -2,7 +2,7 @@
 
 import { explain } from '../attention/explain.js';
 import { plan } from '../attention/plan.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { tensor } from '../devices/create.js';
 import { type DeviceName, measureTime } from '../devices/registry.js';
 import type { Tensor } from '../tensor/tensor.js';
@@ -14,7 +14,7 @@ export interface BenchShape {
   readonly length: number;
   readonly heads: number;
   readonly dim: number;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   readonly causal: boolean;
 }
 
@@ -50,7 +50,7 @@ export function defaultSizes(device: DeviceName): readonly Sizes[] {
   return isProcessor(device) ? wasmShapes : cudaShapes;
 }
 
-export const defaultDType = (device: DeviceName): DType => (isProcessor(device) ? 'float32' : 'bfloat16');
+export const defaultDType = (device: DeviceName): FloatDType => (isProcessor(device) ? 'float32' : 'bfloat16');
 
 const sampleMilliseconds = 3;
 const mostRuns = 64;

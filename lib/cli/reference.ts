@@ -1,11 +1,11 @@
 // Attention of one head in float64, straight from its definition: what self-tests compare a device with.
 
 import type { DenseOptions } from '../attention/options.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 
 export interface Case {
   readonly name: string;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   readonly queries: number;
   readonly keys: number;
   readonly dim: number;

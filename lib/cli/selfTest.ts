@@ -1,6 +1,6 @@
 import { attention, attentionBackward } from '../attention/attention.js';
 import { cudaSupport } from '../backends/cuda/support.js';
-import { type DType, decode, encode } from '../base/dtype.js';
+import { decode, encode, type FloatDType } from '../base/dtype.js';
 import { tensor } from '../devices/create.js';
 import { type DeviceName, measureTime, usableStatus } from '../devices/registry.js';
 import { type Case, type Reference, reference } from './reference.js';
@@ -36,7 +36,7 @@ export interface SelfTest {
 }
 
 // 16-bit results are rounded, and so are the probabilities that enter their products.
-const tolerance: Readonly<Record<DType, number>> = { float32: 1e-4, float16: 1e-3, bfloat16: 1e-2 };
+const tolerance: Readonly<Record<FloatDType, number>> = { float32: 1e-4, float16: 1e-3, bfloat16: 1e-2 };
 
 const cases: readonly Case[] = [
   { name: 'full', dtype: 'float32', queries: 129, keys: 97, dim: 64, options: {} },
@@ -51,7 +51,7 @@ interface SpeedProblem {
   readonly heads: number;
   readonly length: number;
   readonly dim: number;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
 }
 
 // Enough work to fill the device.

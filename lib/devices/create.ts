@@ -2,14 +2,13 @@ import { checkOptions } from '../base/check.js';
 import { checkDType, type DType } from '../base/dtype.js';
 import { fill } from '../kernels/copy.js';
 import { checkShape, type Shape, type Widen } from '../tensor/shape.js';
-import { encodeSource, type Float16ArrayLike, isHalfArray, type TensorSource } from '../tensor/source.js';
-import { allocateTensor, type Tensor } from '../tensor/tensor.js';
-import { writeElements } from '../tensor/write.js';
+import { encodeSource, type Float16ArrayLike, naturalDType, type TensorSource } from '../tensor/source.js';
+import { type AnyTensor, allocateTensor, type Tensor } from '../tensor/tensor.js';
 import { backendFor, type DeviceName } from './registry.js';
 
 /** Options of `tensor` and `zeros`. */
 export interface TensorOptions<D extends DType = DType> {
-  /** Default 'float32', or 'float16' for a Float16Array. Numbers are rounded to nearest, ties to even, in one step. */
+  /** Default 'float32', 'float16' for a Float16Array, 'int32' for an Int32Array. Numbers are rounded to nearest, ties to even, in one step. */
   readonly dtype?: D;
   /** Default 'auto': the best device that works here. */
   readonly device?: DeviceName;
@@ -41,15 +40,30 @@ export function tensor<const S extends Shape, D extends DType = 'float32'>(
   shape: S,
   options?: TensorOptions<D>,
 ): Tensor<D, Widen<S>>;
-export function tensor(data: TensorSource, shape: Shape, options: TensorOptions = {}): Tensor {
+export function tensor<const S extends Shape>(
+  data: Int32Array,
+  shape: S,
+  options?: TensorOptions<'int32'>,
+): Tensor<'int32', Widen<S>>;
+export function tensor<const S extends Shape>(
+  data: Uint8Array | Uint16Array | Uint32Array,
+  shape: S,
+  options: TensorOptions<'int32'> & { readonly dtype: 'int32' },
+): Tensor<'int32', Widen<S>>;
+export function tensor<const S extends Shape>(
+  data: Uint8Array | readonly boolean[],
+  shape: S,
+  options: TensorOptions<'bool'> & { readonly dtype: 'bool' },
+): Tensor<'bool', Widen<S>>;
+export function tensor(data: TensorSource, shape: Shape, options: TensorOptions<DType> = {}): AnyTensor {
   const axes = checkShape(shape, 'shape');
   const { dtype: requested, device } = readOptions(options);
-  const dtype = checkDType(requested ?? (isHalfArray(data) ? 'float16' : 'float32'), 'dtype');
+  const dtype = checkDType(requested ?? naturalDType(data), 'dtype');
   const encoded = encodeSource(data, dtype, axes, 'data');
   const backend = backendFor(device);
   const result = allocateTensor(backend, axes, dtype, encoded.dtype === dtype ? 'hostWritten' : 'deviceWritten');
   try {
-    writeElements(backend, result.flat('data', backend), encoded);
+    result.overwrite(encoded);
   } catch (error) {
     result.dispose();
     throw error;

@@ -6,9 +6,10 @@ import { CudaBackend, type CudaDeviceName, type CudaStatus } from '../backends/c
 import { describeCudaSearch } from '../backends/cuda/search.js';
 import { cudaSupport, type DeviceReason, findDevices, type UsableDevice } from '../backends/cuda/support.js';
 import { type ErrorCode, FlashAttnError, optionError, show } from '../base/errors.js';
-import type { Backend, MemoryReport } from '../kernels/device.js';
+import type { Backend, MatmulKernels, MemoryReport } from '../kernels/device.js';
 
 export type { CudaReasonCode, DeviceReason } from '../backends/cuda/support.js';
+export type { MatmulKernels } from '../kernels/device.js';
 
 /**
  * What a caller can ask for. 'auto' is the best device that works here: the first CUDA device that can be used, or 'cpu'
@@ -42,6 +43,8 @@ export interface WasmDeviceStatus extends WasmStatus, Resolution {
 /** `status` of a name that stands for a CUDA device. */
 export interface CudaDeviceStatus extends CudaStatus, Resolution {
   readonly device: CudaDeviceName;
+  /** What multiplies matrices: NVIDIA's cuBLASLt where it was found, which this call looks for if nothing has yet. */
+  readonly matmul: MatmulKernels;
 }
 
 /** `status` of 'auto' where no device can be used. */
@@ -62,13 +65,13 @@ type Resolved = {
 type Description =
   | ({ readonly device: 'wasm' } & WasmStatus)
   | ({ readonly device: 'cpu' } & CpuStatus)
-  | ({ readonly device: CudaDeviceName } & CudaStatus);
+  | ({ readonly device: CudaDeviceName; readonly matmul: MatmulKernels } & CudaStatus);
 
 type Reasons = readonly (DeviceReason | CpuReason)[];
 
 const onCuda = (backend: CudaBackend, reasons: Reasons = []): Resolved => ({
   backend,
-  describe: () => ({ device: backend.device, ...backend.status }),
+  describe: () => ({ device: backend.device, ...backend.status, matmul: backend.matmulKernels }),
   reasons,
 });
 

@@ -1,8 +1,9 @@
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import type { BlockMask } from '../blockmask/blockMask.js';
 import type { DeviceBuffer, HostArray, Uploaded } from './memory.js';
 import { addressOf, blockLists, type Flat, refOf, type Strided, tensorRef, type View } from './operand.js';
 import { operation } from './operation.js';
+import { type ScoreProgram, scoreModFields, scoreModValues } from './scoreProgram.js';
 import { struct, type ValuesOf } from './struct.js';
 
 /** A window side without a limit. */
@@ -27,7 +28,7 @@ export interface RelativeProblem {
 
 /** A call to attention with every option checked and every default filled in; tensors themselves are not part of it. */
 export interface AttentionProblem {
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   readonly layout: 'bshd' | 'bhsd' | 'varlen';
   /** Batch entries, or sequences when varlen. */
   readonly batch: number;
@@ -56,6 +57,8 @@ export interface AttentionProblem {
   readonly biasShape: readonly [number, number, number, number] | undefined;
   readonly alibi: { readonly batched: boolean; readonly slopes: Float32Array | undefined } | undefined;
   readonly relative: RelativeProblem | undefined;
+  /** What scores are replaced by, after all of the above. */
+  readonly scoreMod: ScoreProgram | undefined;
   readonly blockMask: BlockMask | undefined;
   readonly hasSink: boolean;
   /** Whether backward has to give the same bits on repeats. */
@@ -72,6 +75,8 @@ export interface AttentionExtras {
   readonly relativeTable?: Flat | undefined;
   /** Contiguous [heads]. */
   readonly sink?: Flat | undefined;
+  /** What `problem.scoreMod` looks up, float32 or int32. */
+  readonly scoreTables?: readonly Flat[] | undefined;
 }
 
 export interface ForwardOperands extends AttentionExtras {
@@ -120,7 +125,7 @@ const shapeFields = {
 export const attentionShape = struct('AttentionShape', shapeFields);
 
 export function shapeOf(p: AttentionProblem): ValuesOf<typeof shapeFields> {
-  const headsDiffer = p.biasShape || p.alibi || p.relative || p.dropout;
+  const headsDiffer = p.biasShape || p.alibi || p.relative || p.scoreMod || p.dropout;
   return {
     lseRows: lseRows(p),
     dtype: p.dtype,
@@ -173,6 +178,7 @@ export interface AttentionMemory {
   readonly queryPosition: number;
   readonly keyPosition: number;
   readonly sink: number;
+  readonly scoreMod: Uploaded | undefined;
   readonly blockMask: Uploaded | undefined;
   readonly dRelative: number;
   readonly dSink: number;
@@ -259,6 +265,7 @@ const fields = {
     seedLow: 'uint32',
     seedHigh: 'uint32',
   }),
+  scoreMod: struct('ScoreModParams', scoreModFields),
   batch: 'int32',
   heads: 'int32',
   kvHeads: 'int32',
@@ -328,6 +335,7 @@ function paramsOf(
     sink: memory.sink,
     blockMask: p.blockMask && memory.blockMask && blockMaskValues(p.blockMask, memory.blockMask),
     dropout: p.dropout ?? { threshold: 0, keepScale: 1, seedLow: 0, seedHigh: 0 },
+    scoreMod: memory.scoreMod && scoreModValues(memory.scoreMod.addresses[0], operands.scoreTables ?? []),
     batch: p.batch,
     heads: p.heads,
     kvHeads: p.kvHeads,
@@ -371,13 +379,14 @@ const lanes = 4;
 const headWork = 4000;
 
 /** Floating-point operations, roughly, given those of a pair of query and key; what masks leave out counts too. */
-const workOf = (p: AttentionProblem, perPair: number) =>
-  p.batch * p.heads * (headWork + Math.ceil(p.queryLength / lanes) * lanes * p.keyLength * perPair);
+const workOf = (p: AttentionProblem, perPair: number, modSteps = 0) =>
+  p.batch * p.heads * (headWork + Math.ceil(p.queryLength / lanes) * lanes * p.keyLength * (perPair + 2 * modSteps));
 
 function buffersRead({ operands, memory }: AttentionLaunch<ForwardOperands>): DeviceBuffer[] {
-  const { query, key, value, bias, alibi, relativeTable, sink } = operands;
+  const { query, key, value, bias, alibi, relativeTable, sink, scoreTables } = operands;
   const reads = [query.buffer, key.buffer, value.buffer, ...memory.buffers];
   for (const operand of [bias, alibi, relativeTable, sink]) if (operand) reads.push(operand.buffer);
+  if (scoreTables) for (const table of scoreTables) reads.push(table.buffer);
   return reads;
 }
 
@@ -389,7 +398,7 @@ export const attentionForward = operation('attentionForward', params, (launch: A
     params: paramsOf(launch),
     reads: buffersRead(launch),
     writes: [operands.out.buffer, operands.lse.buffer],
-    work: workOf(p, 2 * (p.headDim + p.valueDim)),
+    work: workOf(p, 2 * (p.headDim + p.valueDim), p.scoreMod?.valueCount),
   };
 });
 
@@ -405,6 +414,6 @@ export const attentionBackward = operation('attentionBackward', params, (launch:
     params: paramsOf(launch, operands),
     reads,
     writes,
-    work: workOf(p, 2 * (3 * p.headDim + 2 * p.valueDim)),
+    work: workOf(p, 2 * (3 * p.headDim + 2 * p.valueDim), p.scoreMod?.count),
   };
 });

@@ -13,6 +13,32 @@ export interface MemoryReport {
   readonly tensors: number;
 }
 
+/** What multiplies matrices on a CUDA device; told apart by `kernels`. */
+export type MatmulKernels =
+  | {
+      /** NVIDIA's library, and this package's kernels for what it does not do in the same way. */
+      readonly kernels: 'cublasLt';
+      readonly path: string;
+      readonly version: string;
+    }
+  | {
+      /** Those of this package; 'none': every product throws. */
+      readonly kernels: 'flashattn' | 'none';
+      readonly because: string;
+    };
+
+/** A launch that somebody observes. */
+export interface ObservedLaunch {
+  readonly operation: string;
+  readonly operands: unknown;
+  readonly reads: readonly DeviceBuffer[];
+  readonly writes: readonly DeviceBuffer[];
+  /** See `Launch`. */
+  readonly work: number;
+  /** What it took; may wait for it. To be called once. */
+  readonly milliseconds: () => number;
+}
+
 /** Launches that can be queued again and again. */
 export interface Recording {
   /** Queues all of them, on the memory that they were recorded with. */
@@ -25,14 +51,25 @@ export interface Backend extends Memory {
   readonly device: string;
   /** How `explain` names the kernels. */
   readonly kernels: string;
+  /** What multiplies matrices, where that is a question: looks for it when it is first asked. */
+  readonly matmulKernels?: MatmulKernels;
 
   /** Queues a launch and returns at once; operands have been validated by the caller. */
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void;
+  /** Told of every launch while it is set; each then runs alone. */
+  observer: ((launch: ObservedLaunch) => void) | undefined;
   /**
-   * Keeps what `run` launches instead of queueing it, as one graph where the device has such. `run` must not do anything
-   * else here, and has done the same before: what a first launch has to load or to upload is not part of a recording.
+   * Keeps what `run` launches instead of queueing it, as one graph where the device has such. What `run` allocates belongs
+   * to the recording, which reuses it within itself and gives it back when it is disposed; what its launches use besides
+   * stays until then. `run` has done the same before: what a first launch has to load is not part of a recording.
+   *
+   * @throws ERR_OPTION when `run` reads what is not computed yet, or records
    */
   record(run: () => void): Recording;
+  /** Whether what is launched now is kept and not run. */
+  readonly isRecording: boolean;
+  /** Whether products of matrices read their factors from packed copies, in scratch memory that the host allocates. */
+  readonly packsFactors: boolean;
   /** How attention is cut into pieces here. */
   partition(problem: AttentionProblem): AttentionPartition;
   /** Bytes that every thread keeps for itself, all threads together. */
@@ -46,6 +83,8 @@ export interface Backend extends Memory {
   readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array;
   /** Resolves when every launch before this call that writes the buffer is done. */
   wait(buffer: DeviceBuffer): Promise<void>;
+  /** Whether the host has to wait before it may write the buffer itself. */
+  isInUse(buffer: DeviceBuffer): boolean;
   /** @throws ERR_WORKER when the launch that was to write the buffer was lost. */
   checkIntact(buffer: DeviceBuffer, argument: string): void;
   synchronize(): Promise<void>;

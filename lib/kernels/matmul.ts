@@ -16,7 +16,10 @@ export interface Matrices extends Operand {
   readonly batch: readonly number[];
 }
 
-/** C[b, i, j] = alpha * (the sum over k of A[b, i, k] * B[b, k, j]) + bias[b, i, j] */
+/** The functions that may follow, in the order of native/structs/activation.h. */
+export const activations = ['gelu', 'geluTanh', 'silu', 'relu'] as const;
+
+/** C[b, i, j] = activation(alpha * (the sum over k of A[b, i, k] * B[b, k, j]) + bias[b, i, j]) */
 export interface MatmulOperands {
   /** [batch..., rows, inner] */
   readonly a: Matrices;
@@ -33,6 +36,8 @@ export interface MatmulOperands {
   readonly alpha: number;
   /** Whether to add to C, in float32. */
   readonly accumulate: boolean;
+  /** Before anything is added to C. */
+  readonly activation?: (typeof activations)[number] | undefined;
 }
 
 const matrixRef = struct('MatrixRef', {
@@ -57,7 +62,7 @@ const params = struct('MatmulParams', {
   inner: 'int32',
   alpha: 'float32',
   accumulate: 'int32',
-  reserved: 'int32',
+  activation: 'int32',
 });
 
 function padded(values: readonly number[], by: number): number[] {
@@ -85,7 +90,7 @@ interface MatmulLaunch {
 }
 
 export const matmul = operation('matmul', params, ({ operands, packedA, packedB }: MatmulLaunch) => {
-  const { a, b, c, bias, batch, rows, columns, inner, alpha, accumulate } = operands;
+  const { a, b, c, bias, batch, rows, columns, inner, alpha, accumulate, activation } = operands;
   const count = product(batch) * rows * columns;
   if (count === 0) return undefined;
   const writes = [c.buffer];
@@ -105,6 +110,7 @@ export const matmul = operation('matmul', params, ({ operands, packedA, packedB 
       inner,
       alpha,
       accumulate: accumulate ? 1 : 0,
+      activation: activation === undefined ? 0 : 1 + activations.indexOf(activation),
     },
     reads: bias ? [a.buffer, b.buffer, bias.buffer] : [a.buffer, b.buffer],
     writes,
@@ -115,19 +121,24 @@ export const matmul = operation('matmul', params, ({ operands, packedA, packedB 
 // An item reads the panels of its factors alone where C is hardly larger than a tile: native/cpu/ops/matmul.h.
 const mostTileRows = 64;
 const mostTileColumns = 128;
+// Where A is packed, items have up to so many.
+const mostTallRows = 256;
 
 const isShared = (matrices: Matrices) => matrices.batch.every((stride) => stride === 0);
 
 /** Elements of one packed factor that launches are cut for: 32 MB. */
 const mostPacked = 2 ** 23;
 const leastChunk = 128;
+/** Of the inner dim, where a launch takes some of them: C is read and written once for each of these many. */
+const leastSteps = 2048;
 
 /** Elements of the packed factors, at most a third of the rows of which is padding; 0: no other item needs them. */
 function packedSizes({ a, b, batch, rows, columns, inner }: MatmulOperands): { a: number; b: number } {
   const entries = (matrices: Matrices) => (isShared(matrices) ? 1 : product(batch));
+  const packsA = columns > mostTileColumns;
   return {
-    a: columns > mostTileColumns ? entries(a) * inner * (Math.ceil((4 / 3) * rows) + 16) : 0,
-    b: rows > mostTileRows ? entries(b) * inner * (columns + 64) : 0,
+    a: packsA ? entries(a) * inner * (Math.ceil((4 / 3) * rows) + 16) : 0,
+    b: rows > (packsA ? mostTallRows : mostTileRows) ? entries(b) * inner * (columns + 64) : 0,
   };
 }
 
@@ -213,6 +224,20 @@ function slice(operands: MatmulOperands, axis: 'rows' | 'columns', begin: number
   return { ...sliced, [axis]: count };
 }
 
+/** Some steps of the inner dim, added to those before. */
+function stepsOf(operands: MatmulOperands, begin: number, count: number): MatmulOperands {
+  const moved = change(operands, ({ offset, row, column }, part) =>
+    part === 'a' ? { offset: offset + begin * column } : part === 'b' ? { offset: offset + begin * row } : {},
+  );
+  const isFirst = begin === 0;
+  return {
+    ...moved,
+    inner: count,
+    bias: isFirst ? operands.bias : undefined,
+    accumulate: !isFirst || operands.accumulate,
+  };
+}
+
 function entriesOf(operands: MatmulOperands, begin: number, count: number): MatmulOperands {
   const moved = change(operands, (matrices) => ({ offset: matrices.offset + begin * matrices.batch[0] }));
   return { ...moved, batch: [count, ...operands.batch.slice(1)] };
@@ -225,11 +250,15 @@ function* chunks(length: number, most: number): Generator<[begin: number, count:
 const itemsOf = ({ batch, rows, columns }: MatmulOperands) =>
   product(batch) * Math.ceil(rows / mostTileRows) * Math.ceil(columns / mostTileRows);
 
-/** Launches that together make the product, with bounded scratch memory each and few axes of the batch. */
-export function* matmulLaunches(operands: MatmulOperands): Generator<MatmulOperands> {
+/**
+ * Launches that together make the product, with few axes of the batch each.
+ *
+ * @param packs whether factors are packed: scratch memory is then bounded
+ */
+export function* matmulLaunches(operands: MatmulOperands, packs: boolean): Generator<MatmulOperands> {
   const simple = simplify(operands);
   const { a, b, batch, rows, columns, inner } = simple;
-  const sizes = packedSizes(simple);
+  const sizes = packs ? packedSizes(simple) : { a: 0, b: 0 };
   const [outer = 1] = batch;
   // How many times too large a launch is for which the batch is to blame.
   const excess = Math.max(
@@ -240,11 +269,17 @@ export function* matmulLaunches(operands: MatmulOperands): Generator<MatmulOpera
   );
   if (outer > 1 && excess > 1) {
     for (const [begin, count] of chunks(outer, Math.max(1, Math.floor(outer / excess))))
-      yield* matmulLaunches(entriesOf(simple, begin, count));
+      yield* matmulLaunches(entriesOf(simple, begin, count), packs);
     return;
   }
   if (Math.max(sizes.a, sizes.b) <= mostPacked) {
     yield simple;
+    return;
+  }
+  // A sum in pieces is as good where C is float32; what follows it has to wait for all of them.
+  const steps = Math.floor(mostPacked / (Math.max(sizes.a, sizes.b) / inner));
+  if (simple.c.dtype === 'float32' && simple.activation === undefined && steps >= leastSteps && steps < inner) {
+    for (const [k, count] of chunks(inner, steps)) yield stepsOf(simple, k, count);
     return;
   }
   const chunk = Math.max(leastChunk, Math.floor((0.7 * mostPacked) / Math.max(1, inner)));

@@ -2,6 +2,8 @@
 export interface DeviceBuffer {
   readonly address: number;
   readonly byteLength: number;
+  /** How many launches, replayed ones too, write it: what is known of its content holds until this changes. */
+  revision: number;
 }
 
 /** What a device does with memory. */

@@ -6,11 +6,14 @@ import { FlashAttnError } from '../base/errors.js';
 /** Kinds of numbers. 'address' and 'int64' are whole numbers below 2^53. */
 export type Scalar = 'address' | 'int64' | 'int32' | 'uint32' | 'float32' | 'dtype';
 
-/** Several numbers in a row. */
-export interface Repeated {
-  readonly of: 'int64' | 'uint32';
+/** Several in a row. Fewer may be given: what lies behind them is left as it was. */
+export interface Repeated<Of extends Scalar | Struct<Fields> = Scalar | Struct<Fields>> {
+  readonly of: Of;
   readonly count: number;
 }
+
+/** 'int32Rest': of whole numbers what the nearest float is short of, which kernels of programs alone read. */
+export type StoredDType = DType | 'int32Rest';
 
 export type FieldKind = Scalar | Repeated | Struct<Fields>;
 export type Fields = { readonly [name: string]: FieldKind };
@@ -24,11 +27,11 @@ export interface Field {
 }
 
 type ValueOf<K extends FieldKind> = K extends 'dtype'
-  ? DType | undefined
+  ? StoredDType | undefined
   : K extends Scalar
     ? number
-    : K extends Repeated
-      ? readonly number[]
+    : K extends Repeated<infer Of>
+      ? readonly ValueOf<Of>[]
       : K extends Struct<infer F>
         ? ValuesOf<F> | undefined
         : never;
@@ -44,7 +47,7 @@ export interface Struct<F extends Fields = Fields> {
   readonly values?: ValuesOf<F>;
 }
 
-const isStruct = (kind: FieldKind): kind is Struct => typeof kind === 'object' && 'fields' in kind;
+const isStruct = (kind: FieldKind): kind is Struct<Fields> => typeof kind === 'object' && 'fields' in kind;
 
 function sizeOf(kind: FieldKind): number {
   if (typeof kind === 'object') return isStruct(kind) ? kind.byteLength : kind.count * sizeOf(kind.of);
@@ -55,7 +58,7 @@ const alignmentOf = (kind: FieldKind): number =>
   isStruct(kind)
     ? Math.max(...kind.fields.map((field) => alignmentOf(field.kind)))
     : typeof kind === 'object'
-      ? sizeOf(kind.of)
+      ? alignmentOf(kind.of)
       : sizeOf(kind);
 
 /** Describes the struct `name` of native/structs, whose fields have the same names in snake case. */
@@ -76,9 +79,10 @@ const snakeCase = (name: string) => name.replace(/[A-Z]/g, (letter) => `_${lette
 /** 'lse@160:8' is the field lse of 8 bytes at byte 160. */
 const placeOf = ({ name, offset, size }: Field) => `${snakeCase(name)}@${offset}:${size}`;
 
-/** What native code says of itself: its operations, and the fields of each struct. */
+/** What native code says of itself: its operations, the instructions of its programs, and the fields of each struct. */
 export interface NativeDescription {
   readonly operations: readonly string[];
+  readonly opcodes: readonly string[];
   readonly structs: ReadonlyMap<string, readonly string[]>;
 }
 
@@ -89,7 +93,7 @@ export function parseDescription(text: string): NativeDescription {
     const [name, ...words] = line.split(' ');
     if (name) structs.set(name, words);
   }
-  return { operations: structs.get('operations') ?? [], structs };
+  return { operations: structs.get('operations') ?? [], opcodes: structs.get('opcodes') ?? [], structs };
 }
 
 /**
@@ -97,7 +101,7 @@ export function parseDescription(text: string): NativeDescription {
  *
  * @throws ERR_DEVICE, naming the fields that differ
  */
-export function checkFields({ structs }: NativeDescription, described: Struct, build: string): void {
+export function checkFields({ structs }: Pick<NativeDescription, 'structs'>, described: Struct, build: string): void {
   const expected = described.fields.map(placeOf);
   const found = structs.get(described.name) ?? [];
   const missing = expected.filter((place) => !found.includes(place));
@@ -108,5 +112,8 @@ export function checkFields({ structs }: NativeDescription, described: Struct, b
       `${build} is of another version: its ${described.name} has ${unknown.join(', ') || 'nothing'} where this version has ` +
         `${missing.join(', ') || 'nothing'} (field@byte:size); build it again`,
     );
-  for (const { kind } of described.fields) if (isStruct(kind)) checkFields({ operations: [], structs }, kind, build);
+  for (const { kind } of described.fields) {
+    const inner = typeof kind === 'object' && !isStruct(kind) ? kind.of : kind;
+    if (isStruct(inner)) checkFields({ structs }, inner, build);
+  }
 }

@@ -1,5 +1,6 @@
 import type { DType } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
+import { record } from '../tape/tape.js';
 import { checkAxis } from '../tensor/shape.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
@@ -45,6 +46,13 @@ export function concat<D extends DType>(tensors: readonly Tensor<D, Shape>[], ax
       part.dispose();
       begin += lengths[i];
     }
+    record('concat', tensors, [result], [], ([gradient]) => {
+      let from = 0;
+      return lengths.map((n) => {
+        from += n;
+        return gradient?.slice(along, from - n, from);
+      });
+    });
     return result;
   });
 }

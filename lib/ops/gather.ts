@@ -7,11 +7,13 @@ import {
   checkOptions,
   mustBe,
 } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
 import { release } from '../base/released.js';
 import { gather, type RowLists } from '../kernels/gather.js';
 import { Mask } from '../masks/mask.js';
+import { inRows } from '../tape/arithmetic.js';
+import { record } from '../tape/tape.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /** Kernels count rows in 32 bits. */
@@ -124,7 +126,7 @@ export interface GatherOptions {
  * @returns [batch, map.rows, ...rest]
  * @throws ERR_SHAPE, ERR_OPTION, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function gatherRows<D extends DType>(
+export function gatherRows<D extends FloatDType>(
   source: Tensor<D, Shape>,
   map: RowMap,
   options: GatherOptions = {},
@@ -157,6 +159,9 @@ export function gatherRows<D extends DType>(
       rowElements,
       scale,
     });
+    record('gatherRows', [source], [result], [], ([gradient]) => [
+      gradient && gatherRows(inRows(gradient), map.transposed(), { scale }),
+    ]);
     return result as Tensor<D, Shape>;
   });
 }

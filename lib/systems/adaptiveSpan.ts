@@ -1,7 +1,7 @@
 import { attention, attentionBackward, type Shape4 } from '../attention/attention.js';
 import type { RelativeBias } from '../attention/relative.js';
 import { checkInteger } from '../base/check.js';
-import { type DType, encode } from '../base/dtype.js';
+import { encode, type FloatDType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { perHead, slidingWindow } from '../masks/index.js';
@@ -30,7 +30,7 @@ export interface AdaptiveSpanOptions extends ScaleOption {
   readonly keyPe?: Tensor<'float32', Shape>;
 }
 
-export interface AdaptiveSpanGradients<D extends DType = DType> extends RegroupedGradients<D, Shape4> {
+export interface AdaptiveSpanGradients<D extends FloatDType = FloatDType> extends RegroupedGradients<D, Shape4> {
   readonly dSpan: Tensor<'float32', Shape>;
   readonly dKeyPe?: Tensor<'float32', Shape>;
 }
@@ -95,7 +95,7 @@ function readDims(q: Tensor, k: Tensor, v: Tensor, options: AdaptiveSpanOptions)
 }
 
 /** A tensor of numbers that were computed on the host, beside `like`. */
-function hostTensor<D extends DType, S extends Shape>(
+function hostTensor<D extends FloatDType, S extends Shape>(
   values: Float64Array,
   shape: S,
   like: Tensor,
@@ -162,7 +162,7 @@ const withZeroRow = (rows: number): RowMap =>
   );
 
 /** The last key lies after every query's span. */
-const beforeLast = <D extends DType>(t: Tensor<D, Shape4>) => t.slice(1, 0, t.shape[1] - 1);
+const beforeLast = <D extends FloatDType>(t: Tensor<D, Shape4>) => t.slice(1, 0, t.shape[1] - 1);
 
 /**
  * Adaptive attention span (Sukhbaatar et al. 2019). Query m sees the L keys before it, column c = 0 to L - 1 being key
@@ -179,7 +179,7 @@ const beforeLast = <D extends DType>(t: Tensor<D, Shape4>) => t.slice(1, 0, t.sh
  * @returns out [batch, M, heads, value dim]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function adaptiveSpanAttention<D extends DType>(
+export function adaptiveSpanAttention<D extends FloatDType>(
   q: Tensor<D, Shape4>,
   k: Tensor<D, Shape4>,
   v: Tensor<D, Shape4>,
@@ -226,7 +226,7 @@ export function adaptiveSpanAttention<D extends DType>(
  * @param saved what the forward pass saved
  * @throws as `adaptiveSpanAttention`
  */
-export function adaptiveSpanAttentionBackward<D extends DType>(
+export function adaptiveSpanAttentionBackward<D extends FloatDType>(
   dOut: Tensor<D, Shape4>,
   saved: SavedAttention<D, AdaptiveSpanLayout>,
 ): AdaptiveSpanGradients<D> {

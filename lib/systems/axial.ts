@@ -1,5 +1,5 @@
 import { checkIntegers } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { optionError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { releaseCopies } from '../ops/gather.js';
@@ -59,7 +59,7 @@ function readAxes(options: AxialOptions, axisCount: number): readonly number[] {
 }
 
 /** Rank 4 with the grid as one axis: [batch, tokens, heads, dim]. */
-const flat = <D extends DType>(t: Tensor<D, Shape>): Tensor<D, Shape> =>
+const flat = <D extends FloatDType>(t: Tensor<D, Shape>): Tensor<D, Shape> =>
   t.reshape([t.shape[0], t.shape.slice(1, -2).reduce((product, n) => product * n, 1), ...t.shape.slice(-2)] as Shape);
 
 /**
@@ -74,7 +74,7 @@ const flat = <D extends DType>(t: Tensor<D, Shape>): Tensor<D, Shape> =>
  * @returns out [batch, ...grid, heads, value dim]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function axialAttention<D extends DType, S extends Shape>(
+export function axialAttention<D extends FloatDType, S extends Shape>(
   q: Tensor<D, S>,
   k: Tensor<D, S>,
   v: Tensor<D, S>,
@@ -104,7 +104,7 @@ export function axialAttention<D extends DType, S extends Shape>(
  * @param saved what the forward pass saved
  * @throws as `axialAttention`
  */
-export function axialAttentionBackward<D extends DType, S extends Shape>(
+export function axialAttentionBackward<D extends FloatDType, S extends Shape>(
   dOut: Tensor<D, S>,
   saved: SavedAttention<D, AxialLayout>,
 ): RegroupedGradients<D, S> {

@@ -1,52 +1,160 @@
+/**
+ * Published systems of attention, each by its name.
+ *
+ * @packageDocumentation
+ */
+
 export {
-  type AdaptiveSpanGradients,
-  type AdaptiveSpanLayout,
-  type AdaptiveSpanOptions,
-  adaptiveSpanAttention,
-  adaptiveSpanAttentionBackward,
-} from './adaptiveSpan.js';
-export { type AxialLayout, type AxialOptions, axialAttention, axialAttentionBackward } from './axial.js';
+  type CosineOptions,
+  cosineReweighting,
+  eluPlusOne,
+  exponential,
+  type FavorOptions,
+  type FeatureMap,
+  type FourierOptions,
+  type FrequencyOptions,
+  favorHyperbolic,
+  favorPositive,
+  type GeneralizedReluOptions,
+  generalizedRelu,
+  type HyperbolicOptions,
+  randomFourier,
+  relu as reluFeatures,
+  softmaxFeatures,
+  softmaxSequence,
+  squaredRelu,
+  taylorSecondOrder,
+} from '../linear/featureMaps.js';
+export { type AftOptions, aftFull } from './aft.js';
+export { type BasedOptions, basedAttention } from './basedAttention.js';
+export { type CosformerOptions, cosformerAttention } from './cosformer.js';
+// Recurrent attention over the engine of lib/linear.
 export {
-  type LongnetBackwardOptions,
-  type LongnetLayout,
-  type LongnetOptions,
-  longnetAttention,
-  longnetAttentionBackward,
-  SavedLongnet,
-} from './longnet.js';
+  type DeltaRuleOptions,
+  deltaRule,
+  type GatedDeltaRuleOptions,
+  gatedDeltaRule,
+} from './deltaRule.js';
+export { efficientAttention } from './efficientAttention.js';
+export { forgettingAttention } from './forgettingAttention.js';
 export {
-  type GlobalTokenOptions,
-  type LongT5GlobalGradients,
-  type LongT5GlobalOptions,
-  type LongT5Gradients,
-  type LongT5Options,
-  longT5GlobalAttention,
-  longT5GlobalAttentionBackward,
-  longT5GlobalTokens,
-  longT5GlobalTokensBackward,
-  longT5LocalAttention,
-  longT5LocalAttentionBackward,
-  SavedLongT5,
-} from './longT5.js';
+  type FlashQuadOptions,
+  flashQuadAttention,
+  type GatedAttentionOptions,
+  type GatedAttentionWeights,
+  gatedAttentionUnit,
+} from './gatedAttention.js';
+export { GatedDeltaNet, type GatedDeltaNetOptions, type GatedDeltaNetState } from './gatedDeltaNet.js';
 export {
-  type PatternShapes,
-  type Regrouped,
-  type RegroupedGradients,
-  SavedAttention,
-  type ScaleOption,
-} from './saved.js';
+  type GlaOptions,
+  gla,
+  mamba2Ssd,
+  type Rwkv6Options,
+  type Rwkv7Options,
+  rwkv6Wkv,
+  rwkv7Wkv,
+  type SimpleGlaOptions,
+  simpleGla,
+} from './gatedLinear.js';
+export { GatedLinearAttention, type GatedLinearAttentionOptions, type GatedLinearAttentionState } from './glaLayer.js';
+export { hgrnRecurrence } from './hgrn.js';
+// Systems with memories and inner models, of operations with gradients from the tape.
 export {
-  type MapShape,
-  type SwinGradients,
-  type SwinLayout,
-  type SwinOptions,
-  swinAttention,
-  swinAttentionBackward,
-} from './swin.js';
+  type HybridGatedOptions,
+  type HybridLocalLinearOptions,
+  hybridGatedWindowLinear,
+  hybridLocalLinear,
+} from './hybrid.js';
 export {
-  type TimesformerLayout,
-  type TimesformerOptions,
-  timesformerAttention,
-  timesformerAttentionBackward,
-} from './timesformer.js';
-export { type TopKLayout, type TopKOptions, topKAttention, topKAttentionBackward } from './topK.js';
+  type InfiniMemory,
+  type InfiniOptions,
+  type InfiniResult,
+  type InfiniState,
+  infiniAttention,
+  infiniAttentionPaper,
+} from './infini.js';
+export { InfiniAttention, type InfiniLayerOptions } from './infiniLayer.js';
+export { type KernelAttentionOptions, kernelAttention } from './kernelAttention.js';
+export { type LinearAttentionOptions, type LinearOptions, linearAttention } from './linearAttention.js';
+export { LinearAttention, type LinearAttentionLayerOptions, type LinearAttentionState } from './linearLayer.js';
+export { type MambaScanOptions, mambaSelectiveScan } from './mamba.js';
+export { Mamba2, type Mamba2Options, type Mamba2State } from './mamba2Layer.js';
+export {
+  orthogonalProjection,
+  type PerformerHyperbolicOptions,
+  type PerformerOptions,
+  type ProjectionDraw,
+  performerAttention,
+  performerHyperbolicAttention,
+} from './performer.js';
+export {
+  type FrequencyDraw,
+  type RandomFeatureOptions,
+  randomFeatureAttention,
+  randomFrequencies,
+} from './randomFeatureAttention.js';
+export type { RecurrentOptions, ScaledRecurrentOptions } from './recurrent.js';
+export {
+  type LayerStep,
+  RecurrentLayer,
+  ShortConvolution,
+  type ShortConvolutionOptions,
+} from './recurrentLayer.js';
+export * from './regrouped.js';
+export {
+  type GatedRetentionOptions,
+  gatedRetention,
+  type LightningOptions,
+  lightningAttention,
+  retention,
+} from './retention.js';
+export {
+  MultiScaleRetention,
+  type MultiScaleRetentionOptions,
+  type MultiScaleRetentionState,
+} from './retentionLayer.js';
+export {
+  type RetentionChunkwiseOptions,
+  retentionTorchscaleChunkwise,
+  retentionTorchscaleParallel,
+  retentionTorchscaleRecurrent,
+  type TorchscaleRetention,
+  type TorchscaleRetentionState,
+} from './retentionTorchscale.js';
+export {
+  type Rwkv4Options,
+  type Rwkv4Result,
+  type Rwkv4State,
+  type Rwkv4Weights,
+  rwkv4TimeMixing,
+} from './rwkv4.js';
+export { type S4DOptions, type S4DOutput, type S4DParameters, s4d, s4dKernel, s4dOutput } from './s4d.js';
+export {
+  type TTTLinearWeights,
+  type TTTMlpWeights,
+  type TTTOptions,
+  type TTTResult,
+  type TTTState,
+  tttLinear,
+  tttMlp,
+} from './ttt.js';
+export { type TTTLayerOptions, TTTLinear, TTTMlp } from './tttLayer.js';
+export {
+  Yoco,
+  YocoCrossDecoder,
+  type YocoCrossDecoderOptions,
+  type YocoCrossState,
+  type YocoOptions,
+  YocoSelfDecoder,
+  type YocoSelfDecoderOptions,
+  type YocoSelfState,
+  type YocoState,
+} from './yoco.js';
+export {
+  GatedRetention,
+  type GatedRetentionLayerOptions,
+  type GatedRetentionState,
+  SlidingWindowAttention,
+  type SlidingWindowAttentionOptions,
+  type SlidingWindowState,
+} from './yocoMixers.js';

@@ -3,10 +3,11 @@ import { mergeStates } from '../attention/merge.js';
 import type { DenseOptions, Integers } from '../attention/options.js';
 import { t5RelativeBias } from '../attention/relative.js';
 import { checkInteger, checkIntegers, checkOptions as checkNames, mustBe } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
+import { sameShape } from '../tensor/shape.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import {
   checkGradient,
@@ -26,7 +27,7 @@ export interface LongT5Options extends ScaleOption {
   /** How many tokens on each side a token sees. */
   readonly radius: number;
   /** T5 relative position bias, bidirectional: [buckets, heads]. */
-  readonly biasTable?: Tensor<DType, Shape>;
+  readonly biasTable?: Tensor<FloatDType, Shape>;
   /** Distances from here on share the last bucket. Default 128. */
   readonly maxDistance?: number;
   /** How many tokens of each batch entry are real. Others are seen by nobody, and their rows are 0. */
@@ -37,21 +38,21 @@ export interface LongT5GlobalOptions extends LongT5Options {
   /** Tokens that a global token stands for. */
   readonly blockSize: number;
   /** T5 relative position bias between a token's block and the global tokens: [buckets, heads]. */
-  readonly globalBiasTable?: Tensor<DType, Shape>;
+  readonly globalBiasTable?: Tensor<FloatDType, Shape>;
 }
 
-export interface LongT5Gradients<D extends DType = DType> extends RegroupedGradients<D, Shape4> {
-  readonly dBiasTable?: Tensor<DType, Shape>;
+export interface LongT5Gradients<D extends FloatDType = FloatDType> extends RegroupedGradients<D, Shape4> {
+  readonly dBiasTable?: Tensor<FloatDType, Shape>;
 }
 
-export interface LongT5GlobalGradients<D extends DType = DType> extends LongT5Gradients<D> {
+export interface LongT5GlobalGradients<D extends FloatDType = FloatDType> extends LongT5Gradients<D> {
   readonly dkGlobal: Tensor<D, Shape4>;
   readonly dvGlobal: Tensor<D, Shape4>;
-  readonly dGlobalBiasTable?: Tensor<DType, Shape>;
+  readonly dGlobalBiasTable?: Tensor<FloatDType, Shape>;
 }
 
 /** What `longT5GlobalAttentionBackward` needs: attention to the neighbours and to the global tokens. */
-export class SavedLongT5<D extends DType = DType> implements Disposable {
+export class SavedLongT5<D extends FloatDType = FloatDType> implements Disposable {
   /** @internal */
   constructor(
     readonly local: SavedAttention<D>,
@@ -110,7 +111,7 @@ const order = ['batch', 'tokens', 'heads', 'dim'];
  * @returns out [batch, tokens, heads, value dim]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function longT5LocalAttention<D extends DType>(
+export function longT5LocalAttention<D extends FloatDType>(
   q: Tensor<D, Shape4>,
   k: Tensor<D, Shape4>,
   v: Tensor<D, Shape4>,
@@ -140,7 +141,7 @@ export function longT5LocalAttention<D extends DType>(
  * @param saved what the forward pass saved
  * @throws as `longT5LocalAttention`
  */
-export function longT5LocalAttentionBackward<D extends DType>(
+export function longT5LocalAttentionBackward<D extends FloatDType>(
   dOut: Tensor<D, Shape4>,
   saved: SavedAttention<D, undefined>,
 ): LongT5Gradients<D> {
@@ -184,7 +185,7 @@ export interface GlobalTokenOptions {
  * @returns [batch, floor(tokens / blockSize), ...rest]
  * @throws ERR_SHAPE, ERR_OPTION, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function longT5GlobalTokens<D extends DType>(
+export function longT5GlobalTokens<D extends FloatDType>(
   x: Tensor<D, Shape>,
   options: GlobalTokenOptions,
 ): Tensor<D, Shape> {
@@ -207,7 +208,7 @@ export function longT5GlobalTokens<D extends DType>(
  * @param tokens the tokens of x
  * @throws as `longT5GlobalTokens`
  */
-export function longT5GlobalTokensBackward<D extends DType>(
+export function longT5GlobalTokensBackward<D extends FloatDType>(
   dTokens: Tensor<D, Shape>,
   tokens: number,
   options: GlobalTokenOptions,
@@ -272,8 +273,7 @@ function checkGlobal(
   ] as const) {
     checkTensor(t, name);
     const wanted = [batch, blocks, ...like.shape.slice(2)];
-    if (t.shape.length !== 4 || wanted.some((n, axis) => n !== t.shape[axis]))
-      throw shapeError(`${name} has shape ${show(t.shape)}; it must be ${show(wanted)}`);
+    if (!sameShape(t.shape, wanted)) throw shapeError(`${name} has shape ${show(t.shape)}; it must be ${show(wanted)}`);
   }
 }
 
@@ -290,7 +290,7 @@ function checkGlobal(
  * @returns out [batch, tokens, heads, value dim]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function longT5GlobalAttention<D extends DType>(
+export function longT5GlobalAttention<D extends FloatDType>(
   q: Tensor<D, Shape4>,
   k: Tensor<D, Shape4>,
   v: Tensor<D, Shape4>,
@@ -330,7 +330,7 @@ export function longT5GlobalAttention<D extends DType>(
  * @param saved what the forward pass saved
  * @throws as `longT5GlobalAttention`
  */
-export function longT5GlobalAttentionBackward<D extends DType>(
+export function longT5GlobalAttentionBackward<D extends FloatDType>(
   dOut: Tensor<D, Shape4>,
   saved: SavedLongT5<D>,
 ): LongT5GlobalGradients<D> {

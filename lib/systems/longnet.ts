@@ -1,7 +1,7 @@
 import type { Shape3, Shape4 } from '../attention/attention.js';
 import { mergeStates } from '../attention/merge.js';
 import { checkBoolean, checkIntegers, checkWord, mustBe } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { optionError, shapeError } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { gatherRows, RowMap, releaseCopies } from '../ops/gather.js';
@@ -37,7 +37,7 @@ export interface LongnetBackwardOptions {
 }
 
 /** What `longnetAttentionBackward` needs: the attention of all branches, and their merged result. */
-export class SavedLongnet<D extends DType = DType> implements Disposable {
+export class SavedLongnet<D extends FloatDType = FloatDType> implements Disposable {
   /** @internal */
   constructor(
     readonly branches: SavedAttention<D, LongnetLayout>,
@@ -116,7 +116,7 @@ function readLayout(shapes: { q: Shape; k: Shape }, options: LongnetOptions): Lo
 }
 
 /** [batch, tokens, heads, dim] -> [batch, tokens * heads, 1, dim] */
-const pairs = <D extends DType>(t: Tensor<D, Shape>): Tensor<D, Shape> =>
+const pairs = <D extends FloatDType>(t: Tensor<D, Shape>): Tensor<D, Shape> =>
   t.reshape([t.shape[0], t.shape[1] * t.shape[2], 1, t.shape[3]] as Shape);
 
 /**
@@ -132,7 +132,7 @@ const pairs = <D extends DType>(t: Tensor<D, Shape>): Tensor<D, Shape> =>
  * @returns out [batch, tokens, heads, value dim]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function longnetAttention<D extends DType>(
+export function longnetAttention<D extends FloatDType>(
   q: Tensor<D, Shape4>,
   k: Tensor<D, Shape4>,
   v: Tensor<D, Shape4>,
@@ -171,7 +171,7 @@ export function longnetAttention<D extends DType>(
  * @param saved what the forward pass saved
  * @throws as `longnetAttention`
  */
-export function longnetAttentionBackward<D extends DType>(
+export function longnetAttentionBackward<D extends FloatDType>(
   dOut: Tensor<D, Shape4>,
   saved: SavedLongnet<D>,
   options: LongnetBackwardOptions = {},
@@ -194,7 +194,7 @@ export function longnetAttentionBackward<D extends DType>(
   });
 }
 
-function checkHeads(q: Tensor<DType, Shape>, k: Tensor<DType, Shape>): void {
+function checkHeads(q: Tensor<FloatDType, Shape>, k: Tensor<FloatDType, Shape>): void {
   if (k.shape[2] < 1 || q.shape[2] % k.shape[2] !== 0)
     throw shapeError(`the ${q.shape[2]} query heads must be a multiple of the ${k.shape[2]} kv heads`);
 }

@@ -1,6 +1,6 @@
 import { attention, attentionBackward } from '../attention/attention.js';
 import type { VarlenOptions } from '../attention/options.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import { type PatternShapes, type RegroupedGradients, SavedAttention, scoped } from './saved.js';
@@ -42,18 +42,18 @@ export class Packing {
 }
 
 /** [batch, rows, ...rest] -> [batch * rows, ...rest] */
-function join<D extends DType>(t: Tensor<D, Shape>): Tensor<D, Shape> {
+function join<D extends FloatDType>(t: Tensor<D, Shape>): Tensor<D, Shape> {
   const [batch, rows, ...rest] = t.shape;
   return t.reshape([batch * rows, ...rest] as Shape);
 }
 
 /** The rows of packed sequences, gathered from t [batch, rows, ...rest] and joined: [batch * packed rows, ...rest]. */
-export function pack<D extends DType>(t: Tensor<D, Shape>, map: RowMap, scale = 1): Tensor<D, Shape> {
+export function pack<D extends FloatDType>(t: Tensor<D, Shape>, map: RowMap, scale = 1): Tensor<D, Shape> {
   return scoped(({ use }) => join(use(gatherRows(t, map, { scale }))));
 }
 
 /** The adjoint of `pack`: the sum of the packed rows over all places that a row was gathered to. */
-export function unpack<D extends DType>(t: Tensor<D, Shape>, map: RowMap, scale = 1): Tensor<D, Shape> {
+export function unpack<D extends FloatDType>(t: Tensor<D, Shape>, map: RowMap, scale = 1): Tensor<D, Shape> {
   return scoped(({ use }) => {
     const [rows, ...rest] = t.shape;
     const batch = map.rows === 0 ? 0 : rows / map.rows;
@@ -61,7 +61,7 @@ export function unpack<D extends DType>(t: Tensor<D, Shape>, map: RowMap, scale 
   });
 }
 
-export interface Inputs<D extends DType> {
+export interface Inputs<D extends FloatDType> {
   /** [batch, rows, heads, dim]; k and v with rows and heads of their own. */
   readonly q: Tensor<D, Shape>;
   readonly k: Tensor<D, Shape>;
@@ -69,7 +69,7 @@ export interface Inputs<D extends DType> {
 }
 
 /** Attention within each sequence. The results stay packed: out [batch * packed rows, heads, dim]. */
-export function packedAttention<D extends DType, Layout extends { readonly packing: Packing }>(
+export function packedAttention<D extends FloatDType, Layout extends { readonly packing: Packing }>(
   pattern: string,
   inputs: Inputs<D>,
   layout: Layout,
@@ -88,7 +88,7 @@ export function packedAttention<D extends DType, Layout extends { readonly packi
 }
 
 /** The gradients of `packedAttention` in the shapes of the pattern, given the packed gradient of its out. */
-export function packedBackward<D extends DType>(
+export function packedBackward<D extends FloatDType>(
   dOut: Tensor<D, Shape>,
   saved: SavedAttention<D, { readonly packing: Packing }>,
   results: Partial<Pick<SavedAttention<D>, 'out' | 'lse'>> = {},

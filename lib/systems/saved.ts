@@ -1,8 +1,9 @@
 import type { Saved } from '../attention/attention.js';
 import type { AttentionOptions } from '../attention/options.js';
 import { checkFloat32, checkOptions as checkNames, mustBe } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
+import { sameShape } from '../tensor/shape.js';
 import { allocateTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 
 /** The softmax scale, which every pattern takes. */
@@ -12,14 +13,14 @@ export interface ScaleOption {
 }
 
 /** What a pattern returns. Dispose of both when they are no longer needed. */
-export interface Regrouped<D extends DType, S extends Shape, Layout> {
+export interface Regrouped<D extends FloatDType, S extends Shape, Layout> {
   readonly out: Tensor<D, S>;
   /** For the backward pass. */
   readonly saved: SavedAttention<D, Layout>;
 }
 
 /** The gradients of a pattern's inputs, in their shapes. */
-export interface RegroupedGradients<D extends DType = DType, S extends Shape = Shape> {
+export interface RegroupedGradients<D extends FloatDType = FloatDType, S extends Shape = Shape> {
   readonly dq: Tensor<D, S>;
   readonly dk: Tensor<D, S>;
   readonly dv: Tensor<D, S>;
@@ -34,7 +35,9 @@ export interface PatternShapes {
 }
 
 /** The attention that a pattern ran on the regrouped tokens: its inputs, results and options. It owns the tensors. */
-export class SavedAttention<D extends DType = DType, Layout = unknown> implements Saved<D, Shape>, Disposable {
+export class SavedAttention<D extends FloatDType = FloatDType, Layout = unknown>
+  implements Saved<D, Shape>, Disposable
+{
   readonly q: Tensor<D, Shape>;
   readonly k: Tensor<D, Shape>;
   readonly v: Tensor<D, Shape>;
@@ -145,7 +148,7 @@ export function checkGradient(dOut: unknown, saved: unknown, pattern: string): a
     throw mustBe('saved', saved, `what ${pattern} saved`);
   checkTensor(dOut, 'dOut');
   const { shapes, out } = saved;
-  if (dOut.shape.length !== shapes.out.length || dOut.shape.some((n, axis) => n !== shapes.out[axis]))
+  if (!sameShape(dOut.shape, shapes.out))
     throw shapeError(`dOut has shape ${show(dOut.shape)}; it must be ${show(shapes.out)}`);
   if (dOut.dtype !== out.dtype) throw new FlashAttnError('ERR_DTYPE', `dOut is ${dOut.dtype}; it must be ${out.dtype}`);
 }

@@ -2,7 +2,7 @@ import { attention, attentionBackward } from '../attention/attention.js';
 import type { DenseOptions } from '../attention/options.js';
 import { swinRelativeBias } from '../attention/relative.js';
 import { mustBe } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { show } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { type Coverage, Mask, mostTokens, type Region, type Row, showKeys } from '../masks/mask.js';
@@ -30,11 +30,11 @@ export interface SwinOptions extends ScaleOption {
   /** How far the windows are moved down and right, below the size of a window. Default 0. */
   readonly shift?: number | readonly [down: number, right: number];
   /** Relative position bias [(2 height - 1) * (2 width - 1), heads], as in `swinRelativeBias`. */
-  readonly biasTable?: Tensor<DType, Shape>;
+  readonly biasTable?: Tensor<FloatDType, Shape>;
 }
 
-export interface SwinGradients<D extends DType = DType> extends RegroupedGradients<D, MapShape> {
-  readonly dBiasTable?: Tensor<DType, Shape>;
+export interface SwinGradients<D extends FloatDType = FloatDType> extends RegroupedGradients<D, MapShape> {
+  readonly dBiasTable?: Tensor<FloatDType, Shape>;
 }
 
 /** One axis of the map: its real and padded length, and how windows lie on it. */
@@ -144,7 +144,7 @@ function readWindows([batch, height, width]: Shape, options: SwinOptions): SwinL
 }
 
 /** [batch, height, width, heads, dim] -> [batch * windows, tokens of a window, heads, dim]; padding is zeros. */
-function partition<D extends DType>(t: Tensor<D, Shape>, windows: SwinLayout): Tensor<D, Shape> {
+function partition<D extends FloatDType>(t: Tensor<D, Shape>, windows: SwinLayout): Tensor<D, Shape> {
   return scoped(({ use }) => {
     const [batch, height, width, heads, dim] = t.shape;
     const rows = use(t.reshape([batch, height * width, heads, dim] as Shape));
@@ -154,7 +154,7 @@ function partition<D extends DType>(t: Tensor<D, Shape>, windows: SwinLayout): T
 }
 
 /** The adjoint of `partition`, and its inverse but for the padding. */
-function reverse<D extends DType>(t: Tensor<D, Shape>, windows: SwinLayout, shape: Shape): Tensor<D, MapShape> {
+function reverse<D extends FloatDType>(t: Tensor<D, Shape>, windows: SwinLayout, shape: Shape): Tensor<D, MapShape> {
   return scoped(({ use }) => {
     const [groups, tokens, heads, dim] = t.shape;
     const rows = use(t.reshape([groups / windows.count, windows.count * tokens, heads, dim] as Shape));
@@ -174,7 +174,7 @@ function reverse<D extends DType>(t: Tensor<D, Shape>, windows: SwinLayout, shap
  * @returns out [batch, height, width, heads, value dim]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function swinAttention<D extends DType>(
+export function swinAttention<D extends FloatDType>(
   q: Tensor<D, MapShape>,
   k: Tensor<D, MapShape>,
   v: Tensor<D, MapShape>,
@@ -211,7 +211,7 @@ export function swinAttention<D extends DType>(
  * @param saved what the forward pass saved
  * @throws as `swinAttention`
  */
-export function swinAttentionBackward<D extends DType>(
+export function swinAttentionBackward<D extends FloatDType>(
   dOut: Tensor<D, MapShape>,
   saved: SavedAttention<D, SwinLayout>,
 ): SwinGradients<D> {

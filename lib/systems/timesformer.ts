@@ -1,6 +1,6 @@
 import type { Shape4 } from '../attention/attention.js';
 import { checkInteger, checkWord } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { shapeError } from '../base/errors.js';
 import { Remember } from '../base/remember.js';
 import { RowMap, releaseCopies } from '../ops/gather.js';
@@ -96,7 +96,7 @@ const order = ['batch', 'tokens', 'heads', 'dim'];
  * @returns out [batch, tokens, heads, value dim]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function timesformerAttention<D extends DType>(
+export function timesformerAttention<D extends FloatDType>(
   q: Tensor<D, Shape4>,
   k: Tensor<D, Shape4>,
   v: Tensor<D, Shape4>,
@@ -125,7 +125,7 @@ export function timesformerAttention<D extends DType>(
  * @param saved what the forward pass saved
  * @throws as `timesformerAttention`
  */
-export function timesformerAttentionBackward<D extends DType>(
+export function timesformerAttentionBackward<D extends FloatDType>(
   dOut: Tensor<D, Shape4>,
   saved: SavedAttention<D, TimesformerLayout>,
 ): RegroupedGradients<D, Shape4> {

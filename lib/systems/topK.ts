@@ -1,6 +1,6 @@
 import { attention, attentionBackward, type Saved, type Shape4 } from '../attention/attention.js';
 import { checkBoolean, checkInteger } from '../base/check.js';
-import type { DType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { optionError, shapeError } from '../base/errors.js';
 import { release } from '../base/released.js';
 import { Remember } from '../base/remember.js';
@@ -173,7 +173,7 @@ function readOptions(options: TopKOptions): { renormalize: boolean } {
  * @returns out [batch, Nq, heads, value dim], lse [batch, heads, Nq]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function topKAttention<D extends DType>(
+export function topKAttention<D extends FloatDType>(
   q: Tensor<D, Shape4>,
   k: Tensor<D, Shape4>,
   v: Tensor<D, Shape4>,
@@ -202,7 +202,7 @@ export function topKAttention<D extends DType>(
  * @param saved what the forward pass saved
  * @throws as `topKAttention`
  */
-export function topKAttentionBackward<D extends DType>(
+export function topKAttentionBackward<D extends FloatDType>(
   dOut: Tensor<D, Shape4>,
   saved: SavedAttention<D, TopKLayout | undefined>,
 ): RegroupedGradients<D, Shape4> {

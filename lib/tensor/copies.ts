@@ -1,9 +1,11 @@
 // Copies between tensors of one device, which never pass through the host.
-import { optionError, shapeError, show } from '../base/errors.js';
+import { isFloat } from '../base/dtype.js';
+import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
 import { copy, fitsOneCopy } from '../kernels/copy.js';
 import type { Backend } from '../kernels/device.js';
 import type { Strided } from '../kernels/operand.js';
-import { elementSpan } from './shape.js';
+import { elementSpan, sameShape } from './shape.js';
+import { checkWritable } from './writable.js';
 
 /** Whether two arrays may have memory in common: they begin in one buffer and their spans meet. */
 function overlap(a: Strided, b: Strided): boolean {
@@ -11,9 +13,6 @@ function overlap(a: Strided, b: Strided): boolean {
   const [spanA, spanB] = [elementSpan(a.shape, a.strides), elementSpan(b.shape, b.strides)];
   return spanA > 0 && spanB > 0 && a.offset < b.offset + spanB && b.offset < a.offset + spanA;
 }
-
-/** Whether some place of memory belongs to several elements. */
-const repeats = ({ shape, strides }: Strided) => shape.some((n, axis) => n > 1 && strides[axis] === 0);
 
 /** The array at one index of its first axis. */
 const at = (array: Strided, index: number): Strided => ({
@@ -37,9 +36,14 @@ function launch(backend: Backend, from: Strided, to: Strided, accumulate: boolea
  * @throws ERR_SHAPE, ERR_OPTION where the two have memory in common
  */
 export function copyElements(backend: Backend, from: Strided, to: Strided, accumulate: boolean): void {
-  if (from.shape.length !== to.shape.length || from.shape.some((n, axis) => n !== to.shape[axis]))
+  if (!sameShape(from.shape, to.shape))
     throw shapeError(`target has shape ${show(to.shape)}; it must be ${show(from.shape)}, that of the tensor`);
-  if (repeats(to)) throw shapeError(`target has strides ${show(to.strides)}: several elements lie at one place`);
+  if (accumulate && !(isFloat(from.dtype) && isFloat(to.dtype)))
+    throw new FlashAttnError(
+      'ERR_DTYPE',
+      `${from.dtype} cannot be added to ${to.dtype}: sums are of floating-point numbers`,
+    );
+  checkWritable(to, 'target');
   if (overlap(from, to)) throw optionError('target shares memory with the tensor; it must have its own');
   launch(backend, from, to, accumulate);
 }

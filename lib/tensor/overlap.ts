@@ -1,9 +1,9 @@
 import { optionError } from '../base/errors.js';
 import { elementSpan } from './shape.js';
-import type { Tensor } from './tensor.js';
+import type { AnyTensor } from './tensor.js';
 
 /** Tensors by the names of their arguments. */
-export type NamedTensors = Readonly<Record<string, Tensor | undefined>>;
+export type NamedTensors = Readonly<Record<string, AnyTensor | undefined>>;
 
 interface MemoryRange {
   readonly name: string;
@@ -12,7 +12,7 @@ interface MemoryRange {
 }
 
 /** The bytes that a tensor lies in; also memory that two buffers share is found, for a device knows each by its address. */
-function rangeOf(name: string, t: Tensor): MemoryRange {
+function rangeOf(name: string, t: AnyTensor): MemoryRange {
   const { buffer, offset } = t.operand(name, t.backend);
   const bytes = t.size === 0 ? 0 : t.byteLength / t.size;
   const begin = buffer.address + offset * bytes;

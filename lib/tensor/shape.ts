@@ -1,4 +1,5 @@
 import { checkInteger, mustBe } from '../base/check.js';
+import type { DataOf, DType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
 
 /** The length of each axis. */
@@ -79,10 +80,39 @@ export function checkStrides(strides: unknown, shape: Shape): readonly number[] 
   return Object.freeze(exact.map((n) => n + 0));
 }
 
-/** An axis of a shape. @throws ERR_SHAPE */
+/** By index: shapes are frozen, and methods of frozen arrays are slow. */
+export function sameShape(a: Shape, b: Shape): boolean {
+  if (a.length !== b.length) return false;
+  for (let axis = 0; axis < a.length; axis++) if (a[axis] !== b[axis]) return false;
+  return true;
+}
+
+/** An axis of a shape, from 0 on; negative ones count from the end. @throws ERR_SHAPE */
 export function checkAxis(axis: unknown, shape: Shape): number {
-  if (Number.isInteger(axis) && (axis as number) >= 0 && (axis as number) < shape.length) return (axis as number) + 0;
-  throw shapeError(`axis ${show(axis)} must lie within [0, ${shape.length}) for ${show(shape)}`);
+  const rank = shape.length;
+  if (Number.isInteger(axis) && (axis as number) >= -rank && (axis as number) < rank)
+    return (axis as number) < 0 ? (axis as number) + rank : (axis as number) + 0;
+  const within = rank === 0 ? 'but there are no axes in' : `must lie within [${-rank}, ${rank}) for`;
+  throw shapeError(`axis ${show(axis)} ${within} ${show(shape)}`);
+}
+
+/** Every axis of a shape once. @throws ERR_SHAPE */
+export function checkPermutation(axes: unknown, shape: Shape): readonly number[] {
+  const order = Array.isArray(axes) ? axes.map((axis) => checkAxis(axis, shape)) : [];
+  if (order.length !== shape.length || new Set(order).size !== order.length)
+    throw shapeError(`axes is ${show(axes)}; it must name each of the ${shape.length} axes of ${show(shape)} once`);
+  return order;
+}
+
+/** What a shape is expanded to. @throws ERR_SHAPE */
+export function checkExpand(shape: unknown, from: Shape): Shape {
+  const missing = Array.isArray(shape) ? shape.length - from.length : -1;
+  const axes =
+    missing < 0 ? [] : (shape as unknown[]).map((n, axis) => (n === -1 && axis >= missing ? from[axis - missing] : n));
+  const result = missing < 0 ? [] : checkShape(axes, 'shape');
+  if (missing < 0 || from.some((n, axis) => n !== 1 && n !== result[axis + missing]))
+    throw shapeError(`shape is ${show(shape)}; ${show(from)} can only be repeated along axes of length 1 and in front`);
+  return result;
 }
 
 /** How many of the elements [start, end) of an axis a slice takes, and from which on. @throws ERR_SHAPE */
@@ -124,6 +154,12 @@ export function contiguousStrides(shape: Shape): readonly number[] {
   return strides;
 }
 
+/** Where element `at` in row-major order is, as messages say it: '[1, 0, 3]'. */
+export function placeOf(shape: Shape, at: number): string {
+  const strides = contiguousStrides(shape);
+  return `[${strides.map((stride, axis) => Math.floor(at / stride) % shape[axis]).join(', ')}]`;
+}
+
 export const elementCount = (shape: Shape): number => shape.reduce((product, n) => product * n, 1);
 
 /** From the first to the last element that a strided view covers. */
@@ -137,7 +173,7 @@ export function isContiguous(shape: Shape, strides: readonly number[]): boolean 
 }
 
 /** Copies a strided view into `result`, row by row. */
-export function copyStrided<Elements extends Float32Array | Uint16Array>(
+export function copyStrided<Elements extends DataOf[DType]>(
   source: Elements,
   result: Elements,
   shape: Shape,

@@ -1,13 +1,16 @@
 import { checkBoolean, checkOptions } from '../base/check.js';
-import { bytesPerElement, type DataOf, type DType, decode } from '../base/dtype.js';
+import { arrayOf, bytesPerElement, type DataOf, type DType, decode, type FloatDType, isFloat } from '../base/dtype.js';
 import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
 import type { Backend } from '../kernels/device.js';
 import type { DeviceBuffer } from '../kernels/memory.js';
 import type { Flat, Strided } from '../kernels/operand.js';
 import { copyElements } from './copies.js';
+import type { Extremes } from './integers.js';
 import {
   checkAxis,
+  checkExpand,
   checkIndex,
+  checkPermutation,
   checkReshape,
   checkSlice,
   contiguousStrides,
@@ -16,53 +19,30 @@ import {
   elementSpan,
   isContiguous,
   type Shape,
+  sameShape,
   type Widen,
 } from './shape.js';
-import { encodeSource, type TensorSource } from './source.js';
+import { type Encoded, encodeSource, type TensorSource } from './source.js';
+import { Storage } from './storage.js';
 import { describe, inspect } from './text.js';
+import { type BackwardOptions, noteCreated, type Track, type ViewStep } from './track.js';
 import { writeElements } from './write.js';
 
 export type { Shape, Widen } from './shape.js';
-
-/** Device memory shared by a tensor and its views; freed with the last of them. */
-class Storage {
-  #references = 0;
-  readonly #free: () => void;
-
-  /** @param free how the memory is given back, when that is not to the backend */
-  constructor(
-    readonly backend: Backend,
-    readonly buffer: DeviceBuffer,
-    free = () => backend.free(buffer),
-  ) {
-    this.#free = free;
-  }
-
-  retain(): this {
-    if (this.#references++ === 0) this.backend.tensorCreated();
-    return this;
-  }
-
-  release(): void {
-    if (--this.#references > 0) return;
-    this.#free();
-    this.backend.tensorDisposed();
-  }
-}
 
 // Only a backstop: device memory is scarce and the collector does not see it. Dispose tensors, or use `using`.
 const collected = new FinalizationRegistry<Storage>((storage) => storage.release());
 
 /**
- * An n-dimensional array in a device's memory. Operations on it return at once; reading its data waits for them, and so
- * does `write`.
+ * An n-dimensional array in a device's memory. Operations on it and `write` return at once; reading its data waits for them.
  * Views (`reshape`, `transpose`, `slice`, `select`) share the memory, which is freed when the last of them is disposed.
  */
-export class Tensor<D extends DType = DType, S extends Shape = Shape> implements Disposable {
+export class Tensor<D extends DType = FloatDType, S extends Shape = Shape> implements Disposable {
   readonly #storage: Storage;
   /** In elements, from the start of the storage. */
   readonly #offset: number;
   #disposed = false;
+  #track: Track<AnyTensor, Tensor> | undefined;
 
   /** @internal Use `tensor` or `zeros`. */
   constructor(
@@ -78,6 +58,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#storage = storage.retain();
     this.#offset = offset;
     collected.register(this, storage, this);
+    noteCreated(this);
   }
 
   /** Where the tensor lives: 'wasm', 'cuda:0', ... */
@@ -148,9 +129,21 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   write(source: TensorSource): void {
     this.#checkUsable();
     if (!this.isContiguous) throw shapeError('write needs a contiguous tensor, this is a strided view');
-    const encoded = encodeSource(source, this.dtype, this.shape, 'source');
+    this.overwrite(encodeSource(source, this.dtype, this.shape, 'source'));
+  }
+
+  /** @internal */
+  overwrite(encoded: Encoded): void {
     const { backend } = this.#storage;
+    if (backend.isRecording)
+      throw optionError(
+        'the host writes a tensor within a function that is being captured: every replay would have the same numbers; make the tensor before, and write() to it between replays',
+      );
+    const known = this.#storage.integers;
     writeElements(backend, this.flat('the tensor', backend), encoded);
+    const { buffer, byteOffset, byteLength } = encoded.bytes;
+    if (this.dtype === 'int32') this.#storage.wroteIntegers(new Int32Array(buffer, byteOffset, byteLength / 4), known);
+    this.#storage.version++;
   }
 
   /**
@@ -163,7 +156,12 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#checkUsable();
     if (!this.isContiguous) throw shapeError('reshape needs a contiguous tensor, this is a strided view');
     const axes = checkReshape(shape, this.shape) as Widen<T>;
-    return this.#view(axes, contiguousStrides(axes), 0);
+    const own = this.shape;
+    return this.#view(axes, contiguousStrides(axes), 0, {
+      kind: 'whole',
+      name: 'reshape',
+      back: (gradient) => inRowMajorOrder(gradient, (t) => t.reshape(own)),
+    });
   }
 
   /** Swaps two axes, as a view. @throws ERR_SHAPE, ERR_DISPOSED */
@@ -172,7 +170,11 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     const [first, second] = [checkAxis(a, this.shape), checkAxis(b, this.shape)];
     const swap = (values: readonly number[]) =>
       values.map((value, axis) => (axis === first ? values[second] : axis === second ? values[first] : value));
-    return this.#view(swap(this.shape) as unknown as S, swap(this.strides), 0);
+    return this.#view(swap(this.shape) as unknown as S, swap(this.strides), 0, {
+      kind: 'whole',
+      name: 'transpose',
+      back: (gradient) => gradient.transpose(first, second),
+    });
   }
 
   /** Every `step`-th of the elements [start, end) along an axis, from `start` on, as a view. @throws ERR_SHAPE, ERR_DISPOSED */
@@ -186,6 +188,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
       replace(this.shape, count) as unknown as S,
       replace(this.strides, stride * every),
       first * stride,
+      { kind: 'part', name: 'slice', again: (t) => t.slice(along, start, end, step) },
     );
   }
 
@@ -195,7 +198,93 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     const along = checkAxis(axis, this.shape);
     const at = checkIndex(index, this.shape, along);
     const without = (values: readonly number[]) => values.filter((_, axis) => axis !== along);
-    return this.#view(without(this.shape), without(this.strides), at * this.strides[along]);
+    return this.#view(without(this.shape), without(this.strides), at * this.strides[along], {
+      kind: 'part',
+      name: 'select',
+      again: (t) => t.select(along, at),
+    });
+  }
+
+  /**
+   * The same elements with axes in another order, as a view: axis i is `axes[i]` of the tensor.
+   *
+   * @throws ERR_SHAPE, ERR_DISPOSED
+   */
+  permute(axes: readonly number[]): Tensor<D, Shape> {
+    this.#checkUsable();
+    const order = checkPermutation(axes, this.shape);
+    const of = (values: readonly number[]) => order.map((axis) => values[axis]);
+    return this.#view(of(this.shape), of(this.strides), 0, {
+      kind: 'whole',
+      name: 'permute',
+      back: (gradient) => gradient.permute(order.map((_, axis) => order.indexOf(axis))),
+    });
+  }
+
+  /**
+   * Axes of length 1 repeated and missing ones added in front, as a view in which elements lie at several places: nothing
+   * can be written to it. -1 leaves an axis as it is.
+   *
+   * @throws ERR_SHAPE, ERR_DISPOSED
+   */
+  expand(shape: Shape): Tensor<D, Shape> {
+    this.#checkUsable();
+    const axes = checkExpand(shape, this.shape);
+    const missing = axes.length - this.shape.length;
+    const strides = axes.map((n, axis) =>
+      axis < missing || this.shape[axis - missing] !== n ? 0 : this.strides[axis - missing],
+    );
+    return this.#view(axes, strides, 0, { kind: 'expand', name: 'expand' });
+  }
+
+  /** The same tensor for those who do not differentiate: a view that no gradient flows through. @throws ERR_DISPOSED */
+  detach(): Tensor<D, S> {
+    this.#checkUsable();
+    return new Tensor(this.#storage, this.dtype, this.shape, this.strides, this.#offset);
+  }
+
+  /** Whether a gradient flows to it: it is a parameter, or has been computed of one. */
+  get requiresGrad(): boolean {
+    return this.#track !== undefined;
+  }
+
+  /**
+   * The gradient that `backward` has left, of the tensor's shape and dtype; only parameters get one. Each `backward` that adds
+   * to it makes it anew; it is disposed with the parameter.
+   */
+  get grad(): Tensor<D, S> | undefined {
+    return this.#track?.grad as Tensor<D, S> | undefined;
+  }
+
+  /** `undefined` disposes the gradient. @throws ERR_AUTOGRAD, ERR_OPTION, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED */
+  set grad(gradient: Tensor<D, S> | undefined) {
+    const track = this.#track;
+    if (!track?.isLeaf)
+      throw new FlashAttnError('ERR_AUTOGRAD', 'only a parameter has a gradient: parameter(t) makes one');
+    if (gradient !== undefined) checkLike(gradient, 'grad', this as AnyTensor);
+    if (track.grad !== gradient) track.grad?.dispose();
+    track.grad = gradient as Tensor | undefined;
+  }
+
+  /**
+   * Adds to `grad` of every parameter what this tensor depends on: the gradient of it, or of the sum of its elements
+   * weighted by `gradient`. What the operations have kept for it is freed on the way, unless `retainGraph`.
+   *
+   * Returns at once, as every operation; there is nothing to await.
+   *
+   * @param gradient of the tensor's shape; may be left out where that has one element
+   * @throws ERR_AUTOGRAD, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
+   */
+  backward(gradient?: Tensor<FloatDType, Shape>, options: BackwardOptions = {}): void {
+    this.#checkUsable();
+    checkOptions(options, ['retainGraph']);
+    checkBoolean(options.retainGraph ?? false, 'retainGraph');
+    if (!this.#track)
+      throw new FlashAttnError(
+        'ERR_AUTOGRAD',
+        'backward() of a tensor that no parameter has led to: parameter(t) makes one, and within noGrad nothing is recorded',
+      );
+    this.#track.backward(this as AnyTensor, gradient, options);
   }
 
   /**
@@ -208,7 +297,9 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   get devicePointer(): bigint {
     this.#checkUsable();
     const { backend, buffer } = this.#storage;
-    return backend.devicePointer(buffer) + BigInt(this.#bytes()[0]);
+    const pointer = backend.devicePointer(buffer) + BigInt(this.#bytes()[0]);
+    this.#storage.share();
+    return pointer;
   }
 
   /**
@@ -221,12 +312,13 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
    */
   copyInto(target: Tensor<DType, Widen<S>>, options: { readonly accumulate?: boolean } = {}): void {
     this.#checkUsable();
-    checkTensor(target, 'target');
+    checkAnyTensor(target, 'target');
     checkOptions(options, ['accumulate']);
     const { accumulate = false } = options;
     checkBoolean(accumulate, 'accumulate');
     const { backend } = this.#storage;
     copyElements(backend, this.strided('the tensor', backend), target.strided('target', backend), accumulate);
+    target.written();
   }
 
   /** A copy in row-major order, on the device. @throws ERR_DISPOSED, ERR_OUT_OF_MEMORY */
@@ -236,6 +328,8 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     return allocating(backend, (allocate) => {
       const result = allocate(this.shape, this.dtype) as Tensor<D, S>;
       copyElements(backend, this.strided('the tensor', backend), result.strided('result', backend), false);
+      const step: ViewStep<Tensor> = { kind: 'whole', name: 'contiguous', back: (gradient) => gradient.detach() };
+      this.#track?.recordView(this as AnyTensor, result as AnyTensor, step);
       return result;
     });
   }
@@ -244,6 +338,7 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
   dispose(): void {
     if (this.#disposed) return;
     this.#disposed = true;
+    this.#track?.released();
     collected.unregister(this);
     this.#storage.release();
   }
@@ -259,6 +354,31 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
 
   [inspect](): string {
     return describe(this);
+  }
+
+  /** @internal */
+  get track(): Track<AnyTensor, Tensor> | undefined {
+    return this.#track;
+  }
+
+  /** @internal */
+  set track(track: Track<AnyTensor, Tensor> | undefined) {
+    this.#track = track;
+  }
+
+  /** @internal Whether nothing but its elements lies in its memory, and no other tensor does. */
+  get ownsStorage(): boolean {
+    return this.#storage.references === 1 && this.#storage.buffer.byteLength === this.byteLength;
+  }
+
+  /** @internal Changes whenever its memory is written, also by what has been captured. */
+  get version(): number {
+    return this.#storage.version + this.#storage.buffer.revision;
+  }
+
+  /** @internal To be called by what writes into the memory of a tensor that it was given. */
+  written(): void {
+    this.#storage.version++;
   }
 
   /** @internal What kernels need of this tensor; throws when it cannot be used on `backend`. */
@@ -287,6 +407,17 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     return { buffer, offset, dtype: this.dtype, shape: this.shape, strides: this.strides };
   }
 
+  /** @internal Elements of its memory from one of them on, at strides of any kind. */
+  restrided(shape: Shape, strides: readonly number[], offset: number, step: ViewStep<Tensor>): Tensor<D, Shape> {
+    this.#checkUsable();
+    return this.#view(shape, strides, offset, step);
+  }
+
+  /** @internal What the host knows of the elements of an int32 tensor, and perhaps of others in its memory, without reading. */
+  get integers(): Extremes | undefined {
+    return this.#storage.integers;
+  }
+
   /** @internal */
   get backend(): Backend {
     return this.#storage.backend;
@@ -297,8 +428,10 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
     this.#storage.backend.checkIntact(this.#storage.buffer, 'the tensor');
   }
 
-  #view<T extends Shape>(shape: T, strides: readonly number[], offset: number): Tensor<D, T> {
-    return new Tensor(this.#storage, this.dtype, shape, strides, this.#offset + offset);
+  #view<T extends Shape>(shape: T, strides: readonly number[], offset: number, step: ViewStep<Tensor>): Tensor<D, T> {
+    const view = new Tensor(this.#storage, this.dtype, shape, strides, this.#offset + offset);
+    this.#track?.recordView(this as AnyTensor, view as AnyTensor, step);
+    return view;
   }
 
   /** The bytes of the storage that the elements lie in. */
@@ -309,11 +442,22 @@ export class Tensor<D extends DType = DType, S extends Shape = Shape> implements
 
   /** The elements in row-major order, out of the bytes that a read gave. */
   #gather(bytes: Uint8Array): DataOf[D] {
-    const Elements = this.dtype === 'float32' ? Float32Array : Uint16Array;
+    const Elements = arrayOf[this.dtype];
     const length = bytes.byteLength / bytesPerElement[this.dtype];
     const stored = new Elements(bytes.buffer as ArrayBuffer, bytes.byteOffset, length);
     if (this.isContiguous) return stored as DataOf[D];
     return copyStrided(stored, new Elements(this.size), this.shape, this.strides) as DataOf[D];
+  }
+}
+
+/** `f` of the tensor or, where that is a strided view, of a contiguous copy. */
+function inRowMajorOrder(t: Tensor, f: (t: Tensor) => Tensor): Tensor {
+  if (t.isContiguous) return f(t);
+  const copy = t.contiguous();
+  try {
+    return f(copy);
+  } finally {
+    copy.dispose();
   }
 }
 
@@ -335,23 +479,65 @@ export function wrapBuffer<D extends DType, const S extends Shape>(
   { dtype, shape, strides }: { dtype: D; shape: S; strides: readonly number[] },
   free: () => void,
 ): Tensor<D, S> {
-  return new Tensor(new Storage(backend, buffer, free), dtype, shape, strides, 0);
+  const storage = new Storage(backend, buffer, free);
+  storage.share();
+  return new Tensor(storage, dtype, shape, strides, 0);
 }
 
-export const isTensor = (value: unknown): value is Tensor => value instanceof Tensor;
+/** A tensor of any dtype; `Tensor` alone is one of floating-point numbers. */
+export type AnyTensor = Tensor<DType, Shape>;
+
+export const isTensor = (value: unknown): value is AnyTensor => value instanceof Tensor;
 
 /** @internal */
-export function checkTensor(value: unknown, argument: string): asserts value is Tensor {
+export function checkAnyTensor(value: unknown, argument: string): asserts value is AnyTensor {
   if (isTensor(value)) return;
   const found = show(value) === Tensor.name ? 'a tensor of another copy of this package' : show(value);
   throw optionError(`${argument} is ${found}; it must be a tensor`);
 }
 
-export type Allocate = (shape: Shape, dtype: DType) => Tensor;
+/** @internal A tensor of floating-point numbers. @throws ERR_OPTION, ERR_DTYPE */
+export function checkTensor(value: unknown, argument: string): asserts value is Tensor {
+  checkAnyTensor(value, argument);
+  if (!isFloat(value.dtype))
+    throw new FlashAttnError(
+      'ERR_DTYPE',
+      `${argument} is ${value.dtype}; it must be float32, float16 or bfloat16: cast() converts`,
+    );
+}
+
+/**
+ * Of the shape and dtype of `t`, and on its device.
+ *
+ * @internal
+ * @param named what messages call `t`
+ * @throws ERR_OPTION, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED
+ */
+export function checkLike<T extends AnyTensor>(
+  value: unknown,
+  argument: string,
+  t: T,
+  named = 'the tensor',
+): asserts value is T {
+  checkAnyTensor(value, argument);
+  if (!sameShape(value.shape, t.shape))
+    throw shapeError(`${argument} has shape ${show(value.shape)}; it must be ${show(t.shape)}, that of ${named}`);
+  if (value.dtype !== t.dtype)
+    throw new FlashAttnError('ERR_DTYPE', `${argument} is ${value.dtype}; it must be ${t.dtype} as ${named} is`);
+  value.operand(argument, t.backend);
+}
+
+/** @internal @throws ERR_OPTION, ERR_DTYPE */
+export function checkIndices(value: unknown, argument: string): asserts value is Tensor<'int32', Shape> {
+  checkAnyTensor(value, argument);
+  if (value.dtype !== 'int32') throw new FlashAttnError('ERR_DTYPE', `${argument} is ${value.dtype}; it must be int32`);
+}
+
+export type Allocate = <D extends DType>(shape: Shape, dtype: D) => Tensor<D, Shape>;
 
 /** @internal Runs `make`; when it throws, disposes what it had allocated so far. */
 export function allocating<T>(backend: Backend, make: (allocate: Allocate) => T): T {
-  const made: Tensor[] = [];
+  const made: AnyTensor[] = [];
   try {
     return make((shape, dtype) => {
       const t = allocateTensor(backend, shape, dtype);

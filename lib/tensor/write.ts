@@ -7,9 +7,12 @@ import type { Encoded } from './source.js';
 
 const chunkElements = 1 << 20;
 
-/** Overwrites `target`, in order behind what was launched on it. What the device has to round goes through it in chunks. */
+/**
+ * Overwrites `target`, in order behind what was launched on it. What the device has to round goes through it in chunks, and
+ * so does what launches under way still use: nobody waits for them.
+ */
 export function writeElements(backend: Backend, target: Flat, { dtype, bytes }: Encoded): void {
-  if (dtype === target.dtype) {
+  if (dtype === target.dtype && !backend.isInUse(target.buffer)) {
     backend.write(target.buffer, target.offset * bytesPerElement[dtype], bytes);
     return;
   }

@@ -4,10 +4,23 @@
 #include "attention/decode.h"
 #include "attention/merge.h"
 #include "attention/partition.h"
+#include "linear/diagonal_scan.h"
+#include "linear/linear_scan.h"
+#include "linear/recurrence_backward.h"
+#include "linear/selective_scan.h"
+#include "linear/wkv.h"
 #include "ops/copy.h"
+#include "ops/cross_entropy.h"
+#include "ops/elementwise.h"
 #include "ops/gather.h"
+#include "ops/lines.h"
 #include "ops/matmul.h"
+#include "ops/norm.h"
 #include "ops/peak.h"
+#include "ops/reduce.h"
+#include "ops/rows_by_index.h"
+#include "ops/softmax.h"
+#include "ops/svd.h"
 
 namespace flashattn {
 
@@ -16,7 +29,17 @@ union Workspace {
   ForwardWorkspace forward;
   BackwardWorkspace backward;
   RowWorkspace rows;
+  LongRowWorkspace long_rows;
   MatmulWorkspace matmul;
+  IndexWorkspace index;
+  LineWorkspace lines;
+  ElementwiseWorkspace elementwise;
+  RecurrenceWorkspace recurrence;
+  RecurrenceBackwardWorkspace recurrence_backward;
+  LinearScanWorkspace linear_scan;
+  SelectiveScanWorkspace selective_scan;
+  DiagonalScanWorkspace diagonal_scan;
+  WkvWorkspace wkv;
 };
 
 /** Items that may run at the same time; the items of the next phase run when all of them are done. */
@@ -39,21 +62,10 @@ template <class P>
 void run(void (*f)(const P&, int), const P& params, int item, Workspace&) {
   f(params, item);
 }
-template <class P>
-void run(void (*f)(const P&, int, ForwardWorkspace&), const P& params, int item, Workspace& ws) {
-  f(params, item, ws.forward);
-}
-template <class P>
-void run(void (*f)(const P&, int, BackwardWorkspace&), const P& params, int item, Workspace& ws) {
-  f(params, item, ws.backward);
-}
-template <class P>
-void run(void (*f)(const P&, int, RowWorkspace&), const P& params, int item, Workspace& ws) {
-  f(params, item, ws.rows);
-}
-template <class P>
-void run(void (*f)(const P&, int, MatmulWorkspace&), const P& params, int item, Workspace& ws) {
-  f(params, item, ws.matmul);
+/** `W` is one of the workspace's members, all of which begin where it does. */
+template <class P, class W>
+void run(void (*f)(const P&, int, W&), const P& params, int item, Workspace& ws) {
+  f(params, item, reinterpret_cast<W&>(ws));
 }
 
 template <class P, int (*kCount)(const P&), auto kRun>
@@ -71,8 +83,8 @@ void describe(FieldText& text) {
 
 inline constexpr Operation kOperations[] = {
     {"attentionForward",
-     detail::describe<TensorRef, BlockLists, BiasParams, AlibiParams, RelativeParams, DropoutParams, BlockMaskParams,
-                      AttentionShape, AttentionPartition, AttentionParams>,
+     detail::describe<TensorRef, BlockLists, BiasParams, AlibiParams, RelativeParams, DropoutParams, ScoreProgram,
+                      ScoreTable, ScoreModParams, BlockMaskParams, AttentionShape, AttentionPartition, AttentionParams>,
      {detail::phase<AttentionParams, attention_items, attention_item>,
       detail::phase<AttentionParams, finish_decode_items, finish_decode_item>}},
     {"attentionBackward",
@@ -90,6 +102,68 @@ inline constexpr Operation kOperations[] = {
      detail::describe<MatrixRef, MatmulParams>,
      {detail::phase<MatmulParams, matmul_packing_items, matmul_packing_item>,
       detail::phase<MatmulParams, matmul_items, matmul_item>}},
+    {"takeRows",
+     detail::describe<RowsByIndexParams>,
+     {detail::phase<RowsByIndexParams, take_rows_items, take_rows_item>}},
+    {"addRows", detail::describe<>, {detail::phase<RowsByIndexParams, add_rows_items, add_rows_item>}},
+    {"crossEntropy",
+     detail::describe<CrossEntropyParams>,
+     {detail::phase<CrossEntropyParams, cross_entropy_items, cross_entropy_item>,
+      detail::phase<CrossEntropyParams, cross_entropy_reduce_items, cross_entropy_reduce_item>}},
+    {"crossEntropyBackward",
+     detail::describe<>,
+     {detail::phase<CrossEntropyParams, cross_entropy_items, cross_entropy_backward_item>}},
+    {"argmax", detail::describe<LinesParams>, {detail::phase<LinesParams, line_items, argmax_item>}},
+    {"sort", detail::describe<>, {detail::phase<LinesParams, sort_items, sort_item>}},
+    {"takeAlong", detail::describe<>, {detail::phase<LinesParams, take_along_items, take_along_item>}},
+    {"addAlong", detail::describe<>, {detail::phase<LinesParams, add_along_items, add_along_item>}},
+    {"cumulativeSum", detail::describe<>, {detail::phase<LinesParams, cumulative_sum_items, cumulative_sum_item>}},
+    {"elementwise",
+     detail::describe<ProgramOperand, ElementwiseParams>,
+     {detail::phase<ElementwiseParams, elementwise_items, elementwise_item>}},
+    {"reduce",
+     detail::describe<ReduceParams>,
+     {detail::phase<ReduceParams, reduce_items, reduce_item>,
+      detail::phase<ReduceParams, reduce_split_items, reduce_split_item>}},
+    {"softmax", detail::describe<SoftmaxParams>, {detail::phase<SoftmaxParams, softmax_items, softmax_item>}},
+    {"softmaxBackward", detail::describe<>, {detail::phase<SoftmaxParams, softmax_items, softmax_backward_item>}},
+    {"norm", detail::describe<NormParams>, {detail::phase<NormParams, norm_items, norm_item>}},
+    {"normBackward",
+     detail::describe<>,
+     {detail::phase<NormParams, norm_backward_items, norm_backward_item>,
+      detail::phase<NormParams, finish_norm_items, finish_norm_item>}},
+    {"recurrence",
+     detail::describe<RecurrenceParams>,
+     {detail::phase<RecurrenceParams, recurrence_items, recurrence_item>}},
+    {"recurrenceBackward",
+     detail::describe<>,
+     {detail::phase<RecurrenceParams, recurrence_items, recurrence_backward_item>}},
+    {"svd", detail::describe<SvdParams>, {detail::phase<SvdParams, svd_items, svd_item>}},
+    {"linearScan",
+     detail::describe<LinearScanParams>,
+     {detail::phase<LinearScanParams, linear_scan_items, linear_scan_item>}},
+    {"linearScanBackward",
+     detail::describe<>,
+     {detail::phase<LinearScanParams, linear_scan_items, linear_scan_backward_item>}},
+    {"selectiveScan",
+     detail::describe<SelectiveScanParams>,
+     {detail::phase<SelectiveScanParams, selective_scan_items, selective_scan_item>}},
+    {"selectiveScanBackward",
+     detail::describe<>,
+     {detail::phase<SelectiveScanParams, selective_scan_items, selective_scan_backward_item>,
+      detail::phase<SelectiveScanParams, finish_selective_items, finish_selective_item>}},
+    {"diagonalScan",
+     detail::describe<DiagonalScanParams>,
+     {detail::phase<DiagonalScanParams, diagonal_scan_items, diagonal_scan_item>}},
+    {"diagonalScanBackward",
+     detail::describe<>,
+     {detail::phase<DiagonalScanParams, diagonal_scan_items, diagonal_scan_backward_item>,
+      detail::phase<DiagonalScanParams, finish_diagonal_items, finish_diagonal_item>}},
+    {"wkv", detail::describe<WkvParams>, {detail::phase<WkvParams, wkv_items, wkv_item>}},
+    {"wkvBackward",
+     detail::describe<>,
+     {detail::phase<WkvParams, wkv_items, wkv_backward_item>,
+      detail::phase<WkvParams, finish_wkv_items, finish_wkv_item>}},
     {"copy", detail::describe<CopyParams>, {detail::phase<CopyParams, copy_items, copy_item>}},
     {"fill", detail::describe<FillParams>, {detail::phase<FillParams, fill_items, fill_item>}},
     {"peak", detail::describe<PeakParams>, {detail::phase<PeakParams, peak_items, peak_item>}},
@@ -103,6 +177,9 @@ inline void describe_operations(FieldText& text) {
   for (const Operation& operation : kOperations) text.word(operation.name);
   text.end();
   for (const Operation& operation : kOperations) operation.describe(text);
+  text.begin("opcodes");
+  for (const char* name : kOpcodeNames) text.word(name);
+  text.end();
 }
 
 }  // namespace flashattn

@@ -1,6 +1,6 @@
 // What attention is told, forward and backward.
 #pragma once
-#include "types.h"
+#include "score_mod.h"
 
 namespace flashattn {
 
@@ -62,6 +62,7 @@ struct AttentionParams {
   Pointer<const float> sink;  // [heads]
   BlockMaskParams block_mask;
   DropoutParams dropout;
+  ScoreModParams score_mod;
   int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
   float scale, softcap;               // softcap 0: none
   int32_t window_left, window_right;  // kUnbounded: infinite; causal is window_right <= 0
@@ -95,10 +96,10 @@ struct AttentionParams {
   Sequence sequence(int b) const { return sequences ? sequences[b] : Sequence{0, query_length, 0, key_length}; }
 };
 FLASHATTN_FIELDS(AttentionParams, query, key, value, out, lse, lse_batch, lse_head, sequences, bias, alibi, relative,
-                 sink, block_mask, dropout, batch, heads, kv_heads, head_dim, value_dim, query_length, key_length,
-                 scale, softcap, window_left, window_right, top_left, offset, deterministic, tiles_per_item, reserved,
-                 decode_states, lse_rows, d_out, d_query, d_key, d_value, d_lse, row_terms, d_query_sum, turns,
-                 d_relative_partial, d_relative, d_sink, d_bias, bias_batch, bias_heads, bias_query, bias_key,
+                 sink, block_mask, dropout, score_mod, batch, heads, kv_heads, head_dim, value_dim, query_length,
+                 key_length, scale, softcap, window_left, window_right, top_left, offset, deterministic, tiles_per_item,
+                 reserved, decode_states, lse_rows, d_out, d_query, d_key, d_value, d_lse, row_terms, d_query_sum,
+                 turns, d_relative_partial, d_relative, d_sink, d_bias, bias_batch, bias_heads, bias_query, bias_key,
                  relative_slices, key_splits);
 
 inline constexpr int kUnbounded = 0x3fffffff;
@@ -110,7 +111,7 @@ struct AttentionShape {
   int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
   int32_t block_size;    // of the block mask; 0: none
   int32_t bucket_count;  // of the table of relative positions; 0: none
-  int32_t options;       // softcap, a bias of any kind or dropout: scores need more than their scale and the mask
+  int32_t options;  // softcap, a bias of any kind, score_mod or dropout: scores need more than their scale and the mask
   int32_t deterministic;
   int32_t heads_differ;  // what is added to scores, or dropped, is not the same for all heads
   float scale;

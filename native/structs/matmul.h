@@ -1,5 +1,6 @@
-// C[i, j] = alpha * (the sum over k of A[i, k] * B[k, j]) + bias[i, j], for every entry of a batch.
+// C[i, j] = activation(alpha * (the sum over k of A[i, k] * B[k, j]) + bias[i, j]), for every entry of a batch.
 #pragma once
+#include "activation.h"
 #include "types.h"
 
 namespace flashattn {
@@ -23,9 +24,9 @@ struct MatmulParams {
   int32_t rows, columns, inner;
   float alpha;
   int32_t accumulate;  // 1: C is added to, in float32
-  int32_t reserved;
+  Activation activation;
 };
 FLASHATTN_FIELDS(MatmulParams, a, b, c, bias, packed_a, packed_b, batch, rows, columns, inner, alpha, accumulate,
-                 reserved);
+                 activation);
 
 }  // namespace flashattn

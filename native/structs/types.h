@@ -35,9 +35,11 @@ struct PointerTo<T, false> {
 template <class T>
 using Pointer = typename detail::PointerTo<T>::Type;
 
-enum class DType : int32_t { Float32, Float16, BFloat16 };
+enum class DType : int32_t { Float32, Float16, BFloat16, Int32, Bool };
 
-constexpr int element_size(DType dtype) { return dtype == DType::Float32 ? 4 : 2; }
+constexpr int element_size(DType dtype) {
+  return dtype == DType::Float16 || dtype == DType::BFloat16 ? 2 : dtype == DType::Bool ? 1 : 4;
+}
 
 /** A tensor whose last dim is contiguous. */
 struct TensorRef {

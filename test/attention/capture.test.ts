@@ -3,7 +3,7 @@ import {
   attention,
   attentionBackward,
   type Captured,
-  type DType,
+  type FloatDType,
   masks,
   memory,
   plan,
@@ -41,7 +41,15 @@ describe('captured', () => {
       const v = make(p.value, shapeOf(p, 'value'), dtype);
       const g = make(dOut, shapeOf(p, 'out'), dtype);
       const gLse = dLse && (make(dLse, lseShape(p), 'float32') as Tensor<'float32'>);
-      using planned = plan<DType>({ q: q.shape, k: k.shape, v: v.shape, dtype, device, ...options, backward: true });
+      using planned = plan<FloatDType>({
+        q: q.shape,
+        k: k.shape,
+        v: v.shape,
+        dtype,
+        device,
+        ...options,
+        backward: true,
+      });
       using graph = planned.capture(q, k, v, g, gLse);
       for (const factor of [1, -0.5]) {
         q.write(Float32Array.from(q.toFloat32Sync(), (x) => factor * x));

@@ -91,7 +91,7 @@ describe('dtypes', () => {
       () => zeros(shape, { dtype: 'int8' as never }),
       'ERR_DTYPE',
       '"int8"',
-      "'float32', 'float16' or 'bfloat16'",
+      "'float32', 'float16', 'bfloat16', 'int32' or 'bool'",
     );
     rejects(
       () => tensor(new Uint16Array(1), [1], { dtype: 'float32' as never }),

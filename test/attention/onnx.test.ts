@@ -6,7 +6,7 @@ import {
   attentionWeights,
   type BooleanMask,
   type DeviceName,
-  type DType,
+  type FloatDType,
   type Shape,
   type Tensor,
   tensor,
@@ -18,7 +18,7 @@ import { testDevice } from '../support/device.js';
 const folder = new URL('onnx/', import.meta.url);
 const files = readdirSync(folder).filter((name) => name.endsWith('.safetensors'));
 
-const dtypes: Readonly<Record<string, DType>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' };
+const dtypes: Readonly<Record<string, FloatDType>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' };
 
 interface Attributes {
   readonly is_causal?: number;
@@ -81,7 +81,7 @@ interface Loaded {
   readonly options: AttentionOptions;
   readonly mode: number;
   readonly expected: (n: number) => StoredTensor | undefined;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
 }
 
 function load(file: string, device: DeviceName): Loaded {
@@ -121,7 +121,7 @@ function load(file: string, device: DeviceName): Loaded {
     },
     mode: attributes.qk_matmul_output_mode ?? 0,
     expected: (n) => tensors.get(`output.${n}`),
-    dtype: dtypes[query.dtype] as DType,
+    dtype: dtypes[query.dtype] as FloatDType,
   };
 }
 
@@ -140,7 +140,7 @@ const widened = ({ values, shape, dtype }: StoredTensor): Float32Array =>
 
 function matrix({ q, k, options, mode }: Loaded): Float32Array {
   if (mode >= 2) {
-    const { masked, probabilities } = attentionWeights<DType>(q, k, options as object);
+    const { masked, probabilities } = attentionWeights<FloatDType>(q, k, options as object);
     return (mode === 2 ? masked : probabilities).toFloat32Sync();
   }
   const { layout, scale, softcap } = options;
@@ -149,7 +149,7 @@ function matrix({ q, k, options, mode }: Loaded): Float32Array {
     ...(scale !== undefined && { scale }),
     ...(mode === 1 && softcap !== undefined && { softcap }),
   };
-  return attentionWeights<DType>(q, k, unmasked).logits.toFloat32Sync();
+  return attentionWeights<FloatDType>(q, k, unmasked).logits.toFloat32Sync();
 }
 
 describe('ONNX Attention', () => {
@@ -158,7 +158,7 @@ describe('ONNX Attention', () => {
   it.each(files)('%s', (file) => {
     const loaded = load(file, testDevice);
     const { q, k, v, options, expected } = loaded;
-    const { out } = attention<DType, Shape>(q, k, v, options);
+    const { out } = attention<FloatDType, Shape>(q, k, v, options);
     const y = expected(0) as StoredTensor;
     expect(broken(out.toFloat32Sync(), widened(split(y, y.shape.length === 3 ? q.shape[1] : undefined)))).toBe(0);
     const scores = expected(3);

@@ -1,5 +1,5 @@
 /** A plan computes what attention computes, into the same memory every time. */
-import { attention, attentionBackward, type DType, memory, plan, Tensor } from 'flashattn';
+import { attention, attentionBackward, type FloatDType, memory, plan, Tensor } from 'flashattn';
 import { describe, expect, it } from 'vitest';
 import { type Case, instantiate } from '../../verify/cases/case.js';
 import { lseShape, optionsOf, shapeOf } from '../../verify/cases/library.js';
@@ -8,7 +8,7 @@ import { testDevice } from '../support/device.js';
 import { CASES } from '../support/references.js';
 
 /** A problem and its tensors, of a dtype that only the run knows. */
-function problemOf(c: Case, dtype: DType) {
+function problemOf(c: Case, dtype: FloatDType) {
   const { problem: p, dOut, dLse } = instantiate({ ...c, dtype });
   const options = optionsOf(p, dtype, (t) => t);
   const q = make(p.query, shapeOf(p, 'query'), dtype);
@@ -29,7 +29,7 @@ describe('plan', () => {
       const { problem, options, q, k, v, g, gLse } = problemOf(c, dtype);
       const result = attention(q, k, v, options);
       const gradients = attentionBackward(g, { q, k, v, ...result }, { ...options, ...(gLse && { dLse: gLse }) });
-      using planned = plan<DType>({ ...problem, backward: true });
+      using planned = plan<FloatDType>({ ...problem, backward: true });
       // Twice: the second run finds the memory of the first.
       for (let run = 0; run < 2; run++) {
         expect(dataOf(planned.run(q, k, v))).toEqual(dataOf(result));
@@ -40,7 +40,7 @@ describe('plan', () => {
 
   it('returns the same tensors and allocates nothing when it runs', () => {
     const { problem, q, k, v, g, gLse } = problemOf(CASES['dense, with everything'], 'float32');
-    using planned = plan<DType>({ ...problem, backward: true });
+    using planned = plan<FloatDType>({ ...problem, backward: true });
     const [first, firstGradients] = [planned.run(q, k, v), planned.runBackward(g, gLse)];
     const before = memory(testDevice);
     for (let run = 0; run < 20; run++) {
@@ -55,13 +55,13 @@ describe('plan', () => {
   it('gives its memory back', () => {
     const { problem } = problemOf(CASES.plain, 'float32');
     const before = memory(testDevice);
-    plan<DType>({ ...problem, backward: true }).dispose();
+    plan<FloatDType>({ ...problem, backward: true }).dispose();
     expect(memory(testDevice)).toMatchObject({ bytesInUse: before.bytesInUse, tensors: before.tensors });
   });
 
   it('sees what is written into its inputs', () => {
     const { problem, q, k, v } = problemOf(CASES.plain, 'float32');
-    using planned = plan<DType>(problem);
+    using planned = plan<FloatDType>(problem);
     const first = planned.run(q, k, v).out.dataSync();
     v.write(Float32Array.from(v.dataSync(), (x) => 2 * x));
     expect(planned.run(q, k, v).out.dataSync()).toEqual(first.map((x) => 2 * x));

@@ -2,9 +2,11 @@
 import {
   attention,
   attentionBackward,
-  type DType,
+  type FloatDType,
+  lookup,
   mergeStates,
   plan,
+  type ScoreMod,
   type Shape3,
   type Shape4,
   type Tensor,
@@ -41,6 +43,22 @@ describe('types', () => {
       zeros([4], { device: 'gpu' });
     }));
 
+  it('functions of scores take and give expressions', () =>
+    compiled(() => {
+      const scoreMod: ScoreMod = (score, _b, h, i, j) => score.add(lookup(zeros([4]), h)).sub(i.sub(j).abs());
+      attention(half, half, half, { scoreMod });
+      attention(packed, packed, packed, { cuSeqlensQ: [0, 4], cuSeqlensK: [0, 4], scoreMod: () => 0 });
+      attention(single, single, single, {
+        scoreMod: (score) => lookup(tensor([1, 2], [2], { dtype: 'int32' }), score),
+      });
+      // @ts-expect-error a truth value is no score
+      attention(single, single, single, { scoreMod: (_score, _b, _h, i, j) => i === j });
+      // @ts-expect-error operators do not work on expressions
+      attention(single, single, single, { scoreMod: (score) => score + 1 });
+      // @ts-expect-error tables are float32 or int32
+      attention(single, single, single, { scoreMod: (_score, _b, _h, i) => lookup(half, 0, 0, 0, i) });
+    }));
+
   it('attention keeps dtype and rank', () =>
     compiled(() => {
       expectTypeOf(attention(half, half, half).out).toEqualTypeOf<Tensor<'float16', Shape4>>();
@@ -51,7 +69,7 @@ describe('types', () => {
         Tensor<'float32', readonly [number, number]>
       >();
       // Tensors of unknown dtype and rank are checked when they run.
-      expectTypeOf(attention(unknownTensor, unknownTensor, unknownTensor).out.dtype).toEqualTypeOf<DType>();
+      expectTypeOf(attention(unknownTensor, unknownTensor, unknownTensor).out.dtype).toEqualTypeOf<FloatDType>();
     }));
 
   it('attention refuses what cannot be', () =>

@@ -38,6 +38,7 @@ function expected(p: Problem): Record<'logits' | 'masked' | 'probabilities', Flo
           if (p.bias) s += p.bias.values[broadcastIndex(p.bias, b, h, i, j)] as number;
           if (p.relative) s += p.relative.table[relativeIndex(p, p.relative, h, i, j)] as number;
           if (p.alibi) s -= alibiSlope(p, b, h) * Math.abs(diagonal(p, b, i) - j);
+          if (p.scoreMod) s = p.scoreMod.value(s, b, h, i, j);
           logits[row + j] = s;
           if (visible(p, b, h, i, j)) masked[row + j] = s;
         }

@@ -37,7 +37,7 @@ function start(begin: string, prepare: string) {
 async function ask(prepare: string) {
   const contender = (await start('() => 1', prepare)) as Contender;
   try {
-    return await contender.ask(problem, 2);
+    return await contender.ask<Answer>({ problem, runs: 2 });
   } finally {
     contender.stop();
   }

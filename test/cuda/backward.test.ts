@@ -1,14 +1,12 @@
 /** The backward kernels in several schedules, and bugs sown into copies of them: the emulator has to find each. */
-import { fileURLToPath } from 'node:url';
-import { describe, expect, test } from 'vitest';
-import { runProgram } from '../support/child.js';
-import { compileProgram, missingCompiler, type Patch, type Program } from './emulator/compile.js';
+import { test } from 'vitest';
+import { compileProgram, type Program } from './emulator/compile.js';
+import { type Bug, cuda, describeOnEmulator, type Element, expectAgreement, expectFound } from './emulator/sown.js';
 
-const cuda = (name: string) => fileURLToPath(new URL(`../../cuda/${name}`, import.meta.url));
 const sources = ['backward.cpp', cuda('backward_rows.cu'), cuda('launch_error.cu')];
 
 interface Instance {
-  readonly element: 'Float16' | 'BFloat16' | 'Float32';
+  readonly element: Element;
   readonly headDim: number;
 }
 
@@ -19,14 +17,8 @@ const program = ({ element, headDim }: Instance, { flags = [], ...options }: Par
     ...options,
   });
 
-interface Bug extends Patch {
-  readonly bug: string;
-  /** Of backward.cpp, what shows it. */
-  readonly problem: string;
-  readonly report: RegExp;
-}
-
-const bugs: readonly Bug[] = [
+/** `problem`: of backward.cpp, what shows a bug. */
+const bugs: readonly (Bug & { readonly problem: string })[] = [
   {
     bug: 'dS read before everybody has written it',
     problem: 'dense',
@@ -109,34 +101,24 @@ const bugs: readonly Bug[] = [
   },
 ];
 
-describe.skipIf(missingCompiler)(
-  `backward kernels on the emulator${missingCompiler ? ` (${missingCompiler})` : ''}`,
-  () => {
-    test.each([
-      { element: 'Float16', headDim: 64, hooks: true, schedule: '0', copies: 'late', problems: [] },
-      { element: 'BFloat16', headDim: 128, hooks: false, schedule: '1', copies: 'late', problems: [] },
-      { element: 'Float32', headDim: 256, hooks: false, schedule: '2', copies: 'eager', problems: [] },
-      {
-        element: 'Float16',
-        headDim: 256,
-        hooks: false,
-        schedule: '4',
-        copies: 'late',
-        problems: ['one query', 'causal', 'other dims', 'blocks of 64', 'a NaN in a window'],
-      },
-    ] as const)('$element, head dim $headDim: agrees with plain loops', async (instance) => {
-      const { hooks, schedule, copies, problems } = instance;
-      const env = { FLASHATTN_EMULATOR_SCHEDULE: schedule, FLASHATTN_EMULATOR_COPIES: copies };
-      const result = await runProgram(await program(instance, { hooks }), problems, env);
-      expect(result).toMatchObject({ code: 0, stdout: '0 failed\n' });
-    });
+describeOnEmulator('backward kernels', () => {
+  test.each([
+    { element: 'Float16', headDim: 64, hooks: true, schedule: '0', copies: 'late', problems: [] },
+    { element: 'BFloat16', headDim: 128, hooks: false, schedule: '1', copies: 'late', problems: [] },
+    { element: 'Float32', headDim: 256, hooks: false, schedule: '2', copies: 'eager', problems: [] },
+    {
+      element: 'Float16',
+      headDim: 256,
+      hooks: false,
+      schedule: '4',
+      copies: 'late',
+      problems: ['one query', 'causal', 'other dims', 'blocks of 64', 'a NaN in a window'],
+    },
+  ] as const)('$element, head dim $headDim: agrees with plain loops', async ({ hooks, problems, ...instance }) => {
+    await expectAgreement(program(instance, { hooks }), instance, problems);
+  });
 
-    test.each(bugs)('finds $bug', async ({ problem, file, find, replace, report }) => {
-      const options = { patches: [{ file, find, replace }], flags: ['-O1'] };
-      const patched = await program({ element: 'Float32', headDim: 32 }, options);
-      const result = await runProgram(patched, [problem]);
-      expect(result.code).not.toBe(0);
-      expect(result.stdout).toMatch(report);
-    });
-  },
-);
+  test.each(bugs)('finds $bug', async ({ problem, ...bug }) => {
+    await expectFound((options) => program({ element: 'Float32', headDim: 32 }, options), bug, [problem]);
+  });
+});

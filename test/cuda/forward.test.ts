@@ -1,24 +1,7 @@
 /** The forward kernel in several schedules, and bugs sown into copies of it: the emulator has to find each of them. */
-import { fileURLToPath } from 'node:url';
-import { describe, expect, test } from 'vitest';
-import { runProgram } from '../support/child.js';
-import { compileProgram, missingCompiler, type Patch, type Program } from './emulator/compile.js';
+import { type Bug, describeByElement, type Element } from './emulator/sown.js';
 
-const sources = ['forward.cpp', fileURLToPath(new URL('../../cuda/launch_error.cu', import.meta.url))];
-
-type Element = 'Float16' | 'Float32';
-
-const program = (element: Element, { flags = [], ...options }: Partial<Program> = {}) =>
-  compileProgram({ sources, hooks: true, flags: [`-DELEMENT=flashattn::${element}`, ...flags], ...options });
-
-interface Bug extends Patch {
-  readonly bug: string;
-  /** Float16 unless it says otherwise. */
-  readonly element?: Element;
-  readonly report: RegExp;
-}
-
-const bugs: readonly Bug[] = [
+const bugs: readonly (Bug & { readonly element?: Element })[] = [
   {
     bug: 'a dropped barrier',
     file: 'sm80/forward.cuh',
@@ -108,25 +91,15 @@ const bugs: readonly Bug[] = [
   },
 ];
 
-describe.skipIf(missingCompiler)(
-  `forward kernel on the emulator${missingCompiler ? ` (${missingCompiler})` : ''}`,
-  () => {
-    test.each([
-      ['Float16', '0', 'late'],
-      ['Float16', '1', 'late'],
-      ['Float16', '2', 'eager'],
-      ['Float16', '3', 'late'],
-      ['Float32', '2', 'late'],
-    ] as const)('%s agrees with plain loops in schedule %s, %s copies', async (element, schedule, copies) => {
-      const env = { FLASHATTN_EMULATOR_SCHEDULE: schedule, FLASHATTN_EMULATOR_COPIES: copies };
-      expect(await runProgram(await program(element), [], env)).toMatchObject({ code: 0, stdout: '0 failed\n' });
-    });
-
-    test.each(bugs)('finds $bug', async ({ element = 'Float16', file, find, replace, report }) => {
-      const options = { patches: [{ file, find, replace }], flags: ['-O1'] };
-      const result = await runProgram(await program(element, options));
-      expect(result.code).not.toBe(0);
-      expect(result.stdout).toMatch(report);
-    });
-  },
+describeByElement(
+  'forward kernel',
+  'forward.cpp',
+  [
+    ['Float16', '0', 'late'],
+    ['Float16', '1', 'late'],
+    ['Float16', '2', 'eager'],
+    ['Float16', '3', 'late'],
+    ['Float32', '2', 'late'],
+  ],
+  bugs,
 );

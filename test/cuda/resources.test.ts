@@ -33,6 +33,10 @@ describe('the check of kernel resources', () => {
       '_ZN9flashattn40_GLOBAL__N__f7d163cc_8_merge_cu_62ceadce12merge_kernelENS_9RowLaunchINS_11MergeParamsEEE',
       'merge_kernel',
     ],
+    [
+      '_ZN9flashattn13matmul_kernelINS_7Float16ELNS_10MatmulTileE1ELNS_5AlongE0ELS3_1EEEvNS_12MatmulLaunchE',
+      'matmul_kernel<Float16, Small, Inner, Outer>',
+    ],
   ])('reads the name %s', async (mangled, name) => {
     expect(await evaluate(`demangle('${mangled}')`)).toBe(name);
   });

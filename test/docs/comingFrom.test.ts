@@ -37,6 +37,12 @@ const shared = {
   visible: Array.from({ length: Nq * Nk }, (_, at) => at % 3 !== 0),
   shorter: Array.from({ length: Nq * Nk }, (_, at) => at % Nk < 4),
   additive: random([Nq, Nk]),
+  table: random([Nq, Nk]),
+  headSlopes: random([N]),
+  docs: flashattn.tensor(
+    Int32Array.from({ length: Nk }, (_, at) => at >> 1),
+    [Nk],
+  ),
   slopes: Array.from({ length: B * N }, (_, at) => at / 16),
   qkv: random([B, Nq, 3, N, D]),
   packedQ: random([10, N, D]),

@@ -6,6 +6,7 @@ import { describe, expect, it } from 'vitest';
 import { cpuSupport } from '../../lib/backends/cpu/threads/addon.js';
 import { readText } from '../../lib/backends/cpu/wasm/host.js';
 import { loadModule } from '../../lib/backends/cpu/wasm/module.js';
+import { checkOpcodes, NativeBuild } from '../../lib/backends/shared/nativeBuild.js';
 import { StructMemory } from '../../lib/backends/shared/structWriter.js';
 import {
   attentionBackward,
@@ -14,17 +15,66 @@ import {
   attentionShape,
 } from '../../lib/kernels/attention.js';
 import { copy, fill, peak } from '../../lib/kernels/copy.js';
+import { crossEntropy, crossEntropyBackward } from '../../lib/kernels/crossEntropy.js';
+import { diagonalScan, diagonalScanBackward } from '../../lib/kernels/diagonalScan.js';
+import { elementwise } from '../../lib/kernels/elementwise.js';
+import { opcodes } from '../../lib/kernels/expression.js';
 import { gather } from '../../lib/kernels/gather.js';
+import { linearScan, linearScanBackward } from '../../lib/kernels/linearScan.js';
+import { addAlong, argmax, cumulativeSum, sort, takeAlong } from '../../lib/kernels/lines.js';
 import { matmul } from '../../lib/kernels/matmul.js';
 import { merge, mergeBackward, mergePart } from '../../lib/kernels/merge.js';
+import { norm, normBackward } from '../../lib/kernels/norm.js';
+import { recurrence, recurrenceBackward } from '../../lib/kernels/recurrence.js';
+import { reduce } from '../../lib/kernels/reduce.js';
+import { addRows, takeRows } from '../../lib/kernels/rowsByIndex.js';
+import { scoreProgram } from '../../lib/kernels/scoreProgram.js';
+import { selectiveScan, selectiveScanBackward } from '../../lib/kernels/selectiveScan.js';
+import { softmax, softmaxBackward } from '../../lib/kernels/softmax.js';
 import { checkFields, parseDescription, type Struct, struct } from '../../lib/kernels/struct.js';
+import { svd } from '../../lib/kernels/svd.js';
+import { wkv, wkvBackward } from '../../lib/kernels/wkv.js';
 import { hasCpu, onCpu } from '../support/cpu.js';
 import { hasEmulator, loadEmulatedAddon, onEmulator } from '../support/emulator.js';
 
-const everywhere = [attentionForward, attentionBackward, merge, mergeBackward, gather, copy, fill, peak];
-const onProcessors = [...everywhere, matmul];
-type Operations = readonly { readonly name: string; readonly struct: unknown }[];
-
+/** Every device has all of them. */
+const operations = [
+  attentionForward,
+  attentionBackward,
+  merge,
+  mergeBackward,
+  gather,
+  matmul,
+  elementwise,
+  reduce,
+  softmax,
+  softmaxBackward,
+  norm,
+  normBackward,
+  takeRows,
+  addRows,
+  crossEntropy,
+  crossEntropyBackward,
+  argmax,
+  sort,
+  takeAlong,
+  addAlong,
+  cumulativeSum,
+  svd,
+  recurrence,
+  recurrenceBackward,
+  linearScan,
+  linearScanBackward,
+  selectiveScan,
+  selectiveScanBackward,
+  diagonalScan,
+  diagonalScanBackward,
+  wkv,
+  wkvBackward,
+  copy,
+  fill,
+  peak,
+];
 /** What a module with `describe` says of itself. */
 function describeModule(module: WebAssembly.Module): string {
   const memory = new WebAssembly.Memory({ initial: 16, maximum: 65536, shared: true });
@@ -32,27 +82,56 @@ function describeModule(module: WebAssembly.Module): string {
   return readText(memory, (exports as { describe(): number }).describe());
 }
 
-function expectAgreement(text: string, operations: Operations): void {
+function expectAgreement(text: string): void {
   const description = parseDescription(text);
-  const structs = [...operations.map((operation) => operation.struct), attentionShape, attentionPartition, mergePart];
+  const others = [attentionShape, attentionPartition, mergePart, scoreProgram];
+  const structs = [...operations.map((operation) => operation.struct), ...others];
   expect([...description.operations].sort()).toEqual(operations.map(({ name }) => name).sort());
   for (const described of structs) checkFields(description, described as Struct, 'the build');
+  checkOpcodes(description, 'the build');
 }
 
 describe('structs and operations of this version', () => {
-  it('are those of the WebAssembly build', () => expectAgreement(describeModule(loadModule().module), onProcessors));
+  it('are those of the WebAssembly build', () => expectAgreement(describeModule(loadModule().module)));
 
   it.skipIf(!hasCpu)(onCpu('are those of the addon for native threads'), () => {
     const support = cpuSupport();
     if ('code' in support) throw new Error(support.hint);
     const { addon, instructionSet } = support;
-    const { description } = new addon.Host({ instructionSet, threads: 1, memory: 2 ** 26 }, () => {});
-    expectAgreement(description, onProcessors);
+    const { description } = new addon.Host(instructionSet, 1, 2 ** 26, () => {});
+    expectAgreement(description);
   });
 
-  it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () =>
-    expectAgreement(loadEmulatedAddon().description, everywhere),
-  );
+  it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () => expectAgreement(loadEmulatedAddon().description));
+});
+
+describe('programs whose instructions have other numbers', () => {
+  const text = describeModule(loadModule().module);
+  const line = `opcodes ${opcodes.join(' ')}\n`;
+  const builtWith = (names: readonly string[]) =>
+    new NativeBuild('the build', text.replace(line, `opcodes ${names.join(' ')}\n`), []);
+  const numberOf = (names: readonly string[]) => () => builtWith(names).numberOf(elementwise);
+
+  it('are refused', () => {
+    expect(text).toContain(line);
+    expect(numberOf(opcodes)()).toBeGreaterThan(0);
+    const [first, second, ...others] = opcodes;
+    for (const [names, message] of [
+      [[second, first, ...others], 'the build is of another version: its opcode 0 is sub where this version has add;'],
+      [opcodes.slice(0, -1), 'is missing where this version has lookup; build it again'],
+      [[...opcodes, 'cbrt'], 'is cbrt where this version has none'],
+    ] as const)
+      expect(numberOf(names)).toThrow(
+        expect.objectContaining({ code: 'ERR_DEVICE', message: expect.stringContaining(message) }),
+      );
+  });
+
+  it('are refused by attention, whose scores run programs, and by nothing that runs none', () => {
+    const { length } = opcodes;
+    const turned = builtWith(opcodes.map((_, at) => opcodes[length - 1 - at] as string));
+    expect(() => turned.numberOf(attentionForward)).toThrow('its opcode 0 is lookup where this version has add');
+    expect(turned.numberOf(gather)).toBeGreaterThan(0);
+  });
 });
 
 const folder = fileURLToPath(new URL('../../native/structs', import.meta.url));

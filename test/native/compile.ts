@@ -23,7 +23,8 @@ const testDirectory = join(root, 'test/native');
 const cacheDirectory = join(root, 'build/native');
 
 const compiler = process.env.CXX ?? 'g++';
-const common = ['-std=c++20', '-g1', '-Wall', '-Wextra', '-Werror', '-Wno-unknown-pragmas'];
+// psabi: vectors wider than the processor's pass through functions that are all inlined.
+const common = ['-std=c++20', '-g1', '-Wall', '-Wextra', '-Werror', '-Wno-unknown-pragmas', '-Wno-psabi'];
 const sanitizers = ['-fsanitize=address,undefined', '-fno-sanitize-recover=all', '-fno-omit-frame-pointer'];
 
 const tryToLink = () =>

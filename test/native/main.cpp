@@ -19,7 +19,21 @@ constexpr Kind kKinds[] = {
     {"merge", flashattn::test::merge_case, 60},
     {"gather", flashattn::test::gather_case, 60},
     {"matmul", flashattn::test::matmul_case, 80},
+    {"rows_by_index", flashattn::test::rows_by_index_case, 60},
+    {"cross_entropy", flashattn::test::cross_entropy_case, 80},
+    {"lines", flashattn::test::lines_case, 60},
     {"copy", flashattn::test::copy_case, 40},
+    {"softmax", flashattn::test::softmax_case, 80},
+    {"norm", flashattn::test::norm_case, 80},
+    {"svd", flashattn::test::svd_case, 60},
+    {"activation", flashattn::test::activation_case, 80},
+    {"elementwise", flashattn::test::elementwise_case, 60},
+    {"reduce", flashattn::test::reduce_case, 60},
+    {"recurrence", flashattn::test::recurrence_case, 60},
+    {"linear_scan", flashattn::test::linear_scan_case, 60},
+    {"selective_scan", flashattn::test::selective_scan_case, 60},
+    {"diagonal_scan", flashattn::test::diagonal_scan_case, 60},
+    {"wkv", flashattn::test::wkv_case, 60},
 };
 
 }  // namespace

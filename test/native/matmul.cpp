@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "activated.h"
 #include "cases.h"
 #include "check.h"
 
@@ -73,6 +74,7 @@ bool matmul_case(uint64_t seed) {
   p.inner = inner;
   p.alpha = random.chance(50) ? 1 : -0.5f;
   p.accumulate = random.chance(50);
+  if (!p.accumulate) p.activation = static_cast<Activation>(random.integer(0, 4));
 
   for (int item = matmul_packing_items(p) - 1; item >= 0; --item) matmul_packing_item(p, item);
   const auto workspace = poisoned_workspace<MatmulWorkspace>();
@@ -86,6 +88,7 @@ bool matmul_case(uint64_t seed) {
         for (int k = 0; k < inner; ++k) sum += a.get(e, i, k) * b.get(e, k, j);
         double wanted = p.alpha * sum;
         if (p.bias.data) wanted += bias.get(e, i, j);
+        wanted = activated(p.activation, wanted);
         if (p.accumulate) wanted += before[(size_t(e) * rows + i) * columns + j];
         check.near("an element", c.get(e, i, j), wanted, 1e-4, rounding(c.dtype));
       }

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include <algorithm>
+#include <iterator>
 
 #include "attention/backward.h"
 #include "attention/decode.h"
@@ -216,12 +217,13 @@ void Problem::draw_options(Random& random) {
                      random);
     tiles_per_item = random.chance(50) ? kMaxTilesPerItem : block_size / kQueryTile;
   }
+  if (random.chance(25)) draw_mod(random);
   const int planes = d_query_planes(key_length, backward_key_tile(mask.block_size), key_splits);
   d_query_partial = Array<float>(key_splits * planes * lse.size() * round_up(head_dim, kLanes));
 }
 
 void Problem::draw_decoding() {
-  const bool heads_differ = bias.size() || alibi.size() || bucket_count || dropout.threshold;
+  const bool heads_differ = bias.size() || alibi.size() || bucket_count || mod.size() || dropout.threshold;
   const DecodeColumns columns(heads / kv_heads, query_length, heads_differ);
   decode_states =
       Array<float>(lse.size() * decode_floats(columns, query_length, key_length, value_dim, mask.block_size != 0));
@@ -243,6 +245,36 @@ void Problem::draw_relative(Random& random) {
   origin = largest;
   buckets = Array<int32_t>(2 * largest + 1);
   for (size_t at = 0; at < buckets.size(); ++at) buckets[at] = random.integer(0, bucket_count - 1);
+}
+
+void Problem::draw_mod(Random& random) {
+  mod = Array<ScoreProgram>(1);
+  mod_table = random_array(random.integer(1, std::max(1, key_length)), random);
+  mod_hidden = random.integer(0, key_length);
+  constexpr int kScore = 0, kKey = 4, kThree = 5, kOne = 6, kHidden = 7, kMinusInfinity = 8, kFirst = 9;
+  const auto word = [](Opcode opcode, int to, int a, int b = 0, int c = 0) {
+    return uint32_t(opcode) | uint32_t(kFirst + to) << 8 | uint32_t(a) << 14 | uint32_t(b) << 20 | uint32_t(c) << 26;
+  };
+  const auto temporary = [](int number) { return kFirst + number; };
+  const uint32_t words[] = {
+      word(Opcode::lookup, 0, kKey, 1),
+      word(Opcode::tanh, 1, kScore),
+      word(Opcode::mul, 2, temporary(1), kThree),
+      word(Opcode::add, 0, temporary(0), temporary(2)),
+      word(Opcode::equal, 3, kKey, kHidden),
+      word(Opcode::where, 0, temporary(3), kMinusInfinity, temporary(0)),
+      word(Opcode::mul, 1, temporary(1), temporary(1)),
+      word(Opcode::sub, 1, kOne, temporary(1)),
+      word(Opcode::mul, 1, temporary(1), kThree),
+  };
+  ScoreProgram& program = mod[0];
+  program = {};
+  std::copy(std::begin(words), std::end(words), program.instructions);
+  const float constants[] = {3, 1, static_cast<float>(mod_hidden), -INFINITY};
+  std::copy(std::begin(constants), std::end(constants), program.constants);
+  program.value_count = 6, program.count = std::size(words), program.constant_count = 4;
+  program.value = temporary(0), program.slope = temporary(1);
+  program.reads = 1 << kScore | 1 << kKey;
 }
 
 AttentionParams Problem::params() const {
@@ -294,6 +326,10 @@ AttentionParams Problem::params() const {
   p.sink = sink.data();
   p.d_sink = d_sink.data();
   p.dropout = dropout;
+  if (mod.size()) {
+    p.score_mod.program = mod.data();
+    p.score_mod.tables[1] = {mod_table.data(), static_cast<int32_t>(mod_table.size()), DType::Float32};
+  }
   if (mask.block_size) p.block_mask = mask.params();
   p.d_lse = d_lse.data();
   p.row_terms = row_terms.data();
@@ -317,7 +353,7 @@ bool Problem::sees(int b, int h, int i, int j) const {
   const int distance = j - i - (top_left ? 0 : s.key_length - s.query_length);
   if (window_left != kUnbounded && distance < -window_left) return false;
   if (window_right != kUnbounded && distance > window_right) return false;
-  if (bias_at(b, h, i, j) == -INFINITY) return false;
+  if (bias_at(b, h, i, j) == -INFINITY || (mod.size() && j == mod_hidden)) return false;
   if (!mask.block_size) return true;
   const int grid = (mask.batch == 1 ? 0 : b) * mask.heads + (mask.heads == 1 ? 0 : h);
   return mask.visible[(size_t(grid) * query_length + i) * key_length + j];

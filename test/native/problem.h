@@ -1,5 +1,6 @@
 // A random problem of attention: its dims and options, its tensors, and what the kernels are told about them.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "memory.h"
@@ -66,6 +67,10 @@ struct Problem {
   Array<float> sink, d_sink;
   BlockMask mask;
   DropoutParams dropout{0, 1, 0, 0};
+  /** 3 tanh(score) + mod_table[j], -Infinity for key `mod_hidden`; empty: none. */
+  Array<ScoreProgram> mod;
+  Array<float> mod_table;
+  int mod_hidden = -1;
   float scale, softcap;
   int window_left, window_right, tiles_per_item, key_splits;
   bool top_left;
@@ -79,7 +84,8 @@ struct Problem {
     return (size_t(entry(b)) * heads + h) * query_rows + sequence(b).query_begin + i;
   }
   float bias_at(int b, int h, int i, int j) const;
-  /** Whether query i of sequence b sees key j: band, block mask and a bias of -Infinity. */
+  float mod_table_at(int j) const { return mod_table[std::min(size_t(j), mod_table.size() - 1)]; }
+  /** Whether query i of sequence b sees key j: band, block mask and a bias or score_mod of -Infinity. */
   bool sees(int b, int h, int i, int j) const;
   /** Hides NaN in every key that nobody sees. */
   void poison_unseen_keys();
@@ -90,6 +96,7 @@ struct Problem {
   void draw_options(Random& random);
   void draw_decoding();
   void draw_relative(Random& random);
+  void draw_mod(Random& random);
 };
 
 }  // namespace flashattn::test

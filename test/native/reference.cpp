@@ -78,6 +78,11 @@ struct Pair {
     if (p.bucket_count) logit += p.table[bucket() * p.heads + h];
     const int diagonal = p.top_left ? 0 : p.sequence(b).key_length - p.sequence(b).query_length;
     if (p.alibi.size()) logit -= p.alibi[(p.alibi_batched ? b : 0) * p.heads + h] * std::abs(i + diagonal - j);
+    if (p.mod.size()) {
+      const double bounded = std::tanh(logit);
+      mod_slope = 3 * (1 - bounded * bounded);
+      logit = 3 * bounded + p.mod_table_at(j);
+    }
     const bool kept = !p.dropout.threshold || random_word(p.dropout, b * p.heads + h, i, j) >= p.dropout.threshold;
     dropout_factor = kept ? p.dropout.keep_scale : 0;
   }
@@ -92,7 +97,7 @@ struct Pair {
   int b, h, i, j, kv_head, key_row;
   const double *query, *d_out;  // [head dim], [value dim]
   const double *key, *value;    // [head dim], [value dim]
-  double logit, softcap_slope, dropout_factor;
+  double logit, softcap_slope, mod_slope = 1, dropout_factor;
 };
 
 /** f(b, h, i, row of a [tensor batch, heads, query rows] array) */
@@ -129,7 +134,7 @@ void add_gradients(const Pair& pair, double lse, double delta, size_t row, Backw
   const Problem& p = pair.p;
   const double probability = std::exp(pair.logit - lse);
   const double d_probability = pair.dropout_factor * dot(pair.d_out, pair.value, p.value_dim);
-  const double d_logit = probability * (d_probability - delta);
+  const double d_logit = probability * (d_probability - delta) * pair.mod_slope;
   if (p.bias.size()) to.d_bias[bias_index(p, pair)] += d_logit;
   if (p.bucket_count) to.d_relative[pair.bucket() * p.heads + pair.h] += d_logit;
   const double d_product = d_logit * pair.softcap_slope * p.scale;

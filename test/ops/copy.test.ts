@@ -1,14 +1,10 @@
 /** Copies on the device: any strides and dtypes, against plain loops. */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { concat, type Tensor, tensor, zeros } from '../../lib/index.js';
+import { concat, type DeviceName, type Tensor, tensor, zeros } from '../../lib/index.js';
 import { codeOf } from '../support/codeOf.js';
-import { hasEmulator, onEmulator } from '../support/emulator.js';
+import { testDevices } from '../support/devices.js';
 
-const devices = [
-  { device: 'wasm' as const, runs: 150 },
-  { device: 'emulator' as never, runs: hasEmulator ? 25 : 0 },
-];
 const dtypes = ['float32', 'float16', 'bfloat16'] as const;
 interface Described {
   readonly sizes: readonly number[];
@@ -53,48 +49,49 @@ const cases = fc
   )
   .filter(({ from }) => from.sizes.reduce((a, b) => a * b, 1) <= 4096);
 
-const filled = (shape: readonly number[], dtype: (typeof dtypes)[number], seed: number, device: 'wasm') => {
+const filled = (shape: readonly number[], dtype: (typeof dtypes)[number], seed: number, device: DeviceName) => {
   const count = shape.reduce((a, b) => a * b, 1);
   // Eighths below 16: exact in every dtype, and so are sums of two.
   const values = Float32Array.from({ length: count }, (_, i) => (((i * 37 + seed * 11) % 127) - 63) / 8);
   return tensor(values, shape as number[], { dtype, device }) as Tensor;
 };
 
-describe.each(devices)('copyInto on $device', ({ device, runs }) => {
-  it.skipIf(runs === 0)(onEmulator('moves every element to its place and nothing else'), () => {
-    fc.assert(
-      fc.property(cases, ({ from, to, fromDtype, toDtype, accumulate, seed }) => {
-        const source = filled(memoryShape(from), fromDtype, seed, device);
-        const target = filled(memoryShape(to), toDtype, seed + 1, device);
-        const [read, written] = [viewOf(source, from), viewOf(target, to)];
-        const before = written.toFloat32Sync();
-        const memoryBefore = target.toFloat32Sync();
-        read.copyInto(written, { accumulate });
-        const expected = read.toFloat32Sync().map((x, i) => (accumulate ? x + (before[i] as number) : x));
-        expect([...written.toFloat32Sync()]).toEqual([...expected]);
-        // Gaps are as they were: writing the old values back gives the old memory.
-        const old = tensor(before, from.sizes as number[], { device });
-        old.copyInto(written as never);
-        expect([...target.toFloat32Sync()]).toEqual([...memoryBefore]);
-        for (const t of [source, target, read, written, old]) t.dispose();
-      }),
-      { numRuns: runs, seed: 5 },
-    );
-  });
+for (const { device, present, title, runs } of testDevices)
+  describe.skipIf(!present)(title('copyInto'), () => {
+    it('moves every element to its place and nothing else', () => {
+      fc.assert(
+        fc.property(cases, ({ from, to, fromDtype, toDtype, accumulate, seed }) => {
+          const source = filled(memoryShape(from), fromDtype, seed, device);
+          const target = filled(memoryShape(to), toDtype, seed + 1, device);
+          const [read, written] = [viewOf(source, from), viewOf(target, to)];
+          const before = written.toFloat32Sync();
+          const memoryBefore = target.toFloat32Sync();
+          read.copyInto(written, { accumulate });
+          const expected = read.toFloat32Sync().map((x, i) => (accumulate ? x + (before[i] as number) : x));
+          expect([...written.toFloat32Sync()]).toEqual([...expected]);
+          // Gaps are as they were: writing the old values back gives the old memory.
+          const old = tensor(before, from.sizes as number[], { device });
+          old.copyInto(written as never);
+          expect([...target.toFloat32Sync()]).toEqual([...memoryBefore]);
+          for (const t of [source, target, read, written, old]) t.dispose();
+        }),
+        { numRuns: runs(200), seed: 5 },
+      );
+    });
 
-  it.skipIf(runs === 0)(onEmulator('keeps the bits of NaN and rounds once'), () => {
-    const bits = Uint16Array.from([0x7e01, 0xfe00, 0x7c01, 0x0001]);
-    const halves = tensor(bits, [4], { dtype: 'float16', device });
-    const same = zeros([4], { dtype: 'float16', device });
-    halves.copyInto(same);
-    if (device === 'wasm') expect([...same.dataSync()]).toEqual([...bits]);
-    const fine = tensor([1 + 2 ** -9 + 2 ** -11, 65520], [2], { device });
-    const rounded = zeros([2], { dtype: 'float16', device });
-    fine.copyInto(rounded);
-    expect([...rounded.toFloat32Sync()]).toEqual([1 + 2 ** -9, Number.POSITIVE_INFINITY]);
-    for (const t of [halves, same, fine, rounded]) t.dispose();
+    it('keeps the bits of NaN and rounds once', () => {
+      const bits = Uint16Array.from([0x7e01, 0xfe00, 0x7c01, 0x0001]);
+      const halves = tensor(bits, [4], { dtype: 'float16', device });
+      const same = zeros([4], { dtype: 'float16', device });
+      halves.copyInto(same);
+      if (device !== ('emulator' as string)) expect([...same.dataSync()]).toEqual([...bits]);
+      const fine = tensor([1 + 2 ** -9 + 2 ** -11, 65520], [2], { device });
+      const rounded = zeros([2], { dtype: 'float16', device });
+      fine.copyInto(rounded);
+      expect([...rounded.toFloat32Sync()]).toEqual([1 + 2 ** -9, Number.POSITIVE_INFINITY]);
+      for (const t of [halves, same, fine, rounded]) t.dispose();
+    });
   });
-});
 
 describe('copyInto', () => {
   it('refuses what cannot be right', () => {

@@ -1,119 +1,44 @@
 /** Products of matrices against float64: shapes, strides, batches that broadcast, dtypes, what is added. */
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { type DType, matmul, memory, status, type Tensor, tensor, zeros } from '../../lib/index.js';
-import { type OracleArray, matmul as oracle } from '../../verify/oracle/matmul.js';
+import { matmul, memory, status, type Tensor, tensor, zeros } from '../../lib/index.js';
+import { activations } from '../../verify/oracle/activation.js';
+import { matmul as oracle } from '../../verify/oracle/matmul.js';
 import { codeOf } from '../support/codeOf.js';
+import { hasEmulator } from '../support/emulator.js';
+import { casesOf, check, type Device, make } from './matmulCases.js';
 
 const hasCpu = status('cpu').device === 'cpu';
-const devices = [
-  { device: 'wasm' as const, runs: 120 },
-  { device: 'cpu' as const, runs: hasCpu ? 240 : 0 },
+const devices: readonly { readonly device: Device; readonly runs: number }[] = [
+  { device: 'wasm', runs: 120 },
+  { device: 'cpu', runs: hasCpu ? 240 : 0 },
+  { device: 'emulator' as never, runs: hasEmulator ? 100 : 0 },
 ];
-const dtypes = ['float32', 'float16', 'bfloat16'] as const;
-/** Half a unit in the last place, relative. */
-const rounding: Record<DType, number> = { float32: 2 ** -24, float16: 2 ** -11, bfloat16: 2 ** -8 };
-
-/** A tensor of `shape` whose last two axes lie in memory in either order, with gaps of `step`, and its elements. */
-function make(
-  shape: readonly number[],
-  { dtype = 'float32' as DType, transposed = false, step = 1, seed = 1, device = 'wasm' as 'wasm' | 'cpu' } = {},
-): { t: Tensor; array: OracleArray & { readonly data: Float32Array }; whole: Tensor } {
-  const rank = shape.length;
-  const stored = [...shape];
-  if (transposed) [stored[rank - 2], stored[rank - 1]] = [shape[rank - 1] as number, shape[rank - 2] as number];
-  stored[rank - 1] = (stored[rank - 1] as number) * step;
-  let random = seed * 2654435761;
-  const values = new Float32Array(stored.reduce((x, n) => x * n, 1));
-  for (let at = 0; at < values.length; at++) {
-    random = (Math.imul(random, 1664525) + 1013904223) >>> 0;
-    values[at] = random / 2 ** 31 - 1;
-  }
-  const whole = tensor(values, stored as number[], { dtype, device }) as Tensor;
-  let t: Tensor = whole;
-  if (step > 1) t = t.slice(rank - 1, 0, stored[rank - 1] as number, step);
-  if (transposed) t = t.transpose(rank - 2, rank - 1);
-  return { t, whole, array: { shape, data: t.toFloat32Sync() } };
-}
-
-const sizes = fc.oneof(fc.integer({ min: 0, max: 20 }), fc.integer({ min: 1, max: 150 }));
-const factor = fc.record({
-  transposed: fc.boolean(),
-  step: fc.constantFrom(1, 1, 1, 2),
-  seed: fc.integer({ min: 1, max: 1000 }),
-});
-
-const cases = fc.record({
-  rows: sizes,
-  columns: sizes,
-  inner: fc.oneof(sizes, fc.constantFrom(256, 257, 600)),
-  batch: fc.array(fc.integer({ min: 0, max: 3 }), { maxLength: 3 }),
-  /** Which axes of the batch a factor has to broadcast along. */
-  aOnce: fc.array(fc.boolean(), { minLength: 3, maxLength: 3 }),
-  bOnce: fc.array(fc.boolean(), { minLength: 3, maxLength: 3 }),
-  a: factor,
-  b: factor,
-  dtype: fc.constantFrom(...dtypes),
-  alpha: fc.constantFrom(1, 1, -0.5),
-  bias: fc.constantFrom('none', 'columns', 'rows', 'whole' as const),
-  into: fc.option(fc.record({ dtype: fc.constantFrom(...dtypes), transposed: fc.boolean() })),
-});
-
-type Case = typeof cases extends fc.Arbitrary<infer T> ? T : never;
-
-function check(device: 'wasm' | 'cpu', c: Case): void {
-  const { rows, columns, inner, dtype, alpha } = c;
-  const batchOf = (once: readonly boolean[]) => c.batch.map((n, axis) => (once[axis] ? 1 : n));
-  const a = make([...batchOf(c.aOnce), rows, inner], { ...c.a, dtype, device });
-  const b = make([...batchOf(c.bOnce), inner, columns], { ...c.b, dtype, device });
-  const batch = c.batch.map((n, axis) => (c.aOnce[axis] && c.bOnce[axis] ? 1 : n));
-  const shape = [...batch, rows, columns];
-  const biasShape = { none: [], columns: [columns], rows: [rows, 1], whole: shape }[c.bias];
-  const biasAt = (at: number) => {
-    if (!bias) return 0;
-    const place = { none: 0, columns: at % columns, rows: Math.floor(at / columns) % rows, whole: at }[c.bias];
-    return bias.array.data[place] as number;
-  };
-  const bias = c.bias === 'none' ? undefined : make(biasShape, { device, seed: 7 });
-  const into = c.into ? make(shape, { ...c.into, device, seed: 9 }) : undefined;
-  const before = into?.array.data;
-  const out = matmul(a.t, b.t, {
-    alpha,
-    ...(bias && { bias: bias.t }),
-    ...(into && { accumulateInto: into.t }),
-  } as object);
-  expect(out.shape).toEqual(shape);
-  expect(out.dtype).toBe(c.into?.dtype ?? dtype);
-  const expected = oracle(a.array, b.array, shape, alpha);
-  const bound = oracle(
-    { ...a.array, data: a.array.data.map(Math.abs) },
-    { ...b.array, data: b.array.data.map(Math.abs) },
-    shape,
-  );
-  const got = out.toFloat32Sync();
-  const unit = rounding[out.dtype];
-  for (const [at, wanted] of expected.entries()) {
-    const whole = wanted + biasAt(at) + (before ? (before[at] as number) : 0);
-    // Products of values that are exact in their dtype: only sums are rounded, 256 of them in a row at most.
-    const tolerance = 2 ** -24 * (300 * (bound[at] as number) * 0.1 + 8) + unit * (Math.abs(whole) + 2 ** -10);
-    if (!(Math.abs((got[at] as number) - whole) <= tolerance))
-      throw new Error(`element ${at} of ${shape} is ${got[at]}, not ${whole} within ${tolerance}`);
-  }
-  for (const made of [a, b, bias, into]) {
-    made?.t.dispose();
-    made?.whole.dispose();
-  }
-  out.dispose();
-}
+const isSlow = (device: string) => device === 'emulator';
+const few = fc.integer({ min: 0, max: 20 });
+const many = fc.oneof(few, fc.integer({ min: 1, max: 150 }));
+const cases = casesOf(many, fc.oneof(many, fc.constantFrom(256, 257, 600)), 3);
+const slowCases = casesOf(
+  fc.oneof(few, fc.integer({ min: 1, max: 70 })),
+  fc.oneof(few, fc.integer({ min: 1, max: 140 })),
+  2,
+);
+/** Batches that make blocks enough for large tiles on four multiprocessors. */
+const largeCases = casesOf(fc.integer({ min: 120, max: 140 }), fc.integer({ min: 1, max: 70 }), 1);
 
 describe.each(devices)('matmul on $device', ({ device, runs }) => {
   const test = it.skipIf(runs === 0);
 
   test('is the product in float64 up to rounding, for all shapes, strides, dtypes and additions', () => {
     fc.assert(
-      fc.property(cases, (c) => check(device, c)),
+      fc.property(isSlow(device) ? slowCases : cases, (c) => check(device, c)),
       { numRuns: runs },
     );
+    if (isSlow(device))
+      fc.assert(
+        fc.property(largeCases, (c) => check(device, c)),
+        { numRuns: 12 },
+      );
   });
 
   test('gives the same as for matrices of any size where factors are packed beforehand', () => {
@@ -123,16 +48,23 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
       bOnce: [],
       alpha: 1 as const,
       bias: 'none' as const,
+      biasDtype: 'float32' as const,
       into: null,
+      activation: undefined,
       dtype: 'float32' as const,
     };
-    for (const [rows, columns, inner] of [
-      [300, 300, 300],
+    const sizes = [
       [130, 260, 17],
       [1, 700, 300],
       [700, 1, 300],
-      [65, 129, 513],
-    ] as const)
+      ...(isSlow(device)
+        ? [[3, 5, 5000]]
+        : [
+            [300, 300, 300],
+            [65, 129, 513],
+          ]),
+    ] as [number, number, number][];
+    for (const [rows, columns, inner] of sizes)
       for (const transposed of [false, true])
         check(device, {
           ...other,
@@ -145,24 +77,21 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
         });
   });
 
-  test('cuts what needs much scratch memory into several launches: by its batch, or by rows and columns', () => {
-    const plain = { transposed: false, step: 1 as const, seed: 3 };
-    const other = { aOnce: [], bOnce: [], alpha: 1 as const, bias: 'none' as const, into: null };
-    for (const [batch, inner] of [
-      [2, 33000],
-      [1, 65000],
-    ] as const)
-      check(device, {
-        ...other,
-        dtype: 'float32',
-        batch: [batch],
-        rows: 66,
-        columns: 130,
-        inner,
-        a: plain,
-        b: plain,
-      });
-  });
+  it.skipIf(runs === 0 || isSlow(device))(
+    'cuts what needs much scratch memory into several launches: by its batch, by the inner dim, or by rows and columns',
+    () => {
+      const plain = { transposed: false, step: 1 as const, seed: 3 };
+      const other = {
+        ...{ aOnce: [], bOnce: [], into: null },
+        ...({ alpha: 1, bias: 'none', biasDtype: 'float32', activation: undefined } as const),
+        ...({ dtype: 'float32', a: plain, b: plain, columns: 130 } as const),
+      };
+      const long = { ...other, batch: [], rows: 8, inner: 330_000 };
+      check(device, { ...other, batch: [2], rows: 66, inner: 50_000 });
+      check(device, { ...long, bias: 'columns', alpha: -0.5, into: { dtype: 'float32', transposed: true } });
+      check(device, { ...long, bias: 'rows', activation: 'silu' });
+    },
+  );
 
   test('takes batches of more axes than a launch has, and those that cannot be joined', () => {
     const shape = [2, 1, 2, 3, 2, 2, 4, 5];
@@ -178,8 +107,9 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
   });
 
   test('says the same bits every time, and keeps no memory', () => {
-    const a = make([200, 300], { device });
-    const b = make([300, 200], { device });
+    const [m, k] = isSlow(device) ? [70, 90] : [200, 300];
+    const a = make([m, k], { device });
+    const b = make([k, m], { device });
     matmul(a.t, b.t).dispose(); // what is set up once
     const before = memory(device).bytesInUse;
     const results = Array.from({ length: 8 }, () => matmul(a.t, b.t));
@@ -206,6 +136,41 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
     b.dispose();
   });
 
+  test('applies activations to float32 accuracy, in their tails too', () => {
+    const points: number[] = [];
+    for (let x = -40; x < 40; x += 0.037) points.push(Math.fround(x), Math.fround(x / 1000));
+    const x = tensor(points, [points.length, 1], { device }) as Tensor;
+    const one = tensor([1], [1, 1], { device });
+    for (const activation of ['gelu', 'geluTanh', 'silu', 'relu'] as const) {
+      using out = matmul(x, one, { activation });
+      const got = out.toFloat32Sync();
+      for (const [at, point] of points.entries()) {
+        const wanted = activations[activation](point);
+        // By its definition, 1 + tanh(u) loses what lies far below 1.
+        const lost = activation === 'geluTanh' ? 2 ** -50 * Math.abs(point) : 0;
+        const error = Math.abs((got[at] as number) - wanted);
+        if (!(error <= 2e-5 * Math.abs(wanted) + lost + 1e-22) || !(error <= 4e-7 * Math.max(0.2, Math.abs(wanted))))
+          throw new Error(`${activation}(${point}) is ${got[at]}, not ${wanted}`);
+      }
+    }
+    for (const t of [x, one]) t.dispose();
+  });
+
+  test('lets NaN through activations, and gives their limits at both ends', () => {
+    const x = tensor([Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY, -1e38, 1e38, 0], [6, 1], {
+      device,
+    });
+    const one = tensor([1], [1, 1], { device });
+    for (const activation of ['gelu', 'geluTanh', 'silu', 'relu'] as const) {
+      using out = matmul(x as Tensor, one, { activation });
+      const got = [...out.toFloat32Sync()].map((value) => value + 0); // no sign of 0
+      const large = got[4] as number;
+      expect(got, activation).toEqual([Number.NaN, Number.POSITIVE_INFINITY, 0, 0, large, 0]);
+      expect(large / 1e38, activation).toBeCloseTo(1, 6);
+    }
+    for (const t of [x, one]) t.dispose();
+  });
+
   test('refuses what does not fit, before it computes anything', () => {
     const of = (...shape: number[]) => zeros(shape, { device }) as Tensor;
     const [a, b, half] = [of(4, 5), of(5, 6), zeros([5, 6], { device, dtype: 'float16' }) as Tensor];
@@ -225,6 +190,12 @@ describe.each(devices)('matmul on $device', ({ device, runs }) => {
       'a overlaps accumulateInto, which this call writes; it must lie in memory of its own',
     );
     expect(code(() => matmul(a, b, { alpha: Number.NaN }))).toBe('ERR_OPTION');
+    expect(() => matmul(a, b, { activation: 'tanh' as 'relu' })).toThrow(
+      `activation is "tanh"; it must be 'gelu', 'geluTanh', 'silu' or 'relu'`,
+    );
+    const both = { activation: 'relu', accumulateInto: of(4, 6) } as object;
+    expect(code(() => matmul(a, b, both))).toBe('ERR_OPTION');
+    expect(() => matmul(a, b, both)).toThrow('activation is "relu" and accumulateInto a tensor');
     expect(code(() => matmul(a, b, { alhpa: 1 } as object))).toBe('ERR_OPTION');
     expect(code(() => matmul([] as never, b))).toBe('ERR_OPTION');
     half.dispose();

@@ -4,8 +4,9 @@ import ts from 'typescript';
 import { describe, expect, it } from 'vitest';
 
 const root = new URL('../../', import.meta.url);
-const text = readFileSync(new URL('dist/index.d.ts', root), 'utf8');
-const file = ts.createSourceFile('index.d.ts', text, ts.ScriptTarget.Latest, true);
+/** Those of both entry points, and what the two share. */
+const files = readdirSync(new URL('dist/', root)).filter((name) => name.endsWith('.d.ts'));
+const texts = files.map((name) => readFileSync(new URL(`dist/${name}`, root), 'utf8'));
 
 /** Names of members and of what a file declares, where its documentation says @internal. */
 function internalNames(source: ts.SourceFile): string[] {
@@ -24,23 +25,25 @@ function internalNames(source: ts.SourceFile): string[] {
 }
 
 /** 'Tensor.slice' and 'Tensor': members of classes, and what stands at the top. */
-function declaredNames(source: ts.SourceFile): Set<string> {
+function declaredNames(text: string): string[] {
   const names = new Set<string>();
-  for (const statement of source.statements) {
+  for (const statement of ts.createSourceFile('index.d.ts', text, ts.ScriptTarget.Latest, true).statements) {
     const { name } = statement as ts.Statement & { readonly name?: ts.Node };
     if (name && ts.isIdentifier(name)) names.add(name.text);
     if (!ts.isClassLike(statement)) continue;
     for (const member of statement.members)
       if (member.name && ts.isIdentifier(member.name)) names.add(`${statement.name?.text}.${member.name.text}`);
   }
-  return names;
+  return [...names];
 }
 
 describe('the declarations of the package', () => {
-  const declared = declaredNames(file);
+  const declared = new Set(texts.flatMap(declaredNames));
 
   it('are there', () => {
-    expect([...declared]).toEqual(expect.arrayContaining(['attention', 'Tensor', 'Tensor.slice', 'BlockMask']));
+    expect([...declared]).toEqual(
+      expect.arrayContaining(['attention', 'Tensor', 'Tensor.slice', 'BlockMask', 'GPT', 'Module.parameters']),
+    );
   });
 
   it('hold nothing that is internal', () => {
@@ -54,11 +57,15 @@ describe('the declarations of the package', () => {
     );
     expect(internal.length).toBeGreaterThan(10);
     expect(internal.filter((name) => declared.has(name))).toEqual([]);
-    expect(text).not.toContain('@internal');
-    expect(text).not.toMatch(/\b(operand|flat)\(|\bbackend[:?]|\bclass \w*Backend\b/);
+    for (const text of texts) {
+      expect(text).not.toContain('@internal');
+      expect(text).not.toMatch(/\b(operand|flat)\(|\bbackend[:?]|\bclass \w*Backend\b/);
+    }
   });
 
   it('need no types but those of Node and the language', () => {
-    expect(ts.preProcessFile(text).importedFiles.map(({ fileName }) => fileName)).toEqual([]);
+    const imported = texts.flatMap((text) => ts.preProcessFile(text).importedFiles.map(({ fileName }) => fileName));
+    const shared = files.map((name) => `./${name.replace('.d.ts', '.js')}`);
+    expect(imported.filter((name) => !shared.includes(name))).toEqual([]);
   });
 });

@@ -7,8 +7,8 @@ import {
   blockMaskFromBytes,
   blockMaskToBytes,
   type DeviceName,
-  type DType,
   FlashAttnError,
+  type FloatDType,
   type Gradients,
   gatherRows,
   masks,
@@ -45,9 +45,9 @@ interface Inputs {
   readonly options: AttentionOptions;
 }
 
-const dtypes: readonly DType[] = ['float32', 'float16', 'bfloat16'];
+const dtypes: readonly FloatDType[] = ['float32', 'float16', 'bfloat16'];
 
-function make({ device, random }: World, shape: Shape, dtype: DType = 'float32'): Tensor {
+function make({ device, random }: World, shape: Shape, dtype: FloatDType = 'float32'): Tensor {
   const count = shape.reduce((product, n) => product * n, 1);
   return tensor(
     Float32Array.from({ length: count }, () => random.integer(-64, 64) / 64),
@@ -67,7 +67,11 @@ function letGo(world: World, tensors: readonly (Tensor | undefined)[]): void {
   while (world.kept.length > 30) world.kept.splice(world.random.below(world.kept.length), 1)[0].dispose();
 }
 
-function randomOptions(world: World, shape: { batch: number; nq: number; nk: number; heads: number }, dtype: DType) {
+function randomOptions(
+  world: World,
+  shape: { batch: number; nq: number; nk: number; heads: number },
+  dtype: FloatDType,
+) {
   const { random } = world;
   const { batch, nq, nk, heads } = shape;
   const options: AttentionOptions = {};

@@ -29,6 +29,16 @@ describe('mixed operations, some tensors disposed and others left to the collect
     expect(code).toBe(0);
   });
 
+  it.each(
+    ['wasm', 'cpu', 'emulator'].filter((device) => device === 'wasm' || (device === 'cpu' ? hasCpu : hasEmulator)),
+  )('leave nothing behind on %s in thousands of steps of training', async (device) => {
+    const steps = device === 'emulator' ? '500' : '10000';
+    const { code, stdout, stderr } = await soak('--device', device, '--training-steps', steps);
+    expect(stderr).toBe('');
+    expect(stdout).toContain(`no memory has leaked on ${device} in ${steps} steps of training`);
+    expect(code).toBe(0);
+  });
+
   it.each([
     ['host', /arrayBuffers has grown by \S+ MiB, more than 4\.0 MiB/],
     ['device', /1 tensors are left; \d+ bytes of device memory are left/],

@@ -1,17 +1,19 @@
 // Runs thousands of mixed operations and fails when memory that nobody uses is kept: on the device none at all, in the
 // process no more than a bound.
 //
-//   npm run soak -- [--device wasm|cpu|emulator|cuda] [--operations <n>] [--seed <n>]
+//   npm run soak -- [--device wasm|cpu|emulator|cuda] [--operations <n> | --training-steps <n>] [--seed <n>]
 import { parseArgs } from 'node:util';
 import { type DeviceName, memory, synchronize } from 'flashattn';
 import { Random } from '../fuzz/random.js';
 import { collectGarbage } from '../support/collectGarbage.js';
 import { runOperation, type Sizes, type World } from './operations.js';
+import { runTraining, stepsOfTraining } from './training.js';
 
 const { values: options } = parseArgs({
   options: {
     device: { type: 'string', default: 'wasm' },
     operations: { type: 'string', default: '10000' },
+    'training-steps': { type: 'string' },
     seed: { type: 'string', default: '1' },
     leak: { type: 'string' }, // 'host' or 'device': shows that leaks are noticed
   },
@@ -19,7 +21,10 @@ const { values: options } = parseArgs({
 const device = options.device as DeviceName;
 // The emulator's records of accesses grow until every address has been used; they are many times its memory.
 process.env.FLASHATTN_EMULATOR_MEMORY ??= String(32 * 2 ** 20);
-const count = Number(options.operations);
+const steps = options['training-steps'];
+const [run, count, perCall, what] = steps
+  ? ([runTraining, Number(steps), stepsOfTraining, 'steps of training'] as const)
+  : ([runOperation, Number(options.operations), 1, 'operations'] as const);
 const sizes: Sizes =
   (device as string) === 'emulator' ? { tokens: 40, heads: 2, dim: 24 } : { tokens: 200, heads: 3, dim: 64 };
 
@@ -58,7 +63,7 @@ const inMebibytes = (bytes: number) => `${(bytes / mebibyte).toFixed(1)} MiB`;
 
 function describe(operations: number, { tensors, bytesInUse, bytesReserved, process: p }: Sample): string {
   const used = `device ${bytesInUse} bytes in use by ${tensors} tensors, ${inMebibytes(bytesReserved)} reserved`;
-  return `${operations} operations: ${used}; heap ${inMebibytes(p.heapUsed)}, array buffers ${inMebibytes(p.arrayBuffers)}, external ${inMebibytes(p.external)}, resident ${inMebibytes(p.rss)}`;
+  return `${operations} ${what}: ${used}; heap ${inMebibytes(p.heapUsed)}, array buffers ${inMebibytes(p.arrayBuffers)}, external ${inMebibytes(p.external)}, resident ${inMebibytes(p.rss)}`;
 }
 
 /** What has grown that must not. */
@@ -83,7 +88,7 @@ function releaseKept(): void {
 }
 
 const world: World = { device, sizes, random: new Random(Number(options.seed)), kept: [] };
-await runOperation(world); // sets the device up
+await run(world); // sets the device up
 releaseKept();
 const empty = await settle();
 console.log(describe(0, empty));
@@ -92,8 +97,8 @@ const leaked: unknown[] = [];
 let warm: Sample | undefined;
 for (let checkpoint = 1; checkpoint <= checkpoints; checkpoint++) {
   const end = Math.round((count * checkpoint) / checkpoints);
-  for (let done = Math.round((count * (checkpoint - 1)) / checkpoints); done < end; done++) {
-    await runOperation(world);
+  for (let done = Math.round((count * (checkpoint - 1)) / checkpoints); done < end; done += perCall) {
+    await run(world);
     if (options.leak === 'host') leaked.push(new Uint8Array(64 * 1024));
   }
   if (options.leak === 'device' && checkpoint === checkpoints) leaked.push(world.kept.pop());
@@ -108,4 +113,4 @@ for (let checkpoint = 1; checkpoint <= checkpoints; checkpoint++) {
   }
   if (checkpoint === warmUpCheckpoints) warm = sample;
 }
-if (!process.exitCode) console.log(`no memory has leaked on ${device} in ${count} operations`);
+if (!process.exitCode) console.log(`no memory has leaked on ${device} in ${count} ${what}`);

@@ -5,11 +5,11 @@ import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import type { CpuAddon } from '../../lib/backends/cpu/threads/addon.js';
 
-const path =
+export const cpuPath =
   process.env.FLASHATTN_CPU_ADDON ??
   fileURLToPath(new URL('../../addons/cpu/build/Release/flashattn-cpu.node', import.meta.url));
 
-export const hasCpu = existsSync(path);
+export const hasCpu = existsSync(cpuPath);
 
 /** A suite's name, with the reason when it is skipped. */
 export const onCpu = (name: string) =>
@@ -17,7 +17,7 @@ export const onCpu = (name: string) =>
 
 /** Instruction sets that this machine runs, the fastest first. */
 export const instructionSets: readonly string[] = hasCpu
-  ? (createRequire(import.meta.url)(path) as CpuAddon).supported
+  ? (createRequire(import.meta.url)(cpuPath) as CpuAddon).supported
   : [];
 
 /** An environment in which 'auto' is wasm. */

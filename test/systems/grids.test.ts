@@ -2,7 +2,7 @@
 import {
   axialAttention,
   axialAttentionBackward,
-  type DType,
+  type FloatDType,
   longnetAttention,
   longnetAttentionBackward,
   swinAttention,
@@ -182,7 +182,7 @@ describe('axial', () => {
     const d: Dims = { batch: 1, tokens: 12, heads: 2, kvHeads: 2, dim: 8, valueDim: 8 };
     const inputs = inputsOf(d, 30);
     const shape = [1, 3, 4, 2, 8];
-    const run = (dtype: DType): Named => {
+    const run = (dtype: FloatDType): Named => {
       const [q, k, v] = (['q', 'k', 'v'] as const).map((name) => load(inputs[name], shape, dtype));
       if (!q || !k || !v) throw new Error('incomplete inputs');
       const { out, saved } = axialAttention(q, k, v);

@@ -2,14 +2,14 @@
  * The patterns that regroup tokens, against their definitions in float64: forward passes written as plain loops over
  * the pairs that see each other, gradients by central differences of them.
  */
-import { type DType, memory, type Tensor, tensor, zeros } from 'flashattn';
+import { type FloatDType, memory, type Tensor, tensor, zeros } from 'flashattn';
 import { afterEach, beforeEach, expect } from 'vitest';
 import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE } from '../../verify/oracle/compare.js';
 import { normal } from '../../verify/oracle/random.js';
 
 export type Named = Readonly<Record<string, Float64Array>>;
 /** A tensor whose rank TypeScript does not know. */
-type Any<D extends DType = DType> = Tensor<D, never>;
+type Any<D extends FloatDType = FloatDType> = Tensor<D, never>;
 
 export interface Dims {
   readonly batch: number;
@@ -119,7 +119,7 @@ export function own<T extends Tensor>(t: T): T {
   made.push(t);
   return t;
 }
-export const load = <D extends DType = 'float32'>(
+export const load = <D extends FloatDType = 'float32'>(
   values: Float64Array | undefined,
   shape: readonly number[],
   dtype?: D,

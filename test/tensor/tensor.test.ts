@@ -1,5 +1,5 @@
 import { describe, expect, expectTypeOf, it } from 'vitest';
-import { type DType, memory, type Tensor, tensor, zeros } from '../../lib/index.js';
+import { type FloatDType, memory, type Tensor, tensor, zeros } from '../../lib/index.js';
 import { fromBits, toBits } from '../../verify/oracle/float16.js';
 
 const range = (n: number) => Float32Array.from({ length: n }, (_, i) => i);
@@ -186,7 +186,7 @@ describe('types', () => {
     expectTypeOf(b.dtype).toEqualTypeOf<'bfloat16'>();
     expectTypeOf(b.dataSync()).toEqualTypeOf<Uint16Array>();
     expectTypeOf(a.dataSync()).toEqualTypeOf<Float32Array>();
-    expectTypeOf<DType>().toEqualTypeOf<'float32' | 'float16' | 'bfloat16'>();
+    expectTypeOf<FloatDType>().toEqualTypeOf<'float32' | 'float16' | 'bfloat16'>();
     // @ts-expect-error 16-bit patterns need a dtype
     expect(() => tensor(new Uint16Array(1), [1])).toThrow('bit patterns');
   });

@@ -1,6 +1,7 @@
 /** Random cases for fast-check. Data come from a seed, so that a case stays small and shrinks fast. */
 import fc from 'fast-check';
 import type { LowDType } from '../oracle/float16.js';
+import { SCORE_MOD_KINDS } from '../oracle/scoreMods.js';
 import type { BroadcastAxes, Case } from './case.js';
 import { VIEW_KINDS } from './views.js';
 
@@ -43,6 +44,7 @@ const common = {
   biasHides: fc.boolean(),
   alibi: optional(fc.constantFrom('heads' as const, 'batch' as const), 1),
   relative: optional(fc.constantFrom('distance' as const, 'positions' as const), 1),
+  scoreMod: fc.option(fc.constantFrom(...SCORE_MOD_KINDS), { nil: undefined, freq: 1 }),
   sink: fc.boolean(),
   dropout: optional(fc.record({ p: fc.constantFrom(0.1, 0.37, 0.5, 0.9), seed: fc.maxSafeNat() }), 1),
   dLse: fc.boolean(),

@@ -5,6 +5,7 @@
 import { round } from '../oracle/float16.js';
 import { type Broadcast, type Layout, lseSize, outSize, type Problem, type RelativeTable } from '../oracle/problem.js';
 import { normal, uniform } from '../oracle/random.js';
+import { type ScoreModKind, scoreModOf } from '../oracle/scoreMods.js';
 import { type Dims, type Expression, toElements } from './maskExpression.js';
 import type { CaseDType, ViewKind } from './views.js';
 
@@ -50,6 +51,7 @@ export interface Case {
   readonly biasHides?: boolean;
   readonly alibi?: 'heads' | 'batch';
   readonly relative?: 'distance' | 'positions';
+  readonly scoreMod?: ScoreModKind;
   readonly sink?: boolean;
   readonly dropout?: { readonly p: number; readonly seed: number };
   /** In positions of the longest queries and keys. */
@@ -184,6 +186,15 @@ export function instantiate(c: Case): Instance {
     sink: c.sink ? extra(queryHeads) : undefined,
     dropout: c.dropout,
     mask: c.blockMask && maskOf(c, c.blockMask),
+    scoreMod:
+      c.scoreMod &&
+      scoreModOf(c.scoreMod, {
+        heads: queryHeads,
+        queries: longestQuery,
+        keys: longestKey,
+        data: (size) => normal(size, c.seed * 16 + 15),
+        next: uniform(c.seed + 33),
+      }),
   };
   return {
     problem,

@@ -6,10 +6,15 @@ import {
   type BackwardExtras,
   type CommonOptions,
   type DeviceName,
+  lookup,
   type RelativeBias,
+  type ScoreMod,
+  type Shape,
   type Tensor,
+  tensor,
 } from 'flashattn';
 import type { Problem } from '../oracle/problem.js';
+import type { ScoreMod as OracleScoreMod, ScoreModKind, ScoreTable } from '../oracle/scoreMods.js';
 import type { Named } from '../oracle/sensitivity.js';
 import { extrasDType, type Instance } from './case.js';
 import { testDevice } from './device.js';
@@ -42,6 +47,30 @@ export function lseShape(p: Problem): number[] {
   return p.layout === 'varlen' ? [p.queryHeads, p.queryLength] : [p.batch, p.queryHeads, p.queryLength];
 }
 
+type Table = Tensor<'float32' | 'int32', Shape>;
+
+/** The functions of the references, as users of the library write them. */
+const scoreMods: Readonly<Record<ScoreModKind, (table: Table) => ScoreMod>> = {
+  relative: () => (score, _b, _h, i, j) => score.add(j.sub(i).mul(0.125)),
+  slopes: (slopes) => (score, _b, h, i, j) => score.sub(lookup(slopes, h).mul(i.sub(j).abs())),
+  softcap: () => (score) => score.div(1.5).tanh().mul(1.5),
+  documents: (ids) => (score, _b, _h, i, j) => lookup(ids, i).equal(lookup(ids, j)).where(score, -Infinity),
+  table: (bias) => (score, b, h, i, j) => score.mul(b.mul(-0.25).add(1)).add(lookup(bias, h, i, j)),
+};
+
+function tableOf({ values, shape, dtype }: ScoreTable, device: DeviceName): Table {
+  const all = [...shape];
+  return dtype === 'int32'
+    ? (tensor(Int32Array.from(values), all, { dtype: 'int32', device }) as Table)
+    : (tensor(Float32Array.from(values), all, { device }) as Table);
+}
+
+/** `own` takes hold of the tensors that it looks up. */
+function scoreModOf(p: OracleScoreMod, own: <T extends Tensor>(t: T) => T, device: DeviceName): ScoreMod {
+  const [table] = p.tables.map((each) => own(tableOf(each, device) as unknown as Tensor));
+  return scoreMods[p.kind](table as unknown as Table);
+}
+
 /** Options of the library for a problem, with terms of `dtype`. `own` takes hold of the tensors that are made for it. */
 export function optionsOf(
   p: Problem,
@@ -71,6 +100,7 @@ export function optionsOf(
         : Float32Array.from(p.alibi),
     }),
     ...(relativeBias && { relativeBias }),
+    ...(p.scoreMod && { scoreMod: scoreModOf(p.scoreMod, own, device) }),
     ...(p.sink && { sink: own(make(p.sink, [p.queryHeads], dtype, device)) }),
     ...(p.dropout && { dropout: p.dropout }),
   };

@@ -8,6 +8,7 @@ const OPTIONS = [
   'deterministic',
   'wideExtras',
   'dropout',
+  'scoreMod',
   'relative',
   'alibi',
   'biasHides',

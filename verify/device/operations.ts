@@ -2,7 +2,7 @@
 import {
   type AttentionOptions,
   type DeviceName,
-  type DType,
+  type FloatDType,
   gatherRows,
   memory,
   plan,
@@ -45,7 +45,7 @@ const PLANNED: Readonly<Record<string, Omit<Case, 'dtype'>>> = {
   packed: { seed: 4, layout: 'varlen', group: 2, qLens: [4, 0, 33, 2], kLens: [5, 3, 40, 4], headDim: 64, dLse: true },
 };
 
-const planned = (name: string, problem: Omit<Case, 'dtype'>, dtype: DType): Check => ({
+const planned = (name: string, problem: Omit<Case, 'dtype'>, dtype: FloatDType): Check => ({
   name: `a plan, ${name}, ${dtype}: run and replayed, bit-equal to attention, and allocates nothing`,
   run(device) {
     const c: Case = { ...problem, dtype, deterministic: true };
@@ -56,7 +56,7 @@ const planned = (name: string, problem: Omit<Case, 'dtype'>, dtype: DType): Chec
       const p = first.problem;
       const options: AttentionOptions = { ...optionsOf(p, dtype, own, device), deterministic: true };
       const shapes = { q: shapeOf(p, 'query'), k: shapeOf(p, 'key'), v: shapeOf(p, 'value') };
-      const made = plan<DType>({ ...shapes, dtype, device, backward: true, ...options });
+      const made = plan<FloatDType>({ ...shapes, dtype, device, backward: true, ...options });
       try {
         // Other inputs in between, so that nothing is left of an earlier run.
         for (const {

@@ -7,6 +7,7 @@ import { maskChecks } from './masks.js';
 import { emptyChecks, lengthChecks, numberChecks, occupancyChecks } from './numbers.js';
 import { operationChecks } from './operations.js';
 import { precisionChecks } from './precision.js';
+import { productChecks } from './products.js';
 import { maskPropertyChecks, propertyChecks } from './property.js';
 import { rangeChecks } from './range.js';
 import { scaleChecks } from './scale.js';
@@ -25,6 +26,7 @@ export function suite(settings: Settings): Group[] {
     { name: 'masks', checks: maskChecks() },
     { name: 'canaries', checks: canaryChecks() },
     { name: 'operations', checks: operationChecks() },
+    { name: 'products', checks: productChecks(settings) },
     { name: 'properties', checks: [...propertyChecks(settings), ...maskPropertyChecks(settings)] },
     { name: 'determinism', checks: determinismChecks(settings) },
   ];

@@ -4,7 +4,7 @@ import {
   attention,
   attentionBackward,
   type DeviceName,
-  type DType,
+  type FloatDType,
   type Tensor,
   tensor,
 } from 'flashattn';
@@ -36,7 +36,7 @@ export class Workspace {
   /** `dtype` is that of q, k, v and dout; whatever else an attention takes stays float32. */
   constructor(
     readonly device: DeviceName,
-    readonly dtype: DType = 'float32',
+    readonly dtype: FloatDType = 'float32',
   ) {}
 
   tensor(values: Float64Array, shape: readonly number[]): Tensor<'float32'> {

@@ -1,7 +1,7 @@
 /** Computes golden files with the library and compares the results with those in the file. */
 import { readdirSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import type { DeviceName, DType } from 'flashattn';
+import type { DeviceName, FloatDType } from 'flashattn';
 import { GRADIENT_TOLERANCE, magnitude, maxError, OUTPUT_TOLERANCE, SENSITIVITY_FACTOR } from '../oracle/compare.js';
 import { messageOf } from '../usage.js';
 import { type ComputedTensor, Workspace } from './adapter.js';
@@ -18,7 +18,7 @@ export interface Report {
   readonly file: string;
   readonly system: string;
   readonly device: string;
-  readonly dtype: DType;
+  readonly dtype: FloatDType;
   readonly status: 'pass' | 'fail' | 'unsupported';
   readonly errors: Readonly<Record<string, TensorReport>>;
   readonly reason?: string;
@@ -74,7 +74,7 @@ function unjudged(tensors: Readonly<Record<string, ComputedTensor>>, file: Golde
 export interface Target {
   readonly device: DeviceName;
   /** Default 'float32'. */
-  readonly dtype?: DType | undefined;
+  readonly dtype?: FloatDType | undefined;
   /** Files of other systems are left out. */
   readonly system?: string | undefined;
 }

@@ -110,20 +110,28 @@ export class GoldenFile implements TensorSource {
     return Int32Array.from(this.tensor(name).values);
   }
 
+  /** Whether gradients are named grad_<input>: then d<output> is the cotangent of an output. Otherwise d<input> is a gradient. */
+  get namesCotangents(): boolean {
+    return this.names.some((name) => name.startsWith('grad_'));
+  }
+
   /**
-   * What a run has to reproduce: the outputs, and the gradient of every input that has one. A gradient is named
-   * d<input> or grad_<input>; dout is the cotangent.
+   * What a run has to reproduce: the outputs, and the gradient of every input that has one. Of the outputs beside out and
+   * lse, those with a cotangent.
    */
   get expected(): string[] {
+    const { namesCotangents } = this;
     return this.names.filter((name) => {
       if (name === 'out' || name === 'lse' || name.startsWith('grad_')) return true;
+      if (namesCotangents) return this.has(`d${name}`);
       return name !== 'dout' && name.startsWith('d') && this.has(name.slice(1));
     });
   }
 }
 
 export function isGradient(name: string, file: GoldenFile): boolean {
-  return name.startsWith('grad_') || (name.startsWith('d') && file.has(name.slice(1)));
+  if (file.namesCotangents) return name.startsWith('grad_');
+  return name.startsWith('d') && file.has(name.slice(1));
 }
 
 function parseParams(text: string): Record<string, unknown> {

@@ -10,7 +10,7 @@
 import { realpathSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { type DeviceName, type DType, status } from 'flashattn';
+import { type DeviceName, type FloatDType, status } from 'flashattn';
 import { messageOf, UsageError } from '../usage.js';
 import { goldenFiles, line, type Report, runFile, type Target } from './compute.js';
 
@@ -37,7 +37,7 @@ function filesIn(folder: string): string[] {
   }
 }
 
-const isDType = (name: string): name is DType => ['float32', 'float16', 'bfloat16'].includes(name);
+const isDType = (name: string): name is FloatDType => ['float32', 'float16', 'bfloat16'].includes(name);
 
 interface Arguments {
   readonly files: readonly string[];

@@ -1,12 +1,12 @@
 /**
  * Exact attention and its gradients in float64, row by row, written to be read.
  *
- *   s_ij = softcap(scale * q_i . k_j) + bias_ij + relative_ij - slope * |diagonal(i) - j|   for visible j
+ *   s_ij = scoreMod(softcap(scale * q_i . k_j) + bias_ij + relative_ij - slope * |diagonal(i) - j|)   for visible j
  *   p_ij = exp(s_ij) / (exp(sink) + sum_j exp(s_ij)),   out_i = sum_j drop(p_ij) v_j
  *
  * A sink is one more key whose value is zero: a row that sees nothing else has out 0 and lse = sink. Without a sink it
  * is empty: out 0, lse -Infinity, no gradient.
- * Invisible pairs are skipped and never multiplied by zero, so nothing in them can reach a result.
+ * Invisible pairs, also those with a score of -Infinity, are skipped and never multiplied by zero, so nothing in them can reach a result.
  */
 import { keptElements } from './philox.js';
 import {
@@ -47,6 +47,8 @@ interface VisibleKey {
   readonly logit: number;
   /** Derivative of the logit by scale * q . k. */
   readonly capSlope: number;
+  /** Derivative of what scoreMod makes of it. */
+  readonly modSlope: number;
   /** What dropout multiplies the probability with: 0 or 1 / (1 - p). */
   readonly keep: number;
 }
@@ -102,8 +104,14 @@ function visibleKeys(p: Problem, b: number, h: number, i: number): VisibleKey[] 
     if (p.bias) logit += p.bias.values[broadcastIndex(p.bias, b, h, i, j)] as number;
     if (p.relative) logit += p.relative.table[relativeIndex(p, p.relative, h, i, j)] as number;
     if (p.alibi) logit -= alibiSlope(p, b, h) * Math.abs(diagonal(p, b, i) - j);
+    let modSlope = 1;
+    if (p.scoreMod && logit !== -Infinity) {
+      modSlope = p.scoreMod.slope(logit, b, h, i, j);
+      logit = p.scoreMod.value(logit, b, h, i, j);
+    }
+    if (logit === -Infinity) continue;
     const keep = kept && p.dropout ? (kept[j] ? 1 / (1 - p.dropout.p) : 0) : 1;
-    keys.push({ j, row, logit, capSlope, keep });
+    keys.push({ j, row, logit, capSlope, modSlope, keep });
   }
   return keys;
 }
@@ -161,7 +169,7 @@ export function attentionBackward(p: Problem, dOut: Float64Array, dLse?: Float64
       (dLse ? (dLse[lseIndex(p, b, h, i)] as number) : 0);
 
     keys.forEach((key, n) => {
-      const dLogit = (probabilities[n] as number) * ((dProbabilities[n] as number) - rowTerm);
+      const dLogit = key.modSlope * (probabilities[n] as number) * ((dProbabilities[n] as number) - rowTerm);
       if (p.bias && dBias) add(dBias, broadcastIndex(p.bias, b, h, i, key.j), dLogit);
       if (p.relative && dRelativeBias) add(dRelativeBias, relativeIndex(p, p.relative, h, i, key.j), dLogit);
       const dProduct = scaleOf(p) * key.capSlope * dLogit;

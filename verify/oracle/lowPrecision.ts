@@ -24,8 +24,17 @@ import {
 } from './problem.js';
 import type { Named } from './sensitivity.js';
 
+interface UnfusedKey {
+  readonly j: number;
+  readonly row: number;
+  readonly tanh: number;
+  /** Of scoreMod. */
+  readonly slope: number;
+  readonly keep: number;
+}
+
 interface UnfusedRow {
-  readonly keys: readonly { j: number; row: number; tanh: number; keep: number }[];
+  readonly keys: readonly UnfusedKey[];
   readonly probabilities: readonly number[];
   readonly sinkProbability: number;
   readonly lse: number;
@@ -66,7 +75,13 @@ class Unfused {
     return values.map((x) => this.round(x));
   }
 
-  private logit(b: number, h: number, i: number, j: number, row: number): { logit: number; tanh: number } {
+  private logit(
+    b: number,
+    h: number,
+    i: number,
+    j: number,
+    row: number,
+  ): { logit: number; tanh: number; slope: number } {
     const { p } = this;
     let logit = this.round(dot(this.scaledQuery, queryRow(p, b, h, i), p.key, row, p.headDim));
     let tanh = 0;
@@ -81,21 +96,27 @@ class Unfused {
     if (p.alibi) {
       logit = this.round(logit - this.round(alibiSlope(p, b, h) * Math.abs(diagonal(p, b, i) - j)));
     }
-    return { logit, tanh };
+    if (!p.scoreMod || logit === -Infinity) return { logit, tanh, slope: 1 };
+    return {
+      logit: this.round(p.scoreMod.value(logit, b, h, i, j)),
+      tanh,
+      slope: this.round(p.scoreMod.slope(logit, b, h, i, j)),
+    };
   }
 
   private row(b: number, h: number, i: number): UnfusedRow {
     const { p } = this;
     const { keyLength } = extent(p, b);
     const kept = p.dropout && keptElements(p.dropout, b * p.queryHeads + h, i, keyLength);
-    const keys: { j: number; row: number; tanh: number; keep: number }[] = [];
+    const keys: UnfusedKey[] = [];
     const logits: number[] = [];
     for (let j = 0; j < keyLength; j++) {
       if (!visible(p, b, h, i, j)) continue;
       const row = keyRow(p, b, h, j);
-      const { logit, tanh } = this.logit(b, h, i, j, row);
+      const { logit, tanh, slope } = this.logit(b, h, i, j, row);
+      if (logit === -Infinity) continue;
       logits.push(logit);
-      keys.push({ j, row, tanh, keep: kept && p.dropout ? (kept[j] ? 1 / (1 - p.dropout.p) : 0) : 1 });
+      keys.push({ j, row, tanh, slope, keep: kept && p.dropout ? (kept[j] ? 1 / (1 - p.dropout.p) : 0) : 1 });
     }
     const sink = p.sink ? (p.sink[h] as number) : -Infinity;
     if (keys.length === 0 && sink === -Infinity) {
@@ -154,7 +175,8 @@ class Unfused {
           : dProbabilities.reduce((sum, dp, n) => sum + dp * (probabilities[n] as number), 0)) -
         (dLse ? (dLse[lseIndex(p, b, h, i)] as number) : 0);
       keys.forEach((key, n) => {
-        const dLogit = this.round((probabilities[n] as number) * ((dProbabilities[n] as number) - rowTerm));
+        const dResult = this.round((probabilities[n] as number) * ((dProbabilities[n] as number) - rowTerm));
+        const dLogit = p.scoreMod ? this.round(dResult * key.slope) : dResult;
         if (p.bias && dBias) {
           const at = broadcastIndex(p.bias, b, h, i, key.j);
           dBias[at] = (dBias[at] as number) + dLogit;

@@ -3,6 +3,7 @@
  * a sequence, where an element lies in memory, and which keys a query sees.
  */
 import type { Dropout } from './philox.js';
+import type { ScoreMod } from './scoreMods.js';
 
 /** Row-major [batch, seq, heads, dim], [batch, heads, seq, dim], or packed sequences [total, heads, dim]. */
 export type Layout = 'bshd' | 'bhsd' | 'varlen';
@@ -53,6 +54,8 @@ export interface Problem {
   /** Slopes of shape [queryHeads] or [batch, queryHeads]. */
   readonly alibi?: Float64Array | undefined;
   readonly relative?: RelativeTable | undefined;
+  /** What replaces the score, after all terms above. */
+  readonly scoreMod?: ScoreMod | undefined;
   /** One logit a query head. */
   readonly sink?: Float64Array | undefined;
   readonly dropout?: Dropout | undefined;

@@ -4,6 +4,7 @@ import { asStrided, copy, peak } from '../../kernels/copy.js';
 import type { Backend, MemoryReport, Recording } from '../../kernels/device.js';
 import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
 import type { Launch, Operation } from '../../kernels/operation.js';
+import { scoreProgram } from '../../kernels/scoreProgram.js';
 import type { Fields, Struct } from '../../kernels/struct.js';
 import { NativeBuild } from '../shared/nativeBuild.js';
 import { Recorder } from '../shared/recorder.js';
@@ -23,6 +24,7 @@ class HostBuffer implements DeviceBuffer, Readable {
   lastWrite = 0;
   /** The last launch that touches it at all: overwriting or freeing waits for this one. */
   lastUse = 0;
+  revision = 0;
   readonly pendingReads: PendingRead[] = [];
 
   constructor(
@@ -31,12 +33,15 @@ class HostBuffer implements DeviceBuffer, Readable {
   ) {}
 }
 
+type Purpose = 'hostWritten' | 'deviceWritten';
+
 /** What a launch leaves behind in the buffers that it uses. */
 interface PreparedLaunch extends HostLaunch, Pick<Launch<Fields>, 'reads' | 'writes'> {}
 
 /** The kernels of native/cpu, wherever they run. */
 export class CpuBackend<H extends Host> implements Backend {
   readonly device: H['device'];
+  readonly packsFactors = true;
   readonly host: H;
   readonly #heap: Heap;
   readonly #build: NativeBuild;
@@ -45,16 +50,32 @@ export class CpuBackend<H extends Host> implements Backend {
   readonly #partition = new Staged(attentionPartition.byteLength);
   readonly #lost: LostLaunches[] = [];
   readonly #reads: PendingReads;
-  readonly #uploads = new Uploads(this);
-  readonly #recorder = new Recorder<PreparedLaunch>();
+  readonly #uploads: Uploads;
+  readonly #recorder: Recorder<PreparedLaunch>;
+  observer: Backend['observer'];
   #tensors = 0;
 
   constructor(host: H) {
     this.host = host;
     this.device = host.device;
     this.#heap = host.heap;
-    const structs = [...host.structs, attentionShape, attentionPartition] as readonly Struct[];
+    const structs = [...host.structs, attentionShape, attentionPartition, scoreProgram] as readonly Struct[];
     this.#build = new NativeBuild(host.build, host.description, structs);
+    const free = (buffer: DeviceBuffer) => this.#free(buffer as HostBuffer);
+    this.#recorder = new Recorder({
+      take: (byteLength) => this.#allocate(byteLength, 'deviceWritten'),
+      give: (buffer) => {
+        // Launches know the parts of it alone.
+        (buffer as HostBuffer).lastUse = host.published;
+        free(buffer);
+      },
+      part: (address, byteLength) => this.#buffer(address, byteLength, 'deviceWritten'),
+    });
+    this.#uploads = new Uploads({
+      allocate: (byteLength, purpose) => this.#allocate(byteLength, purpose),
+      free,
+      write: (buffer, byteOffset, bytes) => this.#write(buffer as HostBuffer, byteOffset, bytes),
+    });
     this.#reads = new PendingReads({
       isDone: (launch) => launch <= host.completed,
       wait: (launch) => this.#waitFor(launch),
@@ -77,7 +98,17 @@ export class CpuBackend<H extends Host> implements Backend {
     return this.threads * this.host.workspaceBytes;
   }
 
-  allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): HostBuffer {
+  get isRecording(): boolean {
+    return this.#recorder.active;
+  }
+
+  allocate(byteLength: number, purpose: Purpose): HostBuffer {
+    if (!this.#recorder.active) return this.#allocate(byteLength, purpose);
+    if (purpose === 'deviceWritten') return this.#recorder.allocate(byteLength) as HostBuffer;
+    return this.#recorder.constant(this.#allocate(byteLength, purpose));
+  }
+
+  #allocate(byteLength: number, purpose: Purpose): HostBuffer {
     const { host } = this;
     let address = this.#heap.allocate(
       byteLength,
@@ -89,18 +120,30 @@ export class CpuBackend<H extends Host> implements Backend {
       address = this.#heap.allocate(byteLength, host.published);
     }
     if (address === undefined) throw this.#heap.outOfMemory(byteLength);
+    return this.#buffer(address, byteLength, purpose);
+  }
+
+  #buffer(address: number, byteLength: number, purpose: Purpose): HostBuffer {
     const buffer = new HostBuffer(address, byteLength);
     // Its last owner's launches may still be pending, also when it is freed or written again before any launch of its own.
-    if (purpose === 'deviceWritten') buffer.lastUse = host.published;
+    if (purpose === 'deviceWritten') buffer.lastUse = this.host.published;
     return buffer;
   }
 
   free(buffer: DeviceBuffer): void {
-    this.#heap.free(buffer.address, buffer.byteLength, (buffer as HostBuffer).lastUse);
+    if (!this.#recorder.free(buffer)) this.#free(buffer as HostBuffer);
+  }
+
+  #free(buffer: HostBuffer): void {
+    this.#heap.free(buffer.address, buffer.byteLength, buffer.lastUse);
   }
 
   write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void {
-    const target = buffer as HostBuffer;
+    this.#recorder.checkWrite(buffer);
+    this.#write(buffer as HostBuffer, byteOffset, bytes);
+  }
+
+  #write(target: HostBuffer, byteOffset: number, bytes: Uint8Array): void {
     this.#settle(target.lastUse);
     this.#reads.beforeOverwriting(target);
     this.host.copyIn(target.address + byteOffset, bytes);
@@ -111,16 +154,23 @@ export class CpuBackend<H extends Host> implements Backend {
     return this.#recorder.using(this.#uploads.get(owner, arraysOf));
   }
 
-  read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
+  async read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
+    this.#recorder.refuse('reading a tensor');
     return this.#reads.read(buffer as HostBuffer, byteOffset, byteLength);
   }
 
   readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
+    this.#recorder.refuse('reading a tensor');
     this.#waitSync((buffer as HostBuffer).lastWrite);
     return this.host.copyOut(buffer.address + byteOffset, byteLength);
   }
 
+  isInUse(buffer: DeviceBuffer): boolean {
+    return (buffer as HostBuffer).lastUse > this.host.completed;
+  }
+
   async wait(buffer: DeviceBuffer): Promise<void> {
+    this.#recorder.refuse('what waits for a tensor');
     await this.#waitFor((buffer as HostBuffer).lastWrite);
   }
 
@@ -144,23 +194,42 @@ export class CpuBackend<H extends Host> implements Backend {
     this.#params.write(operation.struct, launch.params);
     const params = this.#params.words.subarray(0, operation.struct.byteLength / 4);
     if (records) this.#recorder.keep({ first, params: params.slice(), reads, writes, work });
+    else if (this.observer)
+      this.#observe(this.observer, { first, params, reads, writes, work }, operation.name, operands);
     else this.#queue({ first, params, reads, writes, work });
   }
 
+  #observe(see: NonNullable<Backend['observer']>, launch: PreparedLaunch, operation: string, operands: unknown): void {
+    this.#settle(this.host.published);
+    const start = performance.now();
+    this.#queue(launch);
+    this.#settle(this.host.published);
+    const milliseconds = performance.now() - start;
+    const { reads, writes, work } = launch;
+    see({ operation, operands, reads, writes, work, milliseconds: () => milliseconds });
+  }
+
   record(run: () => void): Recording {
-    return this.#recorder.record(run, (kept) => ({
-      replay: () => {
-        for (const launch of kept) {
-          this.#beforeWriting(launch.writes);
-          this.#queue(launch);
-        }
-      },
-      dispose: () => {},
-    }));
+    return this.#recorder.record(run, (kept, live) => {
+      // The host runs launches itself that are too little work for threads: of all of them together, not of each.
+      const work = kept.reduce((sum, launch) => sum + launch.work, 0);
+      const launches = kept.map((launch) => ({ ...launch, work }));
+      return {
+        replay: () => {
+          // What somebody still reads may lie where something else lay before it.
+          this.#beforeWriting(live());
+          for (const launch of launches) {
+            this.#beforeWriting(launch.writes);
+            this.#queue(launch);
+          }
+        },
+        dispose: () => {},
+      };
+    });
   }
 
   /** May launch copies of what pending reads have not had yet. */
-  #beforeWriting(buffers: readonly DeviceBuffer[]): void {
+  #beforeWriting(buffers: Iterable<DeviceBuffer>): void {
     if (this.host.faulted) this.#replaceThreads();
     for (const buffer of buffers) this.#reads.beforeOverwriting(buffer as HostBuffer);
   }
@@ -168,7 +237,10 @@ export class CpuBackend<H extends Host> implements Backend {
   #queue(launch: PreparedLaunch): void {
     const { reads, writes } = launch;
     const number = this.host.launch(launch);
-    for (const buffer of writes as readonly HostBuffer[]) buffer.lastWrite = buffer.lastUse = number;
+    for (const buffer of writes as readonly HostBuffer[]) {
+      buffer.lastWrite = buffer.lastUse = number;
+      buffer.revision++;
+    }
     for (const buffer of reads as readonly HostBuffer[]) buffer.lastUse = number;
   }
 
@@ -180,6 +252,7 @@ export class CpuBackend<H extends Host> implements Backend {
   }
 
   async synchronize(): Promise<void> {
+    this.#recorder.refuse('what waits for the device');
     await this.#waitFor(this.host.published);
   }
 

@@ -4,7 +4,7 @@ import { join, resolve } from 'node:path';
 import { packageFolder, urlOf } from '../../base/package.js';
 import { attentionForward, attentionPartition, attentionShape } from '../../kernels/attention.js';
 import { checkFields, parseDescription, type Struct } from '../../kernels/struct.js';
-import { type AddonFailure, explainLoadError, isCheckout } from '../shared/addon/search.js';
+import { type AddonFailure, type Attempt, explainLoadError, isCheckout } from '../shared/addon/search.js';
 import { cudaAddon, findAddon } from './search.js';
 
 /** A device as the CUDA runtime describes it. */
@@ -58,6 +58,14 @@ export interface Context {
   /** Queues the launches of a graph. */
   replay(graph: number): void;
   forget(graph: number): void;
+  /**
+   * Takes the first library that can be used: one of the names that is loaded already, or one of the files. `version` is
+   * 130101 for 13.1.1; `tried` is what came of the others.
+   */
+  openCublasLt(
+    loaded: readonly string[],
+    files: readonly string[],
+  ): { readonly path?: string; readonly version?: number; readonly tried: readonly Attempt[] };
   /** From the bytes of an AttentionShape to those of an AttentionPartition. */
   partition(shape: Uint8Array, into: Uint8Array): void;
 }
@@ -86,6 +94,8 @@ export interface EmulatorControls {
   setCapturing(stream: number, capturing: boolean): void;
   /** Whether a device has a primary context. */
   hasContext(device: number): boolean;
+  /** What a library that stands in for one of NVIDIA's is to do: see test/cuda/cublaslt. '': what it should. */
+  setStandIn(behaviour: string): void;
   reports(): string[];
   clearReports(): void;
   statistics(): Record<string, number>;

@@ -9,15 +9,18 @@ import {
   shapeOf,
 } from '../../kernels/attention.js';
 import { peak } from '../../kernels/copy.js';
-import type { Backend, MemoryReport, Recording } from '../../kernels/device.js';
+import type { Backend, MatmulKernels, MemoryReport, Recording } from '../../kernels/device.js';
+import { matmul } from '../../kernels/matmul.js';
 import type { DeviceBuffer, HostArray, Uploaded } from '../../kernels/memory.js';
-import type { Operation } from '../../kernels/operation.js';
+import type { Launch, Operation } from '../../kernels/operation.js';
+import { scoreProgram } from '../../kernels/scoreProgram.js';
 import type { Fields, Struct } from '../../kernels/struct.js';
 import { NativeBuild } from '../shared/nativeBuild.js';
 import { Recorder } from '../shared/recorder.js';
 import { mostParamsBytes, Staged } from '../shared/staged.js';
 import { Uploads } from '../shared/uploads.js';
-import type { Context, EmulatorControls } from './addon.js';
+import type { Addon, Context, EmulatorControls } from './addon.js';
+import { checkMatmulKernels, openCublasLt } from './cublaslt.js';
 import { DeviceErrors } from './errors.js';
 import { formatVersion, type UsableDevice } from './support.js';
 
@@ -42,6 +45,12 @@ const mostPeakIterations = 1 << 20;
 const peakBlocksPerMultiprocessor = 2;
 const peakFlopsPerIteration = 8 * 8 * 2 * 16 * 8 * 16; // 8 warps, each 8 products of 16 x 8 x 16
 
+/** A launch that is going to be part of a graph. */
+interface KeptLaunch extends Pick<Launch<Fields>, 'reads' | 'writes'> {
+  readonly operation: number;
+  readonly params: Uint8Array;
+}
+
 // Fills write whole words.
 const padded = (byteLength: number) => Math.max(4, Math.ceil(byteLength / 4) * 4);
 
@@ -50,9 +59,11 @@ export class CudaBackend implements Backend {
   readonly device: CudaDeviceName;
   readonly kernels = 'cuda-sm80';
   readonly workspaceBytes = 0;
+  readonly packsFactors = false;
   readonly status: CudaStatus;
   /** Switches and findings of the emulator. */
   readonly emulator: EmulatorControls | undefined;
+  readonly #addonKind: Addon['kind'];
   readonly #index: number;
   readonly #errors: DeviceErrors;
   readonly #multiprocessors: number;
@@ -61,8 +72,10 @@ export class CudaBackend implements Backend {
   readonly #params = new Staged(mostParamsBytes);
   readonly #shape = new Staged(attentionShape.byteLength);
   readonly #partition = new Staged(attentionPartition.byteLength);
-  readonly #uploads = new Uploads(this);
-  readonly #recorder = new Recorder<never>();
+  readonly #uploads: Uploads;
+  readonly #recorder: Recorder<KeptLaunch>;
+  observer: Backend['observer'];
+  #matmulKernels: MatmulKernels | undefined;
   #inUse = 0;
   #peak = 0;
   #tensors = 0;
@@ -72,9 +85,10 @@ export class CudaBackend implements Backend {
     this.device = device;
     this.#errors = new DeviceErrors(device);
     this.emulator = addon.emulator;
+    this.#addonKind = addon.kind;
     this.#index = description.index;
     this.#multiprocessors = description.multiprocessors;
-    const structs = [attentionShape, attentionPartition] as readonly Struct[];
+    const structs = [attentionShape, attentionPartition, scoreProgram] as readonly Struct[];
     this.#build = new NativeBuild('the addon', addon.description, structs);
     this.status = {
       name: description.name,
@@ -86,22 +100,57 @@ export class CudaBackend implements Backend {
       runtime: formatVersion(list.runtimeVersion),
     };
     this.#context = this.#run(() => new addon.Context(description.index));
+    const free = (buffer: DeviceBuffer) => this.#free(buffer);
+    this.#recorder = new Recorder({
+      take: (byteLength) => this.#allocate(byteLength),
+      give: free,
+      part: (address, byteLength) => ({ address, byteLength, revision: 0 }),
+    });
+    this.#uploads = new Uploads({
+      allocate: (byteLength) => this.#allocate(byteLength),
+      free,
+      write: (buffer, byteOffset, bytes) => this.#write(buffer, byteOffset, bytes),
+    });
   }
 
-  allocate(byteLength: number): DeviceBuffer {
+  get matmulKernels(): MatmulKernels {
+    this.#matmulKernels ??= this.#run(() => openCublasLt(this.#context, this.#addonKind));
+    return this.#matmulKernels;
+  }
+
+  get isRecording(): boolean {
+    return this.#recorder.active;
+  }
+
+  allocate(byteLength: number, purpose: 'hostWritten' | 'deviceWritten'): DeviceBuffer {
+    if (!this.#recorder.active) return this.#allocate(byteLength);
+    if (purpose === 'deviceWritten') return this.#recorder.allocate(byteLength);
+    return this.#recorder.constant(this.#allocate(byteLength));
+  }
+
+  #allocate(byteLength: number): DeviceBuffer {
     const size = padded(byteLength);
     const address = this.#run(() => this.#context.allocate(size));
     this.#inUse += size;
     this.#peak = Math.max(this.#peak, this.#inUse);
-    return { address, byteLength };
+    return { address, byteLength, revision: 0 };
   }
 
   free(buffer: DeviceBuffer): void {
+    if (!this.#recorder.free(buffer)) this.#free(buffer);
+  }
+
+  #free(buffer: DeviceBuffer): void {
     this.#inUse -= padded(buffer.byteLength);
     this.#context.free(buffer.address);
   }
 
   write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void {
+    this.#recorder.checkWrite(buffer);
+    this.#write(buffer, byteOffset, bytes);
+  }
+
+  #write(buffer: DeviceBuffer, byteOffset: number, bytes: Uint8Array): void {
     if (bytes.length > 0) this.#run(() => this.#context.write(buffer.address + byteOffset, bytes));
   }
 
@@ -110,6 +159,7 @@ export class CudaBackend implements Backend {
   }
 
   async read(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Promise<Uint8Array> {
+    this.#recorder.refuse('reading a tensor');
     const bytes = new Uint8Array(byteLength);
     try {
       if (byteLength > 0) await this.#context.read(buffer.address + byteOffset, bytes);
@@ -120,9 +170,15 @@ export class CudaBackend implements Backend {
   }
 
   readSync(buffer: DeviceBuffer, byteOffset: number, byteLength: number): Uint8Array {
+    this.#recorder.refuse('reading a tensor');
     const bytes = new Uint8Array(byteLength);
     if (byteLength > 0) this.#run(() => this.#context.readSync(buffer.address + byteOffset, bytes));
     return bytes;
+  }
+
+  /** The stream writes in order. */
+  isInUse(): boolean {
+    return false;
   }
 
   async wait(): Promise<void> {
@@ -135,23 +191,47 @@ export class CudaBackend implements Backend {
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
     const launch = operation.describe(operands);
     if (!launch) return;
+    // Compared by name: every operation has another type.
+    if (operation.name === matmul.name) checkMatmulKernels(this.device, this.matmulKernels);
     const number = this.#build.numberOf(operation);
     this.#params.memory.write(operation.struct, launch.params);
     const bytes = this.#params.first(operation.struct.byteLength);
+    if (this.#recorder.active) {
+      this.#recorder.keep({ operation: number, params: bytes.slice(), reads: launch.reads, writes: launch.writes });
+      return;
+    }
     const { problem } = operands as Partial<AttentionLaunch<ForwardOperands>>;
-    this.#run(() => this.#context.launch(number, bytes), problem);
+    const queue = () => this.#run(() => this.#context.launch(number, bytes), problem);
+    if (this.observer) {
+      const { reads, writes, work } = launch;
+      this.observer({ operation: operation.name, operands, reads, writes, work, milliseconds: this.#timed(queue) });
+    } else queue();
+    for (const buffer of launch.writes) buffer.revision++;
   }
 
-  /** As a CUDA graph. */
+  /** What `queue` launches takes, between two events on the stream. */
+  #timed(queue: () => void): () => number {
+    const start = this.#run(() => this.#context.recordEvent());
+    queue();
+    const end = this.#run(() => this.#context.recordEvent());
+    return () => this.#run(() => this.#context.elapsed(start, end));
+  }
+
+  /** As a CUDA graph, which is made when `run` is over: while a stream is captured nothing can be allocated. */
   record(run: () => void): Recording {
-    let graph = 0;
-    const capture = () => {
-      graph = this.#run(() => this.#context.record(run));
-    };
-    return this.#recorder.record(capture, () => ({
-      replay: () => this.#run(() => this.#context.replay(graph)),
-      dispose: () => this.#context.forget(graph),
-    }));
+    return this.#recorder.record(run, (kept) => {
+      const queue = () => {
+        for (const { operation, params } of kept) this.#context.launch(operation, params);
+      };
+      const graph = this.#run(() => this.#context.record(queue));
+      return {
+        replay: () => {
+          this.#run(() => this.#context.replay(graph));
+          for (const { writes } of kept) for (const buffer of writes) buffer.revision++;
+        },
+        dispose: () => this.#context.forget(graph),
+      };
+    });
   }
 
   partition(problem: AttentionProblem): AttentionPartition {
@@ -162,7 +242,7 @@ export class CudaBackend implements Backend {
   }
 
   async measurePeak(): Promise<number> {
-    const sink = this.allocate(16);
+    const sink = this.allocate(16, 'deviceWritten');
     const items = peakBlocksPerMultiprocessor * this.#multiprocessors;
     const measure = (iterations: number) => this.measure(() => this.launch(peak, { sink, items, iterations }));
     try {
@@ -179,11 +259,10 @@ export class CudaBackend implements Backend {
   }
 
   async measure(run: () => void): Promise<number> {
-    const start = this.#run(() => this.#context.recordEvent());
-    run();
-    const end = this.#run(() => this.#context.recordEvent());
+    this.#recorder.refuse('a measurement');
+    const elapsed = this.#timed(run);
     await this.synchronize();
-    return this.#run(() => this.#context.elapsed(start, end));
+    return elapsed();
   }
 
   devicePointer(buffer: DeviceBuffer): bigint {
@@ -200,7 +279,7 @@ export class CudaBackend implements Backend {
       const place = end === address ? 'pointer' : `pointer + ${byteLength - 1}, the last byte of the tensor,`;
       throw new FlashAttnError('ERR_DEVICE', `${place} is ${found}; it must be memory of ${this.device}`);
     }
-    return { address, byteLength };
+    return { address, byteLength, revision: 0 };
   }
 
   setStream(stream: bigint | undefined): void {
@@ -208,6 +287,7 @@ export class CudaBackend implements Backend {
   }
 
   async synchronize(): Promise<void> {
+    this.#recorder.refuse('what waits for the device');
     try {
       await this.#context.synchronize();
     } catch (error) {

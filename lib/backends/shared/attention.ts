@@ -11,9 +11,11 @@ import {
 } from '../../kernels/attention.js';
 import { asStrided, copy, fill } from '../../kernels/copy.js';
 import type { Backend } from '../../kernels/device.js';
-import type { DeviceBuffer } from '../../kernels/memory.js';
+import type { DeviceBuffer, HostArray } from '../../kernels/memory.js';
 import { addressOf, type Flat, type Strided } from '../../kernels/operand.js';
+import { type ScoreProgram, scoreProgram } from '../../kernels/scoreProgram.js';
 import { passedBytes, Scratch, type WideGradient } from './scratch.js';
+import { StructMemory } from './structWriter.js';
 
 /** The lse of a row that sees nothing. */
 const negativeInfinityBits = 0xff800000;
@@ -43,6 +45,18 @@ function widen(backend: Backend, from: Strided | Flat | undefined, into: DeviceB
   return { address: into.address, strides };
 }
 
+function scoreProgramArrays(program: ScoreProgram): readonly HostArray[] {
+  const memory = new StructMemory(new ArrayBuffer(scoreProgram.byteLength));
+  memory.write(scoreProgram, program);
+  return [memory.words];
+}
+
+/** What problems bring along that is uploaded once. */
+const uploadsOf = (backend: Backend, { blockMask, scoreMod }: AttentionProblem) => ({
+  blockMask: blockMask && backend.upload(blockMask, blockMaskArrays),
+  scoreMod: scoreMod && backend.upload(scoreMod, scoreProgramArrays),
+});
+
 /** Finds what the kernels read and write besides q, k, v and their like; widens what they read as float32. */
 function prepare(
   backend: Backend,
@@ -51,7 +65,9 @@ function prepare(
   scratch: Scratch,
 ): AttentionMemory {
   const gradients = 'dOut' in operands ? operands : undefined;
-  const blockMask = problem.blockMask && backend.upload(problem.blockMask, blockMaskArrays);
+  const { blockMask, scoreMod } = uploadsOf(backend, problem);
+  const buffers = [...scratch.buffers];
+  for (const uploaded of [blockMask, scoreMod]) if (uploaded) buffers.push(uploaded.buffer);
   const bias = widen(backend, operands.bias, scratch.get('bias'));
   return {
     sequences: scratch.address('sequences'),
@@ -64,6 +80,7 @@ function prepare(
     keyPosition: scratch.address('keyPosition'),
     sink: widen(backend, operands.sink, scratch.get('sink')).address,
     blockMask,
+    scoreMod,
     dRelative: scratch.address('dRelative') || addressOf(gradients?.dRelative),
     dSink: scratch.address('dSink') || addressOf(gradients?.dSink),
     dBias: scratch.address('dBias') || addressOf(gradients?.dBias),
@@ -72,7 +89,7 @@ function prepare(
     dQuerySum: scratch.address('dQuerySum'),
     turns: scratch.address('turns'),
     dRelativePartial: scratch.address('dRelativePartial'),
-    buffers: blockMask ? [blockMask.buffer, ...scratch.buffers] : scratch.buffers,
+    buffers,
   };
 }
 
@@ -83,7 +100,7 @@ export function createScratch(
   extras: AttentionExtras,
   backward: boolean,
 ): Scratch {
-  if (problem.blockMask) backend.upload(problem.blockMask, blockMaskArrays);
+  uploadsOf(backend, problem);
   return new Scratch(backend, problem, extras, backward);
 }
 

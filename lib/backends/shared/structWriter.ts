@@ -1,9 +1,15 @@
 // Structs of lib/kernels/struct.ts in memory.
-import type { DType } from '../../base/dtype.js';
-import type { Field, FieldKind, Fields, Struct, ValuesOf } from '../../kernels/struct.js';
+import type { Field, FieldKind, Fields, Repeated, StoredDType, Struct, ValuesOf } from '../../kernels/struct.js';
 
-/** `DType` of native/structs/types.h. */
-const dtypeCode: Readonly<Record<DType, number>> = { float32: 0, float16: 1, bfloat16: 2 };
+/** `DType` of native/structs/types.h, and `kInt32Rest` of elementwise.h beside it. */
+const dtypeCode: Readonly<Record<StoredDType, number>> = {
+  float32: 0,
+  float16: 1,
+  bfloat16: 2,
+  int32: 3,
+  bool: 4,
+  int32Rest: 5,
+};
 
 const high = 2 ** 32;
 
@@ -34,16 +40,25 @@ export class StructMemory {
       this.words.fill(0, word, word + size / 4);
     } else if (typeof kind === 'object') {
       if ('fields' in kind) this.write(kind, value as ValuesOf<Fields>, word * 4);
-      else if (kind.of === 'uint32') this.words.set(value as readonly number[], word);
-      else for (let i = 0; i < kind.count; i++) this.#writeLong((value as readonly number[])[i], word + 2 * i);
+      else this.#writeRepeated(kind, value as readonly unknown[], word);
     } else if (kind === 'dtype') {
-      this.words[word] = dtypeCode[value as DType];
+      this.words[word] = dtypeCode[value as StoredDType];
     } else if (kind === 'float32') {
       this.#floats[word] = value as number;
     } else if (size === 8) {
       this.#writeLong(value as number, word);
     } else {
       this.words[word] = value as number;
+    }
+  }
+
+  #writeRepeated({ of, count }: Repeated, values: readonly unknown[], word: number): void {
+    if (of === 'uint32' || of === 'int32') this.words.set(values as readonly number[], word);
+    else if (of === 'float32') this.#floats.set(values as readonly number[], word);
+    else if (of === 'int64') for (let i = 0; i < count; i++) this.#writeLong(values[i] as number, word + 2 * i);
+    else if (typeof of === 'object') {
+      for (let i = 0; i < values.length; i++)
+        this.write(of, values[i] as ValuesOf<Fields>, 4 * word + i * of.byteLength);
     }
   }
 

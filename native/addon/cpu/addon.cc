@@ -1,4 +1,5 @@
 // The entry point of the addon for native threads.
+#include "files.h"
 #include "host.h"
 #include "host/threads/instruction_sets.h"
 
@@ -19,6 +20,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("unsupported",
               names_of(env, cpu_host::unsupported_names(), [](const std::string& name) { return name; }));
   exports.Set("Host", cpu_host::Host::define(env));
+  exports.Set("mapFile", Napi::Function::New(env, cpu_host::map_file, "mapFile"));
+  exports.Set("unmapFile", Napi::Function::New(env, cpu_host::unmap_file, "unmapFile"));
   return exports;
 }
 

@@ -42,12 +42,11 @@ Napi::Function Host::define(Napi::Env env) {
 
 Host::Host(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Host>(info) {
   const Napi::Env env = info.Env();
-  if (!info[0].IsObject() || !info[1].IsFunction()) {
-    throw_type(env, "Host needs options and a function");
+  if (!info[0].IsString() || !info[1].IsNumber() || !info[2].IsNumber() || !info[3].IsFunction()) {
+    throw_type(env, "Host needs a string, two numbers and a function");
     return;
   }
-  const Napi::Object options = info[0].As<Napi::Object>();
-  const std::string name = options.Get("instructionSet").ToString();
+  const std::string name = info[0].As<Napi::String>();
   for (const KernelTable* kernels : supported_kernels())
     if (name == kernels->name) kernels_ = kernels;
   if (kernels_ == nullptr) {
@@ -59,8 +58,8 @@ Host::Host(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Host>(info) {
         .ThrowAsJavaScriptException();
     return;
   }
-  thread_count_ = options.Get("threads").ToNumber().Int32Value();
-  const auto memory = static_cast<size_t>(options.Get("memory").ToNumber().Int64Value());
+  thread_count_ = info[1].As<Napi::Number>().Int32Value();
+  const auto memory = static_cast<size_t>(info[2].As<Napi::Number>().Int64Value());
   Napi::Object self = Value();
   self.Set("description", [&] {
     std::string text(kDescriptionBytes, '\0');
@@ -77,7 +76,7 @@ Host::Host(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Host>(info) {
   }
   self.Set("begin", number(env, reinterpret_cast<uintptr_t>(arena_.begin())));
   self.Set("limit", number(env, arena_.limit()));
-  on_awaited_ = Napi::ThreadSafeFunction::New(env, info[1].As<Napi::Function>(), "flashattn", 0, 1);
+  on_awaited_ = Napi::ThreadSafeFunction::New(env, info[3].As<Napi::Function>(), "flashattn", 0, 1);
   on_awaited_.Unref(env);
   pool_ = std::make_unique<Pool>(*kernels_, thread_count_, [this] { on_awaited_.NonBlockingCall(); });
   // Runs before the hooks of what was made before it: threads end while what they call is still there.
@@ -137,7 +136,8 @@ Napi::Value Host::launch(const Napi::CallbackInfo& info) {
   if (!pool_) return number(info.Env(), 0);
   const auto first = info[0].As<Napi::Number>().Int32Value();
   const auto params = info[1].As<Napi::Uint32Array>();
-  return number(info.Env(), pool_->launch(first, params.Data(), params.ByteLength(), info[2].ToBoolean()));
+  const bool small = info[2].As<Napi::Boolean>();
+  return number(info.Env(), pool_->launch(first, params.Data(), params.ByteLength(), small));
 }
 
 Napi::Value Host::completed(const Napi::CallbackInfo& info) {

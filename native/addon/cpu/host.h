@@ -13,7 +13,12 @@ class Host : public Napi::ObjectWrap<Host> {
  public:
   static Napi::Function define(Napi::Env);
 
-  /** new Host({ instructionSet, threads, memory }, onAwaited) */
+  /**
+   * new Host(instruction set, threads, bytes of memory, onAwaited)
+   *
+   * Arguments are primitive and have their types: JavaScript that is being terminated cannot be asked for a property or
+   * a conversion, and node-addon-api ends the process over what it then gets.
+   */
   explicit Host(const Napi::CallbackInfo&);
   ~Host() override;
 

@@ -61,6 +61,7 @@ Napi::Function Context::define(Napi::Env env) {
                          InstanceMethod("record", &Context::record),
                          InstanceMethod("replay", &Context::replay),
                          InstanceMethod("forget", &Context::forget),
+                         InstanceMethod("openCublasLt", &Context::open_cublaslt),
                          InstanceMethod("partition", &Context::partition),
                      });
 }

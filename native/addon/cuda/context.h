@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cublaslt/products.h"
 #include "launch.h"
 #include "memory.h"
 #include "pending.h"
@@ -51,9 +52,16 @@ class Context : public Napi::ObjectWrap<Context> {
   Napi::Value record(const Napi::CallbackInfo&);  // (() => void) -> graph
   void replay(const Napi::CallbackInfo&);         // (graph)
   void forget(const Napi::CallbackInfo&);         // (graph)
+  /** (names of libraries that may be loaded, files or names to load) -> { path, version } or { tried } */
+  Napi::Value open_cublaslt(const Napi::CallbackInfo&);
   void partition(const Napi::CallbackInfo&);  // (AttentionShape: Uint8Array, into an AttentionPartition: Uint8Array)
 
   cudaError_t open();
+  /** The handle of `library` on this device and its workspace. */
+  bool adopt(const cublaslt::Library* library, std::string* why);
+  /** Gives the library what it can do. */
+  cublaslt::Outcome launch_by_library(const Operation&, const void* params, std::string* why);
+  void throw_library(const std::string& why);
   /** Throws what a launch came to, unless all went well. */
   void check_launch(cudaError_t error, const std::string& fault, Launched);
   /** Whether work can be queued; throws where not. Frees what had to wait for that. */
@@ -74,6 +82,7 @@ class Context : public Napi::ObjectWrap<Context> {
     std::vector<Event> events;
     std::vector<Graph> graphs;
     std::vector<void*> freed_later;
+    std::unique_ptr<cublaslt::Products> products;  // null: our own kernels alone
   };
 
   int device_ = 0;

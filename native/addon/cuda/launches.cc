@@ -1,6 +1,7 @@
 // The launches among Context's methods.
 #include <algorithm>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "context.h"
@@ -22,17 +23,27 @@ constexpr bool fit() {
 }
 static_assert(fit());
 
+constexpr size_t index_of(std::string_view name) {
+  size_t index = 0;
+  while (kOperations[index].name != name) ++index;
+  return index;
+}
+constexpr const Operation* kMatmul = &kOperations[index_of("matmul")];
+
 }  // namespace
 
-/** A line with the names of all operations, then one for each struct. */
+/** A line with the names of all operations, then one for each struct, and one with the instructions of programs. */
 std::string describe_operations() {
-  char buffer[8192];
+  char buffer[16384];
   {
     FieldText text(buffer);
     text.begin("operations");
     for (const Operation& operation : kOperations) text.word(operation.name);
     text.end();
     for (const Operation& operation : kOperations) operation.describe(text);
+    text.begin("opcodes");
+    for (const char* name : kOpcodeNames) text.word(name);
+    text.end();
   }
   return buffer;
 }
@@ -50,10 +61,27 @@ void Context::launch(const Napi::CallbackInfo& info) {
   const CurrentDevice current(device_);
   if (!recording_ && !accepts_work()) return;
   const FaultWatch watch;
-  cudaError_t error = operation.launch(params, limits_, stream_);
+  std::string why;
+  const cublaslt::Outcome outcome = launch_by_library(operation, params, &why);
+  if (outcome == cublaslt::Outcome::Failed && watch.first_fault().empty()) return throw_library(why);
+  cudaError_t error = outcome == cublaslt::Outcome::NotTaken ? operation.launch(params, limits_, stream_) : cudaSuccess;
   const bool waits = synchronous_ && !recording_ && error == cudaSuccess;
   if (waits) error = cudaStreamSynchronize(stream_);
   check_launch(error, watch.first_fault(), {waits ? operation.name : last_kernel(), waits});
+}
+
+cublaslt::Outcome Context::launch_by_library(const Operation& operation, const void* params, std::string* why) {
+  if (&operation != kMatmul || parts_->products == nullptr) return cublaslt::Outcome::NotTaken;
+  return parts_->products->run(*static_cast<const MatmulParams*>(params), stream_, why);
+}
+
+void Context::throw_library(const std::string& why) {
+  const cudaError_t error = cudaGetLastError();
+  const Launched launched{kMatmul->name, false};
+  if (error == cudaSuccess)
+    throw_launch(Env(), launched, why, nullptr);
+  else
+    throw_launch(Env(), launched, why + ", " + describe(error), cudaGetErrorName(error));
 }
 
 void Context::check_launch(cudaError_t error, const std::string& fault, Launched launched) {

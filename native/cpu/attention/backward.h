@@ -14,7 +14,7 @@ struct alignas(kCacheLine) BackwardWorkspace {
   KeyRows d_key, d_value;  // sums of the running block of query tiles
   QueryRows query, d_out;
   QueryColumns query_columns, d_out_columns;
-  ScoreTile probability, d_score, softcap_slope, factors;
+  ScoreTile probability, d_score, softcap_slope, mod_slope, factors;
   uint32_t hidden[kKeyTile * kQueryTile];
   float reference[kQueryTile], log_sum[kQueryTile], delta[kQueryTile];  // RowTerms
   RunningSoftmax softmax;
@@ -25,6 +25,7 @@ struct alignas(kCacheLine) BackwardWorkspace {
   bool keys_finite;  // key and value
   bool rows_finite;  // delta, and the reference is no NaN
   TileAhead ahead;
+  ScoreRows score_rows;
 };
 
 static_assert(offsetof(BackwardWorkspace, d_value_total) % kCacheLine == 0);
@@ -70,7 +71,8 @@ FLASHATTN_CALLED void load_queries(const Place& at, const Sequence& s, BackwardW
 }
 
 /**
- * Recomputes a tile's probabilities P and forms dS = P * (dP - delta) * factor, both [key][query], P without dropout.
+ * Recomputes a tile's probabilities P and forms dS = P * (dP - delta) * factor, both [key][query], P without dropout, dS of
+ * what score_mod is given.
  * Keys were loaded from position `loaded` on. Returns whether products over this tile must skip the pairs marked in
  * ws.hidden.
  */
@@ -82,9 +84,10 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, float factor,
 
   product<KeyRowsTimesQueryColumns, Accumulate::No>(keys, vectors, p.head_dim, ws.key + skipped, ws.query_columns,
                                                     ws.probability, kQueryTile, nullptr, ws.ahead);
-  finish_scores(at, ws.probability, product_factor(at.p), ws.softcap_slope);
+  finish_scores(at, ws.probability, product_factor(at.p), ws.score_rows, {ws.softcap_slope, ws.mod_slope});
   if (partial) hide_scores(at, ws.probability);
-  const bool guarded = (partial || p.bias.data) &&
+  if (partial && p.score_mod.program) hide_slopes(at, ws.probability, ws.mod_slope);
+  const bool guarded = (partial || scores_hide(p)) &&
                        !(ws.keys_finite && ws.rows_finite && all_finite(ws.query, at.query_count(), p.head_dim) &&
                          all_finite(ws.d_out, at.query_count(), p.value_dim));
   if (guarded) mark_hidden(at, ws.probability, ws.hidden);
@@ -107,6 +110,7 @@ FLASHATTN_CALLED bool score_gradients(const Place& at, int loaded, float factor,
       store(ws.d_score + row + v, d_score);
     }
   }
+  if (p.score_mod.program) multiply_scores(at, ws.d_score, ws.mod_slope);
   return guarded;
 }
 
@@ -212,7 +216,7 @@ FLASHATTN_CALLED void refine_rows(Place at, const Sequence& s, BackwardWorkspace
     load_rows(ws.key, p.key, at.b, s.key_begin + met.keys.begin, met.key_count(), at.h / p.group(), p.head_dim);
     product<KeyRowsTimesQueryColumns, Accumulate::No>(met.key_count(), met.query_vectors(), p.head_dim, ws.key,
                                                       ws.query_columns, ws.probability, kQueryTile);
-    finish_scores(met, ws.probability, product_factor(met.p));
+    finish_scores(met, ws.probability, product_factor(met.p), ws.score_rows);
     if (met.cover() == Cover::Partial) hide_scores(met, ws.probability);
     online_softmax(met.key_count(), met.query_vectors(), ws.softmax, ws.probability, ws.shrink);
   });

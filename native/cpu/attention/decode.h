@@ -35,7 +35,8 @@ struct DecodeColumns {
 };
 
 inline DecodeColumns decode_columns(const AttentionParams& p) {
-  return {p.group(), p.query_length, p.bias.data || p.alibi.slopes || p.relative.table || p.dropout.threshold};
+  return {p.group(), p.query_length,
+          p.bias.data || p.alibi.slopes || p.relative.table || p.score_mod.program || p.dropout.threshold};
 }
 
 /** Floats of a row's state after a split: sums of probability * value, then the sum of probabilities and its reference. */
@@ -134,9 +135,9 @@ class Decoder {
       });
     });
     // A hidden value may be NaN, which a weight of 0 does not hide.
-    const bool partial = at_.cover() == Cover::Partial, hides = partial || p_.bias.data;
+    const bool partial = at_.cover() == Cover::Partial, hides = partial || scores_hide(p_);
     for_each_place([&](const Place& at, int column) {
-      finish_scores(at, ws_.scores + column, product_factor(at.p));
+      finish_scores(at, ws_.scores + column, product_factor(at.p), ws_.score_rows);
       if (partial) hide_scores(at, ws_.scores + column);
       if (hides) mark_hidden(at, ws_.scores + column, ws_.hidden + column);
     });

@@ -26,6 +26,7 @@ struct alignas(kCacheLine) ForwardWorkspace {
   QueryRows rows;
   Finite value_finite;
   TileAhead ahead;
+  ScoreRows score_rows;
 };
 
 static_assert(offsetof(ForwardTile, total) % kCacheLine == 0 && offsetof(ForwardWorkspace, rows) % kCacheLine == 0);
@@ -70,10 +71,10 @@ FLASHATTN_CALLED void meet_keys(const Place& loaded, ForwardTile& tile, ForwardW
   begin_tile(at, tile);
   product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.query_vectors(), p.head_dim, key, tile.query,
                                                     ws.scores, kQueryTile, nullptr, ws.ahead);
-  finish_scores(at, ws.scores, product_factor(p));
+  finish_scores(at, ws.scores, product_factor(p), ws.score_rows);
   if (partial) hide_scores(at, ws.scores);
 
-  const bool guarded = (partial || p.bias.data) && !ws.value_finite.check(ws.value, loaded.key_count(), p.value_dim);
+  const bool guarded = (partial || scores_hide(p)) && !ws.value_finite.check(ws.value, loaded.key_count(), p.value_dim);
   if (guarded) mark_hidden(at, ws.scores, ws.hidden);
 
   weigh(at, tile, ws);
@@ -128,7 +129,7 @@ FLASHATTN_CALLED void meet_key_pairs(const Place& loaded, ForwardTile& tile, For
 
   begin_tile(at, tile);
   multiply_key_pairs(at, key, tile.query, ws.scores);
-  finish_scores(at, ws.scores, p.scale);
+  finish_scores(at, ws.scores, p.scale, ws.score_rows);
   if (at.cover() == Cover::Partial) hide_scores(at, ws.scores);
   weigh(at, tile, ws);
   add_value_pairs(at, value, tile.out, ws);

@@ -1,67 +1,14 @@
-// From Q K^T to logits: softcap, bias, relative positions, ALiBi and the mask, on one score tile [key][query].
+// From Q K^T to logits: softcap, bias, relative positions, ALiBi, score_mod and the mask, on one score tile [key][query].
 //
 // Logits are float32 in their natural unit, so that they reach as far as their inputs do: a finite one, however low, is
 // a logit like any other, and only -Infinity hides. What leaves the range of float32 on its way (q.k, or a sum of its
 // terms) is infinite, as it is in any float32 arithmetic: -Infinity hides the key, +Infinity makes the row NaN.
 #pragma once
-#include "attention/block_mask.h"
+#include "attention/score_mod.h"
 #include "simd/math.h"
 #include "simd/philox.h"
 
 namespace flashattn {
-
-/** Where a score tile lies. Positions are local to the sequence. */
-struct Place {
-  const AttentionParams& p;
-  int b, h;
-  int diagonal;
-  Band band;
-  Range queries, keys;
-  BlockBits bits;  // of the partial block that the tile lies in
-
-  Place(const AttentionParams& params, const Sequence& s, int batch, int head)
-      : p(params),
-        b(batch),
-        h(head),
-        diagonal(diagonal_of(params, s)),
-        band(Band::of(params, diagonal)),
-        queries{},
-        keys{},
-        bits{} {}
-
-  Cover cover() const {
-    const Cover of_band = band.cover(queries, keys);
-    return of_band == Cover::Full && bits.words ? Cover::Partial : of_band;
-  }
-
-  /** The same place without the keys at either end that none of its queries sees. */
-  Place narrowed() const {
-    Place narrow = *this;
-    const Range visible = band.visible_keys(queries, keys.end);
-    narrow.keys = {max(keys.begin, visible.begin), visible.end};
-    if (!bits.words || narrow.keys.begin >= narrow.keys.end) return narrow;
-    const TileBits tile = bits.inspect(queries, narrow.keys);
-    narrow.keys = tile.keys;
-    if (tile.all_visible) narrow.bits = {};
-    return narrow;
-  }
-
-  /** Narrowed to whole `unit`s of the keys that were loaded; those of them that nobody sees are hidden like others. */
-  Place narrowed_to(int unit) const {
-    Place narrow = narrowed();
-    if (narrow.key_count() <= 0) return narrow;
-    const int begin = (narrow.keys.begin - keys.begin) / unit * unit;
-    const int end = round_up(narrow.keys.end - keys.begin, unit);
-    const Range units{keys.begin + begin, min(keys.begin + end, keys.end)};
-    if (units.begin != narrow.keys.begin || units.end != narrow.keys.end) narrow.bits = bits;
-    narrow.keys = units;
-    return narrow;
-  }
-
-  int query_count() const { return queries.end - queries.begin; }
-  int key_count() const { return keys.end - keys.begin; }
-  int query_vectors() const { return divide_up(query_count(), kLanes); }
-};
 
 // The scale is applied where it cannot overflow what fits in the end: to the queries when it makes them smaller, to their
 // products with the keys when it makes those larger. One of the two factors is 1.
@@ -79,15 +26,6 @@ inline void for_each_score(const Place& at, float* scores, int done_queries, int
   for (int j = 0; j < at.key_count(); ++j)
     for (int i = j < done_keys ? done_queries : 0; i < at.query_count(); ++i)
       f(scores[j * kQueryTile + i], at.queries.begin + i, at.keys.begin + j);
-}
-
-/** Visits whole vectors of queries: f(score vector address, query positions, key position). */
-template <class F>
-FLASHATTN_INLINE void for_each_vector(const Place& at, float* scores, F f) {
-  for (int j = at.keys.begin; j < at.keys.end; ++j) {
-    float* row = scores + (j - at.keys.begin) * kQueryTile;
-    for (int v = 0; v < at.query_vectors(); ++v) f(row + v * kLanes, iota(at.queries.begin + v * kLanes), j);
-  }
 }
 
 FLASHATTN_CALLED void apply_softcap(const Place& at, float* scores, float* slopes) {
@@ -151,21 +89,28 @@ inline int relative_bucket(const RelativeParams& r, int i, int j) {
   return r.buckets[key - query + r.origin];
 }
 
-/**
- * In: q.k, `factor` times smaller than it is to be. Out: logits. `softcap_slopes` (optional) receives d(softcap) / d(its
- * argument).
- */
-FLASHATTN_CALLED void finish_scores(const Place& at, float* scores, float factor, float* softcap_slopes = nullptr) {
+/** Tiles that receive the derivatives of what scores go through. */
+struct ScoreSlopes {
+  float *softcap = nullptr, *mod = nullptr;
+};
+
+/** In: q.k, `factor` times smaller than it is to be. Out: logits. */
+FLASHATTN_CALLED void finish_scores(const Place& at, float* scores, float factor, ScoreRows& ws,
+                                    ScoreSlopes slopes = {}) {
   const AttentionParams& p = at.p;
   if (factor != 1) scale_scores(at, scores, factor);
-  if (p.softcap > 0) detail::apply_softcap(at, scores, softcap_slopes);
+  if (p.softcap > 0) detail::apply_softcap(at, scores, slopes.softcap);
   if (p.bias.data) detail::add_bias(at, scores);
   if (p.relative.table)
     detail::for_each_score(at, scores, 0, 0, [&](float& s, int i, int j) {
       s += p.relative.table[relative_bucket(p.relative, i, j) * p.heads + at.h];
     });
   if (p.alibi.slopes) detail::add_alibi(at, scores);
+  if (p.score_mod.program) modify_scores(at, scores, ws, slopes.mod);
 }
+
+/** Whether scores that the mask shows may be -Infinity, which hides. */
+inline bool scores_hide(const AttentionParams& p) { return p.bias.data || p.score_mod.program; }
 
 /** Masked scores become -Infinity, whatever they were. */
 FLASHATTN_CALLED void hide_scores(const Place& at, float* scores) {
@@ -188,7 +133,7 @@ FLASHATTN_CALLED void hide_scores(const Place& at, float* scores) {
   }
 }
 
-/** Which pairs a guarded product must skip: those hidden by the mask or by a bias of -Infinity. */
+/** Which pairs a guarded product must skip: those hidden by the mask, or by a bias or score_mod of -Infinity. */
 inline void mark_hidden(const Place& at, const float* scores, uint32_t* hidden /* [key][query] */) {
   for (int at_row = 0; at_row < at.key_count() * kQueryTile; at_row += kQueryTile)
     for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes)

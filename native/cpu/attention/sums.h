@@ -3,19 +3,11 @@
 // added to the total with what rounding cuts off kept: it becomes the first term of the next block.
 #pragma once
 #include "attention/tile.h"
+#include "simd/sums.h"
 
 namespace flashattn {
 
 inline constexpr int kBlockTiles = 2048 / kKeyTile;  // tiles in a block
-
-/** sum += x; returns what rounding cut off (Knuth's two-sum), 0 where the sum is not finite. */
-FLASHATTN_INLINE Vec add_exactly(Vec& sum, Vec x) {
-  const Vec before = sum;
-  sum += x;
-  const Vec added = sum - before;
-  const Vec rest = (before - (sum - added)) + (x - added);
-  return select(rest - rest == Vec{}, rest, Vec{});
-}
 
 /** total += block; the block keeps what rounding cut off. */
 FLASHATTN_CALLED void carry(float* total, float* block, size_t n) {

@@ -34,9 +34,10 @@ struct QueueHeader {
   uint32_t fault;      // set by the host when a worker died or is to end: pending launches are lost
   uint32_t slots;      // kSlots
   uint32_t awaited;    // until this launch is finished nobody needs to be told of `completed`
-  uint32_t unused[9];
+  uint32_t sleepers;   // how many workers sleep, or are about to
+  uint32_t unused[8];
 };
-FLASHATTN_FIELDS(QueueHeader, published, completed, event, spins, fault, slots, awaited, unused);
+FLASHATTN_FIELDS(QueueHeader, published, completed, event, spins, fault, slots, awaited, sleepers, unused);
 
 struct Queue {
   QueueHeader header;
@@ -67,20 +68,46 @@ inline void announce(uint32_t& word) {
 #endif
 }
 
+/** Leaves the core to its other thread for a moment. */
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/** Whether `event` differs from `seen` after so many looks at most. */
+inline bool look_for_event(const Queue& queue, uint32_t seen, uint32_t spins) {
+  for (; spins > 0; --spins) {
+    if (read(queue.header.event) != seen) return true;
+    relax();
+  }
+  return false;
+}
+
 /** Sleeps until `event` differs from `seen`, after looking for a while: waking through the kernel costs 80 us. */
 inline void await_event(Queue& queue, uint32_t seen) {
-  for (uint32_t spin = read(queue.header.spins); spin > 0; --spin)
-    if (read(queue.header.event) != seen) return;
-  sleep(queue.header.event, seen);
+  QueueHeader& header = queue.header;
+  if (look_for_event(queue, seen, read(header.spins))) return;
+  __atomic_add_fetch(&header.sleepers, 1, __ATOMIC_SEQ_CST);
+  sleep(header.event, seen);
+  __atomic_sub_fetch(&header.sleepers, 1, __ATOMIC_SEQ_CST);
+}
+
+/**
+ * Tells workers that there is something to do. Whoever is not counted as a sleeper yet looks at `event` once more before it
+ * sleeps.
+ */
+inline void raise_event(QueueHeader& header) {
+  __atomic_add_fetch(&header.event, 1, __ATOMIC_SEQ_CST);
+  if (read(header.sleepers) > 0) announce(header.event);
 }
 
 /** Launches up to `completed` are finished. Waking a thread takes a core from those that work: only who can go on is. */
 inline void complete(QueueHeader& header, uint32_t completed) {
   __atomic_store_n(&header.completed, completed, __ATOMIC_SEQ_CST);
-  if (completed != read(header.published)) {
-    __atomic_add_fetch(&header.event, 1, __ATOMIC_SEQ_CST);
-    announce(header.event);
-  }
+  if (completed != read(header.published)) raise_event(header);
   if (static_cast<int32_t>(completed - read(header.awaited)) >= 0) announce(header.completed);
 }
 
@@ -124,12 +151,21 @@ inline void run_available(Queue& queue, RunItem run_item) {
   }
 }
 
-/** What a worker does until the queue is given up. */
-template <class RunItem>
-inline void worker_loop(Queue& queue, RunItem run_item) {
-  while (!detail::read(queue.header.fault)) {
+/**
+ * What a worker does until the queue is given up. `after` is called when it has completed a launch.
+ *
+ * `event` is read before what it tells of: whoever changes something and then raises it is either seen, or keeps the worker
+ * from sleeping.
+ */
+template <class RunItem, class After>
+inline void worker_loop(Queue& queue, RunItem run_item, After after) {
+  for (;;) {
     const uint32_t event = detail::read(queue.header.event);
-    if (!run_oldest(queue, run_item)) detail::await_event(queue, event);
+    if (detail::read(queue.header.fault)) return;
+    if (run_oldest(queue, run_item))
+      after();
+    else
+      detail::await_event(queue, event);
   }
 }
 

@@ -71,8 +71,10 @@ inline void copy_bits(const CopySide& from, int64_t from_offset, const CopySide&
     uint8_t* target = to.element(to_offset + i * to.stride);
     if (size == 4)
       __builtin_memcpy(target, source, 4);
-    else
+    else if (size == 2)
       __builtin_memcpy(target, source, 2);
+    else
+      *target = *source;
   }
 }
 

@@ -3,8 +3,11 @@
 // Factors are packed, as float32, into panels in the order in which the innermost loop reads them: a panel of A is a few
 // rows, [inner][kPackedRows], one of B a few vectors of columns, [inner][kPanelColumns]. An item is a tile of C, some panels
 // of A times some of B; it walks over the inner dim in steps that its caches hold, and adds the steps up in its workspace.
-// What only one item reads, it packs itself; what several read is packed by a phase before, once.
+// What only one item reads, it packs itself; what several read is packed by a phase before, once. Where there are few rows,
+// as of the tokens of a batch, items are so tall that each column of B, a weight perhaps, belongs to one of them: it
+// then goes from memory through the cache that it is packed in, and not to memory and back.
 #pragma once
+#include "simd/activation.h"
 #include "simd/product.h"
 #include "simd/rows.h"
 #include "simd/transpose.h"
@@ -17,6 +20,7 @@ namespace detail {
 struct MatmulTile {
   int rows, vectors;              // of the block of C that registers hold
   int row_panels, column_panels;  // of an item: 64 to 84 rows and 64 to 128 columns
+  int tall_panels;                // of one that packs B itself: 256 rows
 };
 
 /**
@@ -25,13 +29,13 @@ struct MatmulTile {
  */
 constexpr MatmulTile kMatmulTile =
 #if defined(__AVX512F__)
-    {14, 2, 6, 4};
+    {14, 2, 6, 4, 19};
 #elif defined(__AVX2__)
-    {6, 2, 12, 4};
+    {6, 2, 12, 4, 43};
 #elif defined(__aarch64__)
-    {6, 4, 12, 4};
+    {6, 4, 12, 4, 43};
 #else
-    {4, 2, 16, 8};
+    {4, 2, 16, 8, 64};
 #endif
 
 constexpr int kPackedRows = round_up(kMatmulTile.rows, kLanes);
@@ -40,11 +44,11 @@ constexpr int kPanelColumns = kMatmulTile.vectors * kLanes;
 // A panel of B for so many steps of the inner dim stays in the first cache while the panels of A pass by.
 constexpr int kInnerStep = 256;
 constexpr int kAhead = 32;  // steps of the inner dim
-constexpr int kTileRows = kMatmulTile.row_panels * kMatmulTile.rows;
+constexpr int kTileRows = kMatmulTile.tall_panels * kMatmulTile.rows;
 constexpr int kTileColumns = kMatmulTile.column_panels * kPanelColumns;
 
 // What the host reckons with when it allocates packed factors: lib/kernels/matmul.ts.
-static_assert(3 * kPackedRows <= 4 * kMatmulTile.rows && kPackedRows <= 16 && kPanelColumns <= 64);
+static_assert(3 * kPackedRows <= 4 * kMatmulTile.rows && kPackedRows <= 16 && kPanelColumns <= 64 && kTileRows >= 256);
 
 }  // namespace detail
 
@@ -119,6 +123,25 @@ FLASHATTN_CALLED void pack_panel(float* to /* [k_count][kWidth] */, const Factor
   }
 }
 
+/**
+ * Asks for what `pack_panel` will read, part `part` of `parts` of it. Its rows are a few cache lines each on pages of their own,
+ * which no processor fetches by itself; asked for while the panel before is multiplied, they have arrived.
+ */
+inline void prefetch_panel([[maybe_unused]] const Factor& factor, [[maybe_unused]] int begin,
+                           [[maybe_unused]] int k_begin, [[maybe_unused]] int k_count, [[maybe_unused]] int part,
+                           [[maybe_unused]] int parts) {
+#if !defined(__wasm__)
+  const bool by_steps = factor.outer == 1;
+  const int columns = min(kPanelColumns, factor.count - begin);
+  const int lines = by_steps ? k_count : columns, bytes = (by_steps ? columns : k_count) * element_size(factor.dtype);
+  if (!by_steps && factor.inner != 1) return;
+  for (int line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
+    const uint8_t* from = by_steps ? factor.at(begin, k_begin + line) : factor.at(begin + line, k_begin);
+    for (int at = 0; at < bytes; at += kCacheLine) __builtin_prefetch(from + at, 0, 2);
+  }
+#endif
+}
+
 /** How C is cut into items. */
 struct MatmulGrid {
   int row_panels, column_panels;  // of an item
@@ -128,12 +151,17 @@ struct MatmulGrid {
   explicit MatmulGrid(const MatmulParams& p)
       : row_panels(kMatmulTile.row_panels),
         column_panels(kMatmulTile.column_panels) {
-    constexpr int kWanted = 16;
+    const bool tall = p.packed_a && !p.packed_b;
+    if (tall) {
+      const int panels = divide_up(p.rows, kMatmulTile.rows);
+      row_panels = divide_up(panels, divide_up(panels, kMatmulTile.tall_panels));
+    }
+    const int wanted = tall ? 12 : 16;  // narrow items read all of A once more each
     for (;;) {
       row_tiles = divide_up(p.rows, row_panels * kMatmulTile.rows);
       column_tiles = divide_up(p.columns, column_panels * kPanelColumns);
-      if (batch(p) * row_tiles * column_tiles >= kWanted || (row_panels == 1 && column_panels == 1)) return;
-      int& more = row_panels > column_panels ? row_panels : column_panels;
+      if (batch(p) * row_tiles * column_tiles >= wanted || (row_panels == 1 && column_panels == 1)) return;
+      int& more = column_panels > 1 && (tall || row_panels <= column_panels) ? column_panels : row_panels;
       more = divide_up(more, 2);
     }
   }
@@ -243,6 +271,7 @@ FLASHATTN_CALLED void finish_matmul(const MatmulParams& p, int64_t entry, int i,
     if (p.alpha != 1)
       for (int n = 0; n < columns; n += kLanes) store(sums + n, load(sums + n) * alpha);
     if (bias) add(p.bias, bias);
+    activate(p.activation, sums, columns);
     if (p.accumulate) add(p.c, c);
     store_matrix_row(p.c, c, i + r, j, columns, sums);
   }
@@ -299,8 +328,15 @@ FLASHATTN_CALLED void matmul_item(const MatmulParams& p, int item, MatmulWorkspa
         panel = packed_columns.at(entry, (j + n) / kPanelColumns) + size_t(k) * kPanelColumns;
       else
         pack_panel<kPanelColumns>(ws.b, b, j + n, k, steps);
+      // The next panel: beside this one, or at the beginning of the next steps.
+      const bool is_last = n + kPanelColumns >= columns;
+      const int next_k = is_last ? k + kInnerStep : k, next_n = is_last ? 0 : n + kPanelColumns;
+      const bool ahead = !packed_columns.data && next_k < p.inner;
       for (int r = 0; r < rows; r += kMatmulTile.rows) {
         const int count = min(kMatmulTile.rows, rows - r);
+        if (ahead)
+          prefetch_panel(b, j + next_n, next_k, min(kInnerStep, p.inner - next_k), r / kMatmulTile.rows,
+                         divide_up(rows, kMatmulTile.rows));
         float* c = ws.c + r * kTileColumns + n;
         if (k == 0)
           product_strip<Panels, Accumulate::No, kMatmulTile.rows, kMatmulTile.vectors>(

@@ -102,6 +102,31 @@ FLASHATTN_INLINE void narrow_row(uint16_t* to, const float* from, int n, Narrow 
     }
   }
 }
+
+/** To the nearest float. */
+inline void load_whole(float* to, const void* from, DType dtype, int n) {
+  for (int i = 0; i < n; i += kLanes) {
+    IntVec x{};
+    for (int lane = 0; lane < kLanes && i + lane < n; ++lane)
+      x[lane] = dtype == DType::Int32 ? static_cast<const int32_t*>(from)[i + lane]
+                                      : int32_t{static_cast<const uint8_t*>(from)[i + lane] != 0};
+    store(to + i, __builtin_convertvector(x, Vec));
+  }
+}
+
+/** Towards zero, the nearest int32 of what is none, 0 of NaN; of bool, whether it is not zero. */
+inline void store_whole(void* to, DType dtype, const float* from, int n) {
+  for (int i = 0; i < n; ++i) {
+    const float x = from[i];
+    if (dtype == DType::Bool)
+      static_cast<uint8_t*>(to)[i] = x != 0;
+    else
+      static_cast<int32_t*>(to)[i] = x >= 0x1p31f    ? INT32_MAX
+                                     : x >= -0x1p31f ? static_cast<int32_t>(x)
+                                     : x == x        ? INT32_MIN
+                                                     : 0;
+  }
+}
 }  // namespace detail
 
 /** Reads n elements; writes round_up(n, kLanes) floats, the padding zero. */
@@ -121,8 +146,10 @@ inline void load_row(float* to, const void* from, DType dtype, int n) {
     }
   } else if (dtype == DType::Float16) {
     detail::widen_row(to, static_cast<const uint16_t*>(from), n, [](UintVec h) { return widen_half(h); });
-  } else {
+  } else if (dtype == DType::BFloat16) {
     detail::widen_row(to, static_cast<const uint16_t*>(from), n, [](UintVec h) { return widen_bfloat(h); });
+  } else {
+    detail::load_whole(to, from, dtype, n);
   }
 }
 
@@ -135,8 +162,10 @@ inline void store_row(void* to, DType dtype, const float* from, int n) {
     for (; i < n; ++i) target[i] = from[i];
   } else if (dtype == DType::Float16) {
     detail::narrow_row(static_cast<uint16_t*>(to), from, n, [](Vec x) { return narrow_half(x); });
-  } else {
+  } else if (dtype == DType::BFloat16) {
     detail::narrow_row(static_cast<uint16_t*>(to), from, n, [](Vec x) { return narrow_bfloat(x); });
+  } else {
+    detail::store_whole(to, dtype, from, n);
   }
 }
 

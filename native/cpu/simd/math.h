@@ -29,7 +29,7 @@ FLASHATTN_INLINE Vec power_of_two(Vec x, float base) {
   p = multiply_add(p, f, splat(2.402224243e-1f));
   p = multiply_add(p, f, splat(6.931470037e-1f));
   p = multiply_add(p, f, splat(1.0f));
-  const Vec power = (Vec)(((IntVec)shifted << 23) + 0x3f800000);
+  const Vec power = (Vec)(((UintVec)shifted << 23) + 0x3f800000u);  // wraps where the result is 0
   const IntVec underflows = x < splat(kUnderflow / base);
   return (Vec)((IntVec)(p * power) & ~underflows);
 }

@@ -481,7 +481,7 @@ describe.skipIf(!hasEmulator)(onEmulator('the addon'), () => {
     const { operations } = parseDescription(loadEmulatedAddon().description);
     const params = new ArrayBuffer(fill.struct.byteLength);
     const launchFill = (byteLength: number) => {
-      const launch = fill.describe({ buffer: { address: pointer, byteLength }, bits: 0 });
+      const launch = fill.describe({ buffer: { address: pointer, byteLength, revision: 0 }, bits: 0 });
       new StructMemory(params).write(fill.struct, launch?.params);
       context.launch(operations.indexOf('fill'), new Uint8Array(params));
     };

@@ -47,8 +47,9 @@ describe.skipIf(missing)(`the addon under sanitizers${missing ? ` (skipped: ${mi
     expect(code).not.toBe(0);
   });
 
-  it('passes its tests', async () => {
-    const args = [`${root}node_modules/vitest/vitest.mjs`, 'run', '--root', root, 'test/backends/cuda/addon.test.ts'];
+  it.each(['addon', 'cublaslt'])('passes the tests of %s', async (name) => {
+    const file = `test/backends/cuda/${name}.test.ts`;
+    const args = [`${root}node_modules/vitest/vitest.mjs`, 'run', '--root', root, file];
     const { code, stdout, stderr } = await runNode(args, sanitized);
     expect(stderr).toBe('');
     expect(stdout).toMatch(/^[1-9]\d* passed, 0 failed, 0 skipped$/m);

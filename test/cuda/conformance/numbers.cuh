@@ -90,6 +90,12 @@ struct Tanh {
   static FLASHATTN_DEVICE uint32_t apply(uint32_t a, uint32_t) { return ptx::bits_of(ptx::tanh(ptx::float_of(a))); }
   static uint32_t expect(uint32_t a, uint32_t) { return as_bits(std::tanh(double{as_float(a)})); }
 };
+struct NormalCdf {
+  static FLASHATTN_DEVICE uint32_t apply(uint32_t a, uint32_t) {
+    return ptx::bits_of(ptx::normal_cdf(ptx::float_of(a)));
+  }
+  static uint32_t expect(uint32_t a, uint32_t) { return as_bits(std::erfc(-as_float(a) / std::sqrt(2.0)) / 2); }
+};
 struct LowestBit {
   static FLASHATTN_DEVICE uint32_t apply(uint32_t a, uint32_t) { return static_cast<uint32_t>(ptx::lowest_bit(a)); }
   static uint32_t expect(uint32_t a, uint32_t) {
@@ -174,6 +180,7 @@ inline Words joined(Words words, const Words& more) {
 inline void add_number_cases(Cases& cases) {
   constexpr double kUlp = 0x1p-23;
   const Tolerance two_ulp{Tolerance::Near, 0, 2 * kUlp}, three_ulp{Tolerance::Near, 0x1p-148, 3 * kUlp};
+  const Tolerance six_ulp{Tolerance::Near, 0x1p-147, 6 * kUlp};
   const Words specials = special_floats(), random = random_words(4096, 1);
   cases.push_back(map_case<PackF16>("pack_f16", "ties", kSameBits, around_halves(DType::Float16)));
   cases.push_back(map_case<PackF16>("pack_f16", "any bits", kSameBits, joined(specials, random)));
@@ -196,6 +203,8 @@ inline void add_number_cases(Cases& cases) {
   cases.push_back(map_case<Log>("log", "special numbers", two_ulp, alone(specials)));
   cases.push_back(map_case<Tanh>("tanh", "-12 to 12", three_ulp, alone(evenly(-12, 12, 4097))));
   cases.push_back(map_case<Tanh>("tanh", "special numbers", three_ulp, alone(specials)));
+  cases.push_back(map_case<NormalCdf>("normal_cdf", "-15 to 9", six_ulp, alone(evenly(-15, 9, 4097))));
+  cases.push_back(map_case<NormalCdf>("normal_cdf", "special numbers", six_ulp, alone(specials)));
   cases.push_back(map_case<LowestBit>("lowest_bit", "", kSameBits, alone(one_bit_and_above())));
   cases.push_back(map_case<Opaque>("opaque", "", kSameBits, alone(one_bit_and_above())));
   const Words extremes = {0, 0, ~0u, ~0u, 1, ~0u, 1u << 31, 2};

@@ -208,6 +208,17 @@ async function sharedObject(source: string, flags: readonly string[]): Promise<S
 
 const isDeviceSource = (source: string) => source.startsWith(`${cudaDirectory}/`);
 
+/** Compiles a shared library of one file, unless an earlier run has, and returns its path. */
+export async function compileLibrary(source: string, flags: readonly string[] = []): Promise<string> {
+  const directory = await cached(['library', source, flags], async (directory) => {
+    const object = join(directory, '0.o');
+    const read = await compileObject(source, object, { cuda: cudaDirectory, flags: [...flags, '-fPIC'] });
+    await run(COMPILER, ['-shared', object, '-o', join(directory, 'library.so')]);
+    return read;
+  });
+  return join(directory, 'library.so');
+}
+
 /** Compiles a program, unless an earlier run has, and returns its path. */
 export async function compileProgram(program: Program): Promise<string> {
   const { patches = [], hooks = false, flags = [] } = program;

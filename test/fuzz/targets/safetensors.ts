@@ -1,3 +1,11 @@
+import {
+  formatHeader,
+  type Header,
+  lengthBytes,
+  parseHeader,
+  parseLength,
+  type StoredTensor,
+} from '../../../lib/nn/safetensorsHeader.js';
 import { parseSafetensors, SafetensorsError, type SafetensorsFile } from '../../../verify/golden/safetensors.js';
 import type { Random } from '../random.js';
 import { assert, assertSameBytes, type FuzzTarget, withBoundedMemory } from '../target.js';
@@ -100,6 +108,42 @@ function checkSame(got: SafetensorsFile, wanted: SafetensorsFile): void {
   }
 }
 
+const parse = (input: Uint8Array): Header => {
+  const length = parseLength('fuzzed', input, input.length);
+  return parseHeader('fuzzed', input.subarray(lengthBytes, lengthBytes + length), input.length);
+};
+
+/** The reader of the package, which takes nothing that the one of golden files would not, and finds the same in it. */
+function checkPackage(input: Uint8Array, file: SafetensorsFile | undefined): void {
+  if (input.length < lengthBytes) return; // never given to it
+  let header: Header;
+  try {
+    header = withBoundedMemory(input, parse);
+  } catch (error) {
+    if (error instanceof Error && (error as { code?: unknown }).code === 'ERR_FILE') return;
+    throw error;
+  }
+  assert(file !== undefined, 'the package takes what the reader of golden files refuses');
+  assert(header.tensors.size === file.tensors.size, 'the package finds another number of tensors');
+  let begin = input.length;
+  for (const { byteOffset } of header.tensors.values()) begin = Math.min(begin, byteOffset);
+  const moved = new Map<string, StoredTensor>();
+  for (const [name, tensor] of header.tensors) {
+    const other = file.tensors.get(name);
+    assert(other?.dtype === tensor.dtype, `the package finds another dtype of ${name}`);
+    assert(JSON.stringify(other.shape) === JSON.stringify(tensor.shape), `the package finds another shape of ${name}`);
+    const { byteOffset, byteLength } = tensor;
+    const bytes = input.subarray(byteOffset, byteOffset + byteLength);
+    assertSameBytes(bytes, new Uint8Array(other.values.buffer), `tensor ${name} of the package`);
+    moved.set(name, { ...tensor, byteOffset: byteOffset - begin });
+  }
+  const text = formatHeader({ ...header, tensors: moved });
+  const again = parse(new Uint8Array(Buffer.concat([text, input.subarray(begin)])));
+  const described = ({ metadata, tensors }: Header) =>
+    JSON.stringify([metadata, Array.from(tensors, ([name, { dtype, shape }]) => [name, dtype, shape]).sort()]);
+  assert(described(again) === described(header), 'writing the header again changes it');
+}
+
 export const target: FuzzTarget = {
   seeds: () => [
     assemble('{}', new Uint8Array()),
@@ -120,13 +164,14 @@ export const target: FuzzTarget = {
   },
 
   run(input) {
-    let file: SafetensorsFile;
+    let file: SafetensorsFile | undefined;
     try {
       file = withBoundedMemory(input, parseSafetensors);
     } catch (error) {
-      if (error instanceof SafetensorsError && codes.has(error.code)) return;
-      throw error;
+      if (!(error instanceof SafetensorsError && codes.has(error.code))) throw error;
     }
+    checkPackage(input, file);
+    if (!file) return;
     const { byteLength } = [...file.tensors.values()].reduce(
       (sum, { values }) => ({ byteLength: sum.byteLength + values.byteLength }),
       { byteLength: 0 },

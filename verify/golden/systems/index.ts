@@ -6,10 +6,24 @@ import { circularWindow } from './circular.js';
 import { deepspeed } from './deepspeed.js';
 import { dense } from './dense.js';
 import { axial, swin, timesformer } from './grids.js';
+import { hybridGated, hybridLocal, infini } from './infini.js';
+import {
+  based,
+  cosformer,
+  efficient,
+  linearElu,
+  performer,
+  performerHyperbolic,
+  randomFeatures,
+} from './linearAttention.js';
 import { longformer } from './longformer.js';
 import { longnet } from './longnet.js';
 import { longT5Global, longT5Local } from './longT5.js';
+import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
+import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
+import { retnetModule, yoco } from './recurrentModules.js';
 import { ringMerge } from './ring.js';
+import { diagonal, hgrn, mamba, rwkv4 } from './scans.js';
 import { attentionSink } from './sink.js';
 import { sparseTransformer } from './sparseTransformer.js';
 import { sqrtn } from './sqrtn.js';
@@ -17,6 +31,7 @@ import { streamingLLM } from './streaming.js';
 import { strides } from './strides.js';
 import { topK } from './topK.js';
 import { tree } from './tree.js';
+import { tttCores, tttModule } from './ttt.js';
 import { varlen } from './varlen.js';
 
 const ADAPTERS: readonly Adapter[] = [
@@ -44,6 +59,35 @@ const ADAPTERS: readonly Adapter[] = [
   swin,
   timesformer,
   topK,
+  tttCores,
+  tttModule,
+  infini,
+  hybridGated,
+  hybridLocal,
+  retentions,
+  torchscale,
+  gatedLinear,
+  rwkv6,
+  ssd,
+  deltaRules,
+  retnetModule,
+  yoco,
+  linearElu,
+  randomFeatures,
+  performer,
+  performerHyperbolic,
+  efficient,
+  cosformer,
+  based,
+  kernels,
+  aft,
+  forgetting,
+  gatedUnit,
+  flashQuad,
+  hgrn,
+  mamba,
+  rwkv4,
+  diagonal,
 ];
 
 /** System -> the adapter that computes it. */

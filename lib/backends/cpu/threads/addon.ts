@@ -31,13 +31,6 @@ export interface NativeHost {
   threads(): number | undefined;
 }
 
-interface HostOptions {
-  readonly instructionSet: string;
-  readonly threads: number;
-  /** In bytes. */
-  readonly memory: number;
-}
-
 /** native/addon/cpu/addon.cc */
 export interface CpuAddon {
   readonly kind: 'cpu';
@@ -45,7 +38,15 @@ export interface CpuAddon {
   readonly supported: readonly string[];
   /** Those that the addon has and this machine does not run. */
   readonly unsupported: readonly string[];
-  readonly Host: new (options: HostOptions, onAwaited: () => void) => NativeHost;
+  readonly Host: new (
+    instructionSet: string,
+    threads: number,
+    memoryBytes: number,
+    onAwaited: () => void,
+  ) => NativeHost;
+  /** native/addon/cpu/files.h. Undefined where the system or Node refuses. */
+  mapFile(file: number, byteLength: number): ArrayBuffer | undefined;
+  unmapFile(buffer: ArrayBuffer): void;
 }
 
 /** Stable identifiers of why there are no native threads. */

@@ -73,9 +73,8 @@ export class ThreadsHost implements Host {
 
   constructor(addon: CpuAddon, instructionSet: string) {
     this.instructionSet = instructionSet;
-    const options = { instructionSet, threads: this.threads, memory: memoryLimit() };
     try {
-      this.#native = new addon.Host(options, () => this.#tellWaiters());
+      this.#native = new addon.Host(instructionSet, this.threads, memoryLimit(), () => this.#tellWaiters());
     } catch (error) {
       throw new FlashAttnError('ERR_DEVICE', `cpu cannot be used: ${(error as Error).message}`, { cause: error });
     }

@@ -7,7 +7,7 @@ import { obituaryUnits, threadState, type WorkerData, workerSource } from './wor
 
 const stackBytes = 65536;
 // How often an idle worker looks for work before it sleeps: about 20 us, against 80 us for being woken.
-const idleSpins = 2000;
+const idleSpins = 40_000;
 /**
  * Floating-point operations up to which the calling thread runs a launch itself: at some 10 to 20 GFLOP/s this is
  * 100 to 200 us, what it costs to wake threads and to be woken by them.

@@ -22,7 +22,8 @@ export const headerStruct = struct('QueueHeader', {
   fault: 'uint32',
   slots: 'uint32',
   awaited: 'uint32',
-  unused: { of: 'uint32', count: 9 },
+  sleepers: 'uint32',
+  unused: { of: 'uint32', count: 8 },
 });
 
 const placeOf = (described: Struct, name: string) => described.fields.find((field) => field.name === name) as Field;

@@ -5,6 +5,7 @@
 #include "emulator/emulator.h"
 #include "emulator/runtime/contexts.h"
 #include "emulator/runtime/stream.h"
+#include "stand_in_state.h"
 
 namespace flashattn {
 
@@ -13,6 +14,8 @@ const char* const kKind = "emulator";
 bool has_primary_context(int device) { return emulator::has_context(device); }
 
 namespace {
+
+bool is_true(const Napi::Value& value) { return value.IsBoolean() && value.As<Napi::Boolean>().Value(); }
 
 void read_flag(const Napi::Object& from, const char* name, bool& to) {
   const Napi::Value value = from.Get(name);
@@ -53,7 +56,7 @@ void fail_launch(const Napi::CallbackInfo& info) {
 }
 
 /** (held) */
-void hold_events(const Napi::CallbackInfo& info) { emulator::hold_events(info[0].ToBoolean()); }
+void hold_events(const Napi::CallbackInfo& info) { emulator::hold_events(is_true(info[0])); }
 
 /** () -> a stream of another user of the device */
 Napi::Value create_stream(const Napi::CallbackInfo& info) {
@@ -64,9 +67,9 @@ Napi::Value create_stream(const Napi::CallbackInfo& info) {
 
 /** (stream, capturing): begins a capture, or ends it and forgets what it has kept */
 void set_capturing(const Napi::CallbackInfo& info) {
-  const auto stream = reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(info[0].ToNumber().DoubleValue()));
+  const auto stream = reinterpret_cast<cudaStream_t>(static_cast<uintptr_t>(info[0].As<Napi::Number>().DoubleValue()));
   cudaGraph_t graph = nullptr;
-  if (info[1].ToBoolean())
+  if (is_true(info[1]))
     cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
   else if (cudaStreamEndCapture(stream, &graph) == cudaSuccess)
     cudaGraphDestroy(graph);
@@ -76,6 +79,11 @@ void set_capturing(const Napi::CallbackInfo& info) {
 Napi::Value has_context(const Napi::CallbackInfo& info) {
   const int device = info[0].IsNumber() ? info[0].As<Napi::Number>().Int32Value() : 0;
   return Napi::Boolean::New(info.Env(), emulator::has_context(device));
+}
+
+/** (what libraries that stand in for NVIDIA's are to do; '': what they should) */
+void set_stand_in(const Napi::CallbackInfo& info) {
+  emulated::stand_in_state().behaviour = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : "";
 }
 
 Napi::Value statistics(const Napi::CallbackInfo& info) {
@@ -90,16 +98,28 @@ Napi::Value statistics(const Napi::CallbackInfo& info) {
   add("mma", s.mma);
   add("ldmatrix", s.ldmatrix);
   add("copies", s.copies);
+  add("globalRead", s.global_read);
+  add("globalWritten", s.global_written);
   add("bankConflicts", s.bank_conflicts);
   add("unorderedAdds", s.unordered_adds);
+  const std::scoped_lock lock(emulated::stand_in_state().mutex);
+  for (const auto& [name, number] : emulated::stand_in_state().counts) result.Set(name, static_cast<double>(number));
   return result;
 }
 
 }  // namespace
 
-FaultWatch::FaultWatch() : before_(emulator::reports().size()) {}
+FaultWatch::FaultWatch() : before_(emulator::reports().size()) {
+  const std::scoped_lock lock(emulated::stand_in_state().mutex);
+  complaints_before_ = emulated::stand_in_state().complaints.size();
+}
 
 std::string FaultWatch::first_fault() const {
+  {
+    const std::scoped_lock lock(emulated::stand_in_state().mutex);
+    const auto& complaints = emulated::stand_in_state().complaints;
+    if (complaints.size() > complaints_before_) return complaints[complaints_before_];
+  }
   const std::vector<std::string> now = emulator::reports();
   if (now.size() == before_) return {};
   // The stream would tell it once more.
@@ -118,6 +138,7 @@ Napi::Value emulator_controls(Napi::Env env) {
   controls.Set("createStream", Napi::Function::New(env, create_stream, "createStream"));
   controls.Set("setCapturing", Napi::Function::New(env, set_capturing, "setCapturing"));
   controls.Set("hasContext", Napi::Function::New(env, has_context, "hasContext"));
+  controls.Set("setStandIn", Napi::Function::New(env, set_stand_in, "setStandIn"));
   controls.Set("statistics", Napi::Function::New(env, statistics, "statistics"));
   return controls;
 }

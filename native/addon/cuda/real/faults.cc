@@ -30,6 +30,8 @@ bool has_primary_context(int device) {
   return get_state != nullptr && get_state(device, &flags, &active) == 0 && active != 0;
 }
 
+std::string admit_library(const SharedLibrary&) { return {}; }
+
 FaultWatch::FaultWatch() = default;
 std::string FaultWatch::first_fault() const { return {}; }
 Napi::Value emulator_controls(Napi::Env env) { return env.Undefined(); }

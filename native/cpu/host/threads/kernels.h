@@ -20,6 +20,6 @@ struct KernelTable {
   void (*run)(int launch, const void* params, int item, void* workspace);
 };
 
-inline constexpr size_t kDescriptionBytes = 8192;
+inline constexpr size_t kDescriptionBytes = 16384;
 
 }  // namespace cpu_host

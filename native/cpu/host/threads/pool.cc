@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -13,11 +14,26 @@ namespace {
 using flashattn::Slot;
 
 constexpr size_t kCacheLine = 64;
-// How often an idle thread looks for work before it sleeps: some 80 us, as long as being woken takes. So it never spends more
-// than twice what the best choice would.
-constexpr uint32_t kIdleSpins = 8000;
+// How long an idle thread looks for work before it sleeps: as long as being woken takes. So it never spends more than twice
+// what the best choice would.
+constexpr std::chrono::microseconds kIdleTime{80};
 // A launch number that no slot has, with no item left: whoever still looks at the slot takes nothing from it.
 constexpr uint64_t kNoItems = 0xffffffff;
+
+/** How many looks at the queue take kIdleTime: what one takes differs tenfold from one processor to the next. */
+uint32_t idle_spins(const flashattn::Queue& queue) {
+  using Clock = std::chrono::steady_clock;
+  constexpr uint32_t kLooks = 200;
+  Clock::duration least = Clock::duration::max();
+  // Whoever is interrupted meanwhile takes longer, hardly three times.
+  for (int time = 0; time < 3; ++time) {
+    const Clock::time_point begin = Clock::now();
+    flashattn::detail::look_for_event(queue, queue.header.event, kLooks);
+    least = std::min(least, Clock::now() - begin);
+  }
+  const auto looks = kLooks * kIdleTime / std::max(least, Clock::duration(1));
+  return static_cast<uint32_t>(std::clamp<int64_t>(looks, 100, 1'000'000));
+}
 
 }  // namespace
 
@@ -31,14 +47,13 @@ Pool::Pool(const KernelTable& kernels, int threads, std::function<void()> on_awa
       queue_(new flashattn::Queue),  // slots are written before they are read
       workspace_(kernels.workspace_bytes) {
   queue_->header = {};
-  queue_->header.spins = kIdleSpins;
+  queue_->header.spins = idle_spins(*queue_);
 }
 
 Pool::~Pool() {
   flashattn::QueueHeader& header = queue_->header;
   __atomic_store_n(&header.fault, 1, __ATOMIC_SEQ_CST);
-  __atomic_add_fetch(&header.event, 1, __ATOMIC_SEQ_CST);
-  flashattn::detail::announce(header.event);
+  flashattn::detail::raise_event(header);
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -48,7 +63,9 @@ uint64_t Pool::completed() const {
 }
 
 uint64_t Pool::launch(int first, const void* params, size_t params_bytes, bool small) {
-  const bool in_place = (small && completed() == published_) || !start();
+  // A thread that is awake has begun before the host could be done with half of it.
+  const bool asleep = !started_ || flashattn::detail::read(queue_->header.sleepers) == threads_.size();
+  const bool in_place = (small && asleep && completed() == published_) || !start();
   for (int launch = first; launch < first + kernels_.max_phases; ++launch) {
     const int items = kernels_.count(launch, params);
     if (items < 0) break;
@@ -60,8 +77,7 @@ uint64_t Pool::launch(int first, const void* params, size_t params_bytes, bool s
     }
   }
   if (!in_place) {
-    __atomic_add_fetch(&queue_->header.event, 1, __ATOMIC_SEQ_CST);
-    flashattn::detail::announce(queue_->header.event);
+    flashattn::detail::raise_event(queue_->header);
   }
   return published_;
 }
@@ -128,15 +144,7 @@ void Pool::work(void* workspace) {
   const auto run = [&](uint32_t launch, const uint32_t* params, uint32_t item) {
     kernels_.run(static_cast<int>(launch), params, static_cast<int>(item), workspace);
   };
-  flashattn::Queue& queue = *queue_;
-  while (!flashattn::detail::read(queue.header.fault)) {
-    const uint32_t event = flashattn::detail::read(queue.header.event);
-    if (!flashattn::run_oldest(queue, run)) {
-      flashattn::detail::await_event(queue, event);
-      continue;
-    }
-    tell();
-  }
+  flashattn::worker_loop(*queue_, run, [&] { tell(); });
 }
 
 }  // namespace cpu_host

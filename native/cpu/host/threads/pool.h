@@ -39,8 +39,8 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   /**
-   * Runs the phases from `first` on that have items: here and now where they are `small` and nothing is pending, or where
-   * no thread could be started; on the threads otherwise. Blocks only while the queue is full.
+   * Runs the phases from `first` on that have items: here and now where they are `small`, nothing is pending and all threads
+   * sleep, or where no thread could be started; on the threads otherwise. Blocks only while the queue is full.
    *
    * @returns the number of the launch that has to be done for all of them to be
    */

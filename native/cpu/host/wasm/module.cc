@@ -10,16 +10,17 @@ namespace {
 /** A launch is one phase of an operation. */
 const Phase& phase_of(uint32_t launch) { return kOperations[launch / kMaxPhases].phases[launch % kMaxPhases]; }
 
-char description[8192];
+char description[16384];
 
 }  // namespace
 }  // namespace flashattn
 
 /** What a worker thread does until the queue is given up. Every thread has its own instance, stack and workspace. */
 FLASHATTN_EXPORT(work) void work(flashattn::Queue* queue, flashattn::Workspace* workspace) {
-  flashattn::worker_loop(*queue, [&](uint32_t launch, const uint32_t* params, uint32_t item) {
+  const auto run = [&](uint32_t launch, const uint32_t* params, uint32_t item) {
     flashattn::phase_of(launch).run(params, static_cast<int>(item), *workspace);
-  });
+  };
+  flashattn::worker_loop(*queue, run, [] {});
 }
 
 /** Runs pending launches on the calling thread, up to items that workers hold. */

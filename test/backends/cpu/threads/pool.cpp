@@ -90,11 +90,11 @@ bool check(int threads, uint64_t seed, int launches) {
   return right;
 }
 
-/** A pool that goes while it has work. */
-void leave(int threads) {
+/** A pool that goes while it has work, or when its threads are about to sleep. */
+void leave(int threads, int launches) {
   int cells[kItems] = {}, wrong = 0;
   Pool pool(kKernels, threads, [] {});
-  for (int number = 1; number <= 300; ++number) {
+  for (int number = 1; number <= launches; ++number) {
     const Step step{cells, number, kItems, &wrong};
     pool.launch(0, &step, sizeof(step), false);
   }
@@ -108,7 +108,7 @@ int main() {
       printf("wrong with %d threads\n", threads);
       return 1;
     }
-    leave(threads);
+    for (int launches = 1; launches <= 300; ++launches) leave(threads, launches);
   }
   // More launches at once than the queue has slots.
   int cells[kItems] = {}, wrong = 0;

@@ -1,0 +1,36 @@
+/** What importing an entry point loads: its own code and what it shares, and nothing of the others. */
+import { readFileSync } from 'node:fs';
+import ts from 'typescript';
+import { describe, expect, it } from 'vitest';
+
+const root = new URL('../../', import.meta.url);
+const { exports } = JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as {
+  exports: Record<string, { readonly types: string; readonly default: string } | string>;
+};
+const entries = Object.values(exports).flatMap((entry) => (typeof entry === 'string' ? [] : [entry.default]));
+
+/** The files that a file of dist loads, itself included. */
+function loaded(path: string, found = new Set<string>()): Set<string> {
+  if (found.has(path)) return found;
+  found.add(path);
+  const text = readFileSync(new URL(path, root), 'utf8');
+  for (const { fileName } of ts.preProcessFile(text).importedFiles)
+    if (fileName.startsWith('.')) loaded(`./dist/${fileName.slice(2)}`, found);
+  return found;
+}
+
+describe('the entry points of the package', () => {
+  it('are all of them', () => {
+    expect(entries).toEqual(['./dist/index.js', './dist/nn.js', './dist/systems.js']);
+  });
+
+  it.each(entries)('%s loads no other', (entry) => {
+    expect([...loaded(entry)].filter((path) => entries.includes(path))).toEqual([entry]);
+  });
+
+  it('give systems their own code', () => {
+    const files = [...loaded('./dist/index.js'), ...loaded('./dist/nn.js')];
+    for (const path of files)
+      expect(readFileSync(new URL(path, root), 'utf8'), path).not.toMatch(/\bfunction (linearAttention|aftFull)\b/);
+  });
+});
