@@ -81,12 +81,16 @@ void describe(FieldText& text) {
 
 }  // namespace detail
 
+/** What products of pairs and tiles are for: the sets of instructions that add them to another one have this of their own. */
+inline constexpr Operation kAttentionForward = {
+    "attentionForward",
+    detail::describe<TensorRef, BlockLists, BiasParams, AlibiParams, RelativeParams, DropoutParams, ScoreProgram,
+                     ScoreTable, ScoreModParams, BlockMaskParams, AttentionShape, AttentionPartition, AttentionParams>,
+    {detail::phase<AttentionParams, attention_items, attention_item>,
+     detail::phase<AttentionParams, finish_decode_items, finish_decode_item>}};
+
 inline constexpr Operation kOperations[] = {
-    {"attentionForward",
-     detail::describe<TensorRef, BlockLists, BiasParams, AlibiParams, RelativeParams, DropoutParams, ScoreProgram,
-                      ScoreTable, ScoreModParams, BlockMaskParams, AttentionShape, AttentionPartition, AttentionParams>,
-     {detail::phase<AttentionParams, attention_items, attention_item>,
-      detail::phase<AttentionParams, finish_decode_items, finish_decode_item>}},
+    kAttentionForward,
     {"attentionBackward",
      detail::describe<>,
      {detail::phase<AttentionParams, row_items, backward_rows>,
@@ -168,6 +172,8 @@ inline constexpr Operation kOperations[] = {
     {"fill", detail::describe<FillParams>, {detail::phase<FillParams, fill_items, fill_item>}},
     {"peak", detail::describe<PeakParams>, {detail::phase<PeakParams, peak_items, peak_item>}},
 };
+
+static_assert(kOperations[0].name == kAttentionForward.name);  // where tables of kernels look for it
 
 inline constexpr int kOperationCount = sizeof(kOperations) / sizeof(kOperations[0]);
 

@@ -69,7 +69,7 @@ Host::Host(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Host>(info) {
   }());
   self.Set("lanes", Napi::Number::New(env, kernels_->lanes));
   self.Set("maxPhases", Napi::Number::New(env, kernels_->max_phases));
-  self.Set("workspaceBytes", number(env, kernels_->workspace_bytes));
+  self.Set("workspaceBytes", number(env, kernels_->workspace_bytes()));
   if (!arena_.reserve(memory)) {
     Napi::Error::New(env, "no addresses can be reserved for tensors").ThrowAsJavaScriptException();
     return;

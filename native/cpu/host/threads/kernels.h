@@ -7,7 +7,8 @@ namespace cpu_host {
 struct KernelTable {
   const char* name;  // of the instruction set: what FLASHATTN_CPU and status() call it
   int lanes;         // floats in a vector
-  size_t workspace_bytes;
+  /** What each thread needs. */
+  size_t (*workspace_bytes)();
   int max_phases;
   /** Whether it is faster here than the next simpler set. `now`: any clock. */
   bool (*pays)(double (*now)());

@@ -45,7 +45,7 @@ Pool::Pool(const KernelTable& kernels, int threads, std::function<void()> on_awa
       wanted_(threads),
       on_awaited_(std::move(on_awaited)),
       queue_(new flashattn::Queue),  // slots are written before they are read
-      workspace_(kernels.workspace_bytes) {
+      workspace_(kernels.workspace_bytes()) {
   queue_->header = {};
   queue_->header.spins = idle_spins(*queue_);
 }
@@ -130,7 +130,7 @@ bool Pool::start() {
     started_ = true;
     for (int i = 0; i < wanted_; ++i) {
       try {
-        workspaces_.push_back(std::make_unique<WorkspaceMemory>(kernels_.workspace_bytes));
+        workspaces_.push_back(std::make_unique<WorkspaceMemory>(kernels_.workspace_bytes()));
         threads_.emplace_back([this, workspace = workspaces_.back()->get()] { work(workspace); });
       } catch (const std::exception&) {
         break;  // no more memory or threads for this process: those that there are do the work

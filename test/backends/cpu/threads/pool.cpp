@@ -33,7 +33,9 @@ void run(int, const void* params, int item, void* workspace) {
   step.cells[item] = step.number;
 }
 
-constexpr KernelTable kKernels = {"test", 4, 64, 2, nullptr, nullptr, nullptr, count, run};
+size_t workspace_bytes() { return 64; }
+
+constexpr KernelTable kKernels = {"test", 4, workspace_bytes, 2, nullptr, nullptr, nullptr, count, run};
 
 /** The last thing that was told. */
 class Bell {
