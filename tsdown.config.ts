@@ -26,6 +26,9 @@ const vectors = [
 /** What users import: `flashattn`, `flashattn/nn`, `flashattn/systems`. */
 const entries = { index: 'lib/index.ts', nn: 'lib/nn/index.ts', systems: 'lib/systems/index.ts' };
 
+/** What entries share may stand in a file of the name of one of them: an `index.ts`. */
+const chunkFileNames = 'shared-[name].js';
+
 /** One for each step of scripts/setup.mjs, which adds the WebAssembly and chooses the folder. */
 export default defineConfig([
   {
@@ -34,12 +37,14 @@ export default defineConfig([
     entry: { ...entries, cli: 'lib/cli/main.ts' },
     dts: false,
     sourcemap: true,
+    outputOptions: { chunkFileNames },
   },
   {
     ...common,
     name: 'declarations',
     entry: entries,
     dts: { emitDtsOnly: true, sourcemap: true },
+    outputOptions: { chunkFileNames },
   },
   {
     // The checks of a device, with all that they need but the package itself: `flashattn verify`.

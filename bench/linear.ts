@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import {
   attention,
+  capture,
   type DecayOptions,
   measurePeak,
   memory,
@@ -231,7 +232,13 @@ interface StepRow {
   readonly microseconds: number;
   /** Bytes a second that are read and written of states, over those of a copy of as many. */
   readonly share: number;
+  /** The same of a step that is replayed: without the host's work. */
+  readonly capturedMicroseconds: number;
+  readonly capturedShare: number;
 }
+
+/** Rounds before those that count: until the host's part is compiled, a step takes three times as long. */
+const warmups = 20;
 
 async function steps(): Promise<StepRow[]> {
   const rows: StepRow[] = [];
@@ -257,23 +264,33 @@ async function steps(): Promise<StepRow[]> {
           await state.ready();
           return (performance.now() - start) / calls;
         };
+        const captured = capture(() => recurrenceStep(q, k, v, { ...options, state }));
+        const replayed = async () => {
+          const start = performance.now();
+          for (let i = 0; i < calls; i++) captured.replay();
+          await state.ready();
+          return (performance.now() - start) / calls;
+        };
         const copy = async () => {
           const start = performance.now();
           for (let i = 0; i < calls; i++) state.copyInto(other);
           await other.ready();
           return (performance.now() - start) / calls;
         };
-        const samples: (readonly [number, number])[] = [];
-        for (let round = -2; round < rounds; round++) {
-          const pair = [await ours(), await copy()] as const;
-          if (round >= 0) samples.push(pair);
+        const samples: (readonly [number, number, number])[] = [];
+        for (let round = -warmups; round < rounds; round++) {
+          const one = [await ours(), await replayed(), await copy()] as const;
+          if (round >= 0) samples.push(one);
         }
+        captured.dispose();
         rows.push({
           kind,
           dim,
           batch,
-          microseconds: 1000 * median(samples.map(([a]) => a)),
-          share: median(samples.map(([a, b]) => b / a)),
+          microseconds: 1000 * median(samples.map(([step]) => step)),
+          share: median(samples.map(([step, , copied]) => copied / step)),
+          capturedMicroseconds: 1000 * median(samples.map(([, replay]) => replay)),
+          capturedShare: median(samples.map(([, replay, copied]) => copied / replay)),
         });
         for (const t of [state, q, k, v, other]) t.dispose();
         freed(p);
@@ -378,6 +395,8 @@ if (wanted('steps')) {
     number('batch', 6, (r) => r.batch),
     number('us', 8, (r) => r.microseconds, fixed(1)),
     number('of a copy', 10, (r) => r.share, percent(0)),
+    number('captured us', 12, (r) => r.capturedMicroseconds, fixed(1)),
+    number('of a copy', 10, (r) => r.capturedShare, percent(0)),
   ];
   console.log(headsOf(columns));
   const rows = await steps();

@@ -65,8 +65,14 @@ const names = [
   'checkGates',
 ] as const satisfies readonly (keyof RecurrenceOptions)[];
 
+/** What tensors have before their heads: batch and seq, rows of packed sequences, or the batch of a step. */
+export type Layout = 'batched' | 'packed' | 'step';
+
+const axesText = { batched: 'batch, seq', packed: 'total', step: 'batch' } as const satisfies Record<Layout, string>;
+
 export interface CheckedRecurrence {
   readonly problem: RecurrenceProblem;
+  readonly layout: Layout;
   readonly decay: Tensor | undefined;
   readonly beta: Tensor | undefined;
   readonly read: Tensor | undefined;
@@ -80,7 +86,6 @@ export interface CheckedRecurrence {
 interface Axes {
   /** What comes before heads. */
   readonly rows: Shape;
-  readonly packed: boolean;
   readonly text: string;
 }
 
@@ -172,18 +177,17 @@ export function readRecurrence(
   k: unknown,
   v: unknown,
   options: RecurrenceOptions,
-  /** What messages call the initial state. */
-  stateName = 'initialState',
+  layout: Layout = options?.cuSeqlens === undefined ? 'batched' : 'packed',
 ): CheckedRecurrence {
   checkTensor(q, 'q');
   checkObject(options, 'options');
   checkOptions(options, names);
-  const packed = options.cuSeqlens !== undefined;
-  const rank = packed ? 3 : 4;
-  const text = packed ? 'total' : 'batch, seq';
+  const packed = layout === 'packed';
+  const rank = layout === 'batched' ? 4 : 3;
+  const text = axesText[layout];
   if (q.shape.length !== rank)
     throw shapeError(`q has shape ${show(q.shape)}; it must have ${rank} axes, [${text}, heads, key dim]`);
-  const axes: Axes = { rows: q.shape.slice(0, rank - 2), packed, text };
+  const axes: Axes = { rows: q.shape.slice(0, rank - 2), text };
   checkRows(k, 'k', axes, ['heads', 'key dim']);
   checkRows(v, 'v', axes, ['heads', 'value dim']);
   for (const [argument, t] of [
@@ -234,10 +238,15 @@ export function readRecurrence(
     if (kind !== 'channel') throw optionError(`bonus needs decay.per 'channel'; it is ${show(decay?.per)}`);
   }
   if (initialState !== undefined)
-    checkExact(initialState, stateName, [batch, heads, keyDim, valueDim + (normalizer ? 1 : 0)]);
+    checkExact(initialState, layout === 'step' ? 'state' : 'initialState', [
+      batch,
+      heads,
+      keyDim,
+      valueDim + (normalizer ? 1 : 0),
+    ]);
   const problem: RecurrenceProblem = {
     batch,
-    length: axes.rows[axes.rows.length - 1],
+    length: layout === 'step' ? 1 : axes.rows[axes.rows.length - 1],
     heads,
     queryHeads,
     keyHeads,
@@ -254,7 +263,7 @@ export function readRecurrence(
     packed,
     scale: options.scale === undefined ? 1 / Math.sqrt(keyDim) : checkFloat32(options.scale, 'scale'),
   };
-  return { problem, decay: log, beta, read, write, bonus, initialState, offsets };
+  return { problem, layout, decay: log, beta, read, write, bonus, initialState, offsets };
 }
 
 function checkExact(t: unknown, argument: string, shape: Shape): asserts t is Tensor<'float32', Shape> {

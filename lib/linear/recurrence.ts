@@ -24,7 +24,7 @@ import {
   type Shape,
   type Tensor,
 } from '../tensor/tensor.js';
-import { type CheckedRecurrence, checkGates, type RecurrenceOptions, readRecurrence } from './problem.js';
+import { type CheckedRecurrence, checkGates, type Layout, type RecurrenceOptions, readRecurrence } from './problem.js';
 
 export type { DecayOptions, RecurrenceOptions, UpdateOptions } from './problem.js';
 
@@ -44,12 +44,12 @@ export interface NormalizedRecurrence<D extends FloatDType = FloatDType> extends
 class Rows extends Operands {
   constructor(
     backend: Backend,
-    readonly packed: boolean,
+    readonly layout: Layout,
   ) {
     super(backend);
   }
 
-  /** [batch, seq, heads, dim] or [total, heads, dim] */
+  /** [batch, seq, heads, dim], [total, heads, dim] or [batch, heads, dim] */
   rows(given: Tensor, argument: string): View {
     const last = given.shape.length - 1;
     given.operand(argument, this.backend);
@@ -57,7 +57,7 @@ class Rows extends Operands {
     return this.#view(t, argument, last);
   }
 
-  /** [batch, seq, heads] or [total, heads] */
+  /** As `rows` without dim. */
   scalars(t: Tensor, argument: string): View {
     return this.#view(t, argument, t.shape.length);
   }
@@ -81,8 +81,9 @@ class Rows extends Operands {
     const { strides, dtype } = t;
     const { buffer, offset } = t.operand(argument, this.backend);
     const head = axes - 1;
-    const batchStride = this.packed ? 0 : strides[0];
-    return { buffer, offset, dtype, batchStride, seqStride: strides[head - 1], headStride: strides[head] };
+    const batchStride = this.layout === 'packed' ? 0 : strides[0];
+    const seqStride = this.layout === 'step' ? 0 : strides[head - 1];
+    return { buffer, offset, dtype, batchStride, seqStride, headStride: strides[head] };
   }
 }
 
@@ -109,7 +110,7 @@ function inputOperands(x: Inputs, operands: Rows) {
   };
 }
 
-const rowsOf = ({ q, problem }: Inputs): Shape => q.shape.slice(0, problem.packed ? 1 : 2);
+const rowsOf = ({ q, layout }: Inputs): Shape => q.shape.slice(0, layout === 'batched' ? 2 : 1);
 
 const isProcessor = ({ device }: Backend): boolean => device === 'cpu' || device === 'wasm';
 
@@ -127,7 +128,7 @@ export function forward(x: Inputs, into?: Tensor): { out: Tensor; state: Tensor;
   const { backend } = x.q;
   const { problem } = x;
   checkUpdate(x.q, problem);
-  const operands = new Rows(backend, problem.packed);
+  const operands = new Rows(backend, x.layout);
   try {
     const inputs = inputOperands(x, operands);
     return allocating(backend, (allocate) => {
@@ -206,7 +207,7 @@ interface Gradients {
 function backward(x: Inputs, { dOut, dState, dNormalizer }: Gradients): readonly (Tensor | undefined)[] {
   const { q, k, v, problem, decay, beta, read, write, bonus, initialState } = x;
   const { backend } = q;
-  const operands = new Rows(backend, problem.packed);
+  const operands = new Rows(backend, x.layout);
   const rows = rowsOf(x);
   const { batch, heads, keyDim, valueDim } = problem;
   const axis = rows.length;
@@ -320,7 +321,7 @@ export function recurrence(
 ): Recurrence | NormalizedRecurrence {
   const checked = readRecurrence(q, k, v, options);
   if (options.checkGates) checkGates(checked);
-  const { problem, decay, beta, read, write, bonus, initialState, offsets } = checked;
+  const { problem, layout, decay, beta, read, write, bonus, initialState, offsets } = checked;
   const inputs = [q, k, v, decay, beta, read, write, bonus, initialState];
   const { out, state, normalizer } = forward({ ...checked, q, k, v });
   if (needsRecord(inputs)) {
@@ -333,6 +334,7 @@ export function recurrence(
       const [ownQ, ownK, ownV] = [take(q), take(k), take(v)] as [Tensor, Tensor, Tensor];
       const own: Inputs = {
         problem,
+        layout,
         offsets,
         q: ownQ,
         k: ownK,

@@ -1,5 +1,6 @@
 /** What importing an entry point loads: its own code and what it shares, and nothing of the others. */
 import { readFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import ts from 'typescript';
 import { describe, expect, it } from 'vitest';
 
@@ -7,7 +8,8 @@ const root = new URL('../../', import.meta.url);
 const { exports } = JSON.parse(readFileSync(new URL('package.json', root), 'utf8')) as {
   exports: Record<string, { readonly types: string; readonly default: string } | string>;
 };
-const entries = Object.values(exports).flatMap((entry) => (typeof entry === 'string' ? [] : [entry.default]));
+const conditions = Object.values(exports).flatMap((entry) => (typeof entry === 'string' ? [] : [entry]));
+const entries = conditions.map((entry) => entry.default);
 
 /** The files that a file of dist loads, itself included. */
 function loaded(path: string, found = new Set<string>()): Set<string> {
@@ -26,6 +28,18 @@ describe('the entry points of the package', () => {
 
   it.each(entries)('%s loads no other', (entry) => {
     expect([...loaded(entry)].filter((path) => entries.includes(path))).toEqual([entry]);
+  });
+
+  it('declare what they export', async () => {
+    const paths = conditions.map(({ types }) => fileURLToPath(new URL(types, root)));
+    const program = ts.createProgram(paths, { module: ts.ModuleKind.Node16, noLib: true, types: [] });
+    const checker = program.getTypeChecker();
+    for (const [i, entry] of entries.entries()) {
+      const file = checker.getSymbolAtLocation(program.getSourceFile(paths[i] as string) as ts.SourceFile);
+      const declared = checker.getExportsOfModule(file as ts.Symbol).map(({ name }) => name);
+      const module = (await import(new URL(entry, root).href)) as Record<string, unknown>;
+      expect(declared, entry).toEqual(expect.arrayContaining(Object.keys(module)));
+    }
   });
 
   it('give systems their own code', () => {

@@ -78,31 +78,31 @@ struct LinearChunk {
 };
 
 /** out[t] += sum over keys s <= t of scores[s][t] rows[s], for the queries of a block */
-FLASHATTN_CALLED void add_past(float* out /* [count][kRowStride] */, const float* scores, const float* rows,
-                               LinearBlock block, int dim, bool finite) {
+FLASHATTN_CALLED void add_past(LinearAhead& ahead, float* out /* [count][kRowStride] */, const float* scores,
+                               const float* rows, LinearBlock block, int dim, bool finite) {
   const int vectors = divide_up(dim, kLanes);
   if (finite)
-    return product<ChunkTimesValues, Accumulate::Yes>(block.count, vectors, block.keys(), scores + block.first, rows,
-                                                      out, kRowStride);
+    return product<ChunkTimesValues, Accumulate::Yes>(ahead, block.count, vectors, block.keys(), scores + block.first,
+                                                      rows, out, kRowStride);
   for (int t = 0; t < block.count; ++t)
-    product<ChunkTimesValues, Accumulate::Yes>(1, vectors, block.first + t + 1, scores + block.first + t, rows,
+    product<ChunkTimesValues, Accumulate::Yes>(ahead, 1, vectors, block.first + t + 1, scores + block.first + t, rows,
                                                out + t * kRowStride, kRowStride);
 }
 
 /** out[s] += sum over queries t >= s of scores[s][t] rows[t], for all keys of a chunk */
-FLASHATTN_CALLED void add_future(float* out /* [count][kRowStride] */, const float* scores, const float* rows,
-                                 const LinearChunk& chunk, int dim) {
+FLASHATTN_CALLED void add_future(LinearAhead& ahead, float* out /* [count][kRowStride] */, const float* scores,
+                                 const float* rows, const LinearChunk& chunk, int dim) {
   const int vectors = divide_up(dim, kLanes), step = chunk.finite ? kLinearBlock : 1;
   for (int s = 0; s < chunk.count; s += step)
-    product<ScoresTimesQueries, Accumulate::Yes>(min(step, chunk.count - s), vectors, chunk.count - s,
+    product<ScoresTimesQueries, Accumulate::Yes>(ahead, min(step, chunk.count - s), vectors, chunk.count - s,
                                                  scores + s * kLinearChunk + s, rows + s * kRowStride,
                                                  out + s * kRowStride, kRowStride);
 }
 
 /** scores[s][t] = rows[s] . queries[t] for the queries of a block, whose columns are given, and the keys up to its last. */
-FLASHATTN_CALLED void block_products(float* scores, const float* rows /* [keys][kRowStride] */,
+FLASHATTN_CALLED void block_products(LinearAhead& ahead, float* scores, const float* rows /* [keys][kRowStride] */,
                                      const float* columns /* [dim][kLinearBlock] */, int keys, int first, int dim) {
-  product<KeyRowsTimesBlock, Accumulate::No>(keys, kLinearBlock / kLanes, dim, rows, columns, scores + first,
+  product<KeyRowsTimesBlock, Accumulate::No>(ahead, keys, kLinearBlock / kLanes, dim, rows, columns, scores + first,
                                              kLinearChunk);
 }
 

@@ -119,8 +119,8 @@ FLASHATTN_CALLED void channel_scores(float* scores /* [keys][kLinearBlock] */,
                                      const float* queries /* [count][kRowStride] */,
                                      const float* keys /* [keys][kRowStride] */, LinearBlock block,
                                      const BlockDecay& decay, float factor, RecurrenceWorkspace& ws) {
-  product<KeyRowsTimesBlock, Accumulate::No>(block.first, kLinearBlock / kLanes, decay.dim, keys, ws.reaching_columns,
-                                             scores, kLinearBlock);
+  product<KeyRowsTimesBlock, Accumulate::No>(ws.ahead, block.first, kLinearBlock / kLanes, decay.dim, keys,
+                                             ws.reaching_columns, scores, kLinearBlock);
   transpose_block(ws.query_columns, queries, block.count, decay.dim, factor);
   block_scores(scores + block.first * kLinearBlock, kLinearBlock, ws.query_columns, keys + block.first * kRowStride,
                decay);

@@ -111,18 +111,18 @@ FLASHATTN_CALLED void channel_gradients(const StateItem& at, const LinearChunk& 
     transpose_block(ws.reaching_columns, ws.reaching_block + rows, block.count, p.key_dim, 1);
     transpose_block(ws.d_out_columns, ws.d_out + rows, block.count, columns, 1);
     float* const d_query = ws.d_query + rows;
-    product<RowsTimesState, Accumulate::No>(block.count, key_vectors, columns, ws.d_out + rows, ws.state_transposed,
-                                            d_query, kRowStride);
+    product<RowsTimesState, Accumulate::No>(ws.ahead, block.count, key_vectors, columns, ws.d_out + rows,
+                                            ws.state_transposed, d_query, kRowStride);
     multiply_columns(d_query, ws.chunk_decay, block.count, p.key_dim);
     for (int i = 0; i < set_count; ++i) {
       const KeySet& set = sets[i];
-      block_products(set.scores, set.decayed, ws.reaching_columns, first, first, p.key_dim);
+      block_products(ws.ahead, set.scores, set.decayed, ws.reaching_columns, first, first, p.key_dim);
       transpose_block(ws.query_columns, ws.queries + rows, block.count, p.key_dim, 1);
       block_scores(set.scores + diagonal, kLinearChunk, ws.query_columns, set.keys + rows, decay);
-      block_products(set.d_scores, set.values, ws.d_out_columns, block.keys(), first, columns);
+      block_products(ws.ahead, set.d_scores, set.values, ws.d_out_columns, block.keys(), first, columns);
       hide_future(set.d_scores, block, exclusive, ws.own);
-      product<ChunkTimesValues, Accumulate::Yes>(block.count, key_vectors, first, set.d_scores + first, set.decayed,
-                                                 d_query, kRowStride);
+      product<ChunkTimesValues, Accumulate::Yes>(ws.ahead, block.count, key_vectors, first, set.d_scores + first,
+                                                 set.decayed, d_query, kRowStride);
     }
     if (p.bonus)
       add_bonus(ws.chunk_scores + diagonal, kLinearChunk, ws.queries + rows, ws.key + rows, ws.bonus, block.count,
@@ -141,9 +141,9 @@ FLASHATTN_CALLED void channel_gradients(const StateItem& at, const LinearChunk& 
   }
   add_products(query_gate, ws.queries, ws.d_query, n, p.key_dim);
   for (int i = 0; i < set_count; ++i)
-    if (sets[i].d_values) add_future(sets[i].d_values, sets[i].scores, ws.d_out, chunk, columns);
-  product<KeysTransposedTimesValues, Accumulate::Yes>(p.key_dim, value_vectors, n, ws.reaching_chunk, ws.d_out,
-                                                      ws.d_state, kRowStride);
+    if (sets[i].d_values) add_future(ws.ahead, sets[i].d_values, sets[i].scores, ws.d_out, chunk, columns);
+  product<KeysTransposedTimesValues, Accumulate::Yes>(ws.ahead, p.key_dim, value_vectors, n, ws.reaching_chunk,
+                                                      ws.d_out, ws.d_state, kRowStride);
   if (p.bonus) bonus_gradients(at, chunk, ws);
 
   for (int first = (n - 1) / kLinearBlock * kLinearBlock; first >= 0; first -= kLinearBlock) {
@@ -156,7 +156,7 @@ FLASHATTN_CALLED void channel_gradients(const StateItem& at, const LinearChunk& 
       add_diagonal_keys(set.d_keys + rows, set.d_scores + first * kLinearChunk + first, ws.queries + rows,
                         block_decay(p, ws, block, exclusive));
       multiply_columns(set.d_end, ws.block_decays[first / kLinearBlock], first, p.key_dim);
-      product<ScoresTimesQueries, Accumulate::Yes>(first, key_vectors, block.count, set.d_scores + first,
+      product<ScoresTimesQueries, Accumulate::Yes>(ws.ahead, first, key_vectors, block.count, set.d_scores + first,
                                                    ws.reaching_block + rows, set.d_end, kRowStride);
     }
   }

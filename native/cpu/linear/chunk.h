@@ -95,15 +95,68 @@ FLASHATTN_CALLED void load_values(float* to /* [count][kRowStride] */, const Sta
   }
 }
 
-/** Asks for rows that will be loaded soon: they lie apart, so that no processor guesses where they are. */
-FLASHATTN_CALLED void ask_for_rows([[maybe_unused]] const TensorRef& from, [[maybe_unused]] const StateItem& at,
-                                   [[maybe_unused]] int begin, [[maybe_unused]] int end, [[maybe_unused]] int head,
-                                   [[maybe_unused]] int dim) {
+/**
+ * Rows that will be loaded or written soon: they lie apart, so that no processor guesses where they are. They are asked for
+ * between the blocks of products, some at a time, since more at once would keep the processor waiting.
+ */
+class LinearAhead {
+ public:
+  /** The rows of a head from position `begin` to before `end`; those beyond the sequence are left out. */
+  void add([[maybe_unused]] const TensorRef& from, [[maybe_unused]] const StateItem& at, [[maybe_unused]] int begin,
+           [[maybe_unused]] int end, [[maybe_unused]] int head, [[maybe_unused]] int dim) {
 #if !defined(__wasm__)
-  RowsAhead rows(from, at.sequence.batch, at.row(begin), min(end, at.sequence.length) - begin, head, dim);
-  while (rows.ask()) {
-  }
+    const int count = min(end, at.sequence.length) - begin;
+    if (count <= 0) return;
+    const int size = element_size(from.dtype);
+    rows_[added_++] = {from.row(at.sequence.batch, size_t(at.row(begin)), head), size_t(from.seq) * size_t(size), count,
+                       dim * size};
 #endif
+  }
+
+  /** Before rows are added that come after all that were. */
+  void begin() {
+#if !defined(__wasm__)
+    ask(kMost * kLinearChunk * kMaxDim);  // for which there were too few products
+    next_ = added_ = 0;
+#endif
+  }
+
+  FLASHATTN_INLINE void step([[maybe_unused]] LinearAhead& ahead) {
+#if !defined(__wasm__)
+    ahead.ask(TileAhead::kLines);
+#endif
+  }
+
+ private:
+  static constexpr int kMost = 12;
+
+  struct Rows {
+    const uint8_t* row;
+    size_t stride;
+    int count, bytes;
+  };
+
+  /** Asks for whole rows until they have so many lines. */
+  void ask(int lines) {
+    for (; next_ < added_; ++next_) {
+      Rows& rows = rows_[next_];
+      for (; rows.count > 0; --rows.count, rows.row += rows.stride) {
+        if (lines <= 0) return;
+        for (int byte = 0; byte < rows.bytes; byte += int(kCacheLine), --lines)
+          __builtin_prefetch(rows.row + byte, 0, 2);
+      }
+    }
+  }
+
+  Rows rows_[kMost];
+  int added_ = 0, next_ = 0;
+};
+
+/** A product, between whose blocks rows are asked for. */
+template <class S, Accumulate kMode>
+inline void product(LinearAhead& ahead, int rows, int vectors, int inner, const float* a, const float* b, float* c,
+                    size_t c_row, const float* row_scale = nullptr) {
+  flashattn::product<S, kMode>(rows, vectors, inner, a, b, c, c_row, row_scale, ahead);
 }
 
 /** States in memory have no padding. */

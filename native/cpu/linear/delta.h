@@ -11,8 +11,8 @@ FLASHATTN_CALLED void delta_scores(int count, int key_dim, RecurrenceWorkspace& 
   for (int first = 0; first < count; first += kLinearBlock) {
     const LinearBlock block{first, min(kLinearBlock, count - first)};
     transpose_block(ws.query_columns, ws.key + first * kRowStride, block.count, key_dim, -1);
-    product<KeyRowsTimesBlock, Accumulate::No>(block.keys(), kLinearBlock / kLanes, key_dim, ws.key, ws.query_columns,
-                                               ws.key_scores + first, kLinearChunk);
+    product<KeyRowsTimesBlock, Accumulate::No>(ws.ahead, block.keys(), kLinearBlock / kLanes, key_dim, ws.key,
+                                               ws.query_columns, ws.key_scores + first, kLinearChunk);
     decay_scores(ws.key_scores + first, kLinearChunk, block, ws.decay.position);
     for (int s = first; s < block.keys(); ++s) ws.key_scores[s * kLinearChunk + s] = 0;
   }
@@ -28,19 +28,19 @@ FLASHATTN_CALLED void solve_delta(int count, int key_dim, int columns, Recurrenc
     const int rows = min(kLinearBlock, count - first);
     float *const errors = ws.value + first * kRowStride, *const updates = ws.update + first * kRowStride;
     // What the state before the chunk has for these keys.
-    product<RowsTimesState, Accumulate::No>(rows, vectors, key_dim, ws.key + first * kRowStride, ws.state, updates,
-                                            kRowStride);
+    product<RowsTimesState, Accumulate::No>(ws.ahead, rows, vectors, key_dim, ws.key + first * kRowStride, ws.state,
+                                            updates, kRowStride);
     for (int r = 0; r < rows; ++r) {
       const Vec reach = splat(ws.decay.before[first + r]);
       for (int d = r * kRowStride; d < r * kRowStride + columns; d += kLanes)
         store(errors + d, load(errors + d) - load(updates + d) * reach);
     }
-    product<ChunkTimesValues, Accumulate::Yes>(rows, vectors, first, ws.key_scores + first, ws.update, errors,
+    product<ChunkTimesValues, Accumulate::Yes>(ws.ahead, rows, vectors, first, ws.key_scores + first, ws.update, errors,
                                                kRowStride);
     for (int t = 0; t < rows; ++t) {
       float *const error = errors + t * kRowStride, *const update = updates + t * kRowStride;
-      product<ChunkTimesValues, Accumulate::Yes>(1, vectors, t, ws.key_scores + first * kLinearChunk + first + t,
-                                                 updates, error, kRowStride);
+      product<ChunkTimesValues, Accumulate::Yes>(
+          ws.ahead, 1, vectors, t, ws.key_scores + first * kLinearChunk + first + t, updates, error, kRowStride);
       const Vec beta = splat(ws.beta[first + t]);
       for (int d = 0; d < columns; d += kLanes) store(update + d, load(error + d) * beta);
     }

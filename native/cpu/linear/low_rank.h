@@ -23,14 +23,14 @@ FLASHATTN_CALLED void load_keys_and_writes(const StateItem& at, int begin, int c
 }
 
 /** ws.update[t] += sum over s < t of scores[s][t] rows[s], for the queries of a block. */
-FLASHATTN_CALLED void add_before(const float* scores /* [keys][kLinearBlock] */, const float* rows, LinearBlock block,
-                                 int columns, bool in_turn, float* to /* [keys][kRowStride] */) {
+FLASHATTN_CALLED void add_before(LinearAhead& ahead, const float* scores /* [keys][kLinearBlock] */, const float* rows,
+                                 LinearBlock block, int columns, bool in_turn, float* to /* [keys][kRowStride] */) {
   const int vectors = divide_up(columns, kLanes);
   float* const own = to + block.first * kRowStride;
-  product<BlockTimesValues, Accumulate::Yes>(block.count, vectors, block.first, scores, rows, own, kRowStride);
+  product<BlockTimesValues, Accumulate::Yes>(ahead, block.count, vectors, block.first, scores, rows, own, kRowStride);
   const int step = in_turn ? 1 : block.count;
   for (int t = 0; t < block.count; t += step)
-    product<BlockTimesValues, Accumulate::Yes>(min(step, block.count - t), vectors, in_turn ? t : block.count,
+    product<BlockTimesValues, Accumulate::Yes>(ahead, min(step, block.count - t), vectors, in_turn ? t : block.count,
                                                scores + block.first * kLinearBlock + t, rows + block.first * kRowStride,
                                                own + t * kRowStride, kRowStride);
 }
@@ -50,10 +50,10 @@ FLASHATTN_CALLED void solve_low_rank(const StateItem& at, int begin, int count, 
     channel_scores(ws.scores, ws.query, ws.key, block, decay, 1, ws);
     channel_scores(ws.write_scores, ws.query, ws.write, block, decay, 1, ws);
     multiply_columns(ws.reaching, ws.chunk_decay, block.count, p.key_dim);
-    product<RowsTimesState, Accumulate::No>(block.count, vectors, p.key_dim, ws.reaching, ws.state,
+    product<RowsTimesState, Accumulate::No>(ws.ahead, block.count, vectors, p.key_dim, ws.reaching, ws.state,
                                             ws.update + first * kRowStride, kRowStride);
-    add_before(ws.scores, ws.value, block, columns, !finite, ws.update);
-    add_before(ws.write_scores, ws.update, block, columns, true, ws.update);
+    add_before(ws.ahead, ws.scores, ws.value, block, columns, !finite, ws.update);
+    add_before(ws.ahead, ws.write_scores, ws.update, block, columns, true, ws.update);
     pass_block(p, block, ws);
   }
 }

@@ -26,7 +26,7 @@ FLASHATTN_CALLED void score_reads(const RecurrenceParams& p, const LinearChunk& 
     const int rows = first * kRowStride;
     decay_forwards(ws.reaching_block + rows, ws.queries + rows, decay, 1, ws.block_decay);
     transpose_block(ws.reaching_columns, ws.reaching_block + rows, block.count, p.key_dim, 1);
-    block_products(scores, ws.decayed_write, ws.reaching_columns, first, first, p.key_dim);
+    block_products(ws.ahead, scores, ws.decayed_write, ws.reaching_columns, first, first, p.key_dim);
     transpose_block(ws.query_columns, ws.queries + rows, block.count, p.key_dim, 1);
     block_scores(scores + first * kLinearChunk + first, kLinearChunk, ws.query_columns, ws.write + rows, decay);
     multiply_columns(ws.decayed_write, ws.block_decay, first, p.key_dim);
@@ -39,8 +39,8 @@ FLASHATTN_CALLED void solve_low_rank_backward(int count, int columns, Recurrence
   const int vectors = divide_up(columns, kLanes);
   for (int s = count - 1; s-- > 0;)
     product<ScoresTimesQueries, Accumulate::Yes>(
-        1, vectors, count - s - 1, ws.chunk_write_scores + s * kLinearChunk + s + 1, ws.d_update + (s + 1) * kRowStride,
-        ws.d_update + s * kRowStride, kRowStride);
+        ws.ahead, 1, vectors, count - s - 1, ws.chunk_write_scores + s * kLinearChunk + s + 1,
+        ws.d_update + (s + 1) * kRowStride, ws.d_update + s * kRowStride, kRowStride);
 }
 
 FLASHATTN_CALLED void low_rank_gradients(const StateItem& at, LinearChunk chunk, bool finite_keys,

@@ -67,8 +67,8 @@ FLASHATTN_CALLED void linear_scores(const StateItem& at, LinearBlock block, Recu
   constexpr int kVectors = kLinearBlock / kLanes;
   transpose_block(ws.query_columns, ws.query, block.count, p.key_dim, p.scale);
   if (p.decay_kind != Decay::Channel) {
-    product<KeyRowsTimesBlock, Accumulate::No>(block.keys(), kVectors, p.key_dim, ws.key, ws.query_columns, ws.scores,
-                                               kLinearBlock);
+    product<KeyRowsTimesBlock, Accumulate::No>(ws.ahead, block.keys(), kVectors, p.key_dim, ws.key, ws.query_columns,
+                                               ws.scores, kLinearBlock);
     decay_scores(ws.scores, kLinearBlock, block, ws.decay.position);
     for (int r = 0; r < block.count; ++r) {
       const Vec reach = splat(p.scale * ws.decay.before[block.first + r]);
@@ -98,11 +98,11 @@ FLASHATTN_CALLED void decay_keys(const RecurrenceParams& p, int count, Recurrenc
 /** The state after a chunk. */
 FLASHATTN_CALLED void pass_state(const RecurrenceParams& p, int count, RecurrenceWorkspace& ws) {
   const int vectors = divide_up(p.state_columns(), kLanes);
-  product<KeysTransposedTimesValues, Accumulate::Scaled>(p.key_dim, vectors, count, ws.key, updates_of(p, ws), ws.state,
-                                                         kRowStride, ws.row_scale);
+  product<KeysTransposedTimesValues, Accumulate::Scaled>(ws.ahead, p.key_dim, vectors, count, ws.key, updates_of(p, ws),
+                                                         ws.state, kRowStride, ws.row_scale);
   if (p.update == Update::LowRank)
-    product<KeysTransposedTimesValues, Accumulate::Yes>(p.key_dim, vectors, count, ws.write, ws.update, ws.state,
-                                                        kRowStride);
+    product<KeysTransposedTimesValues, Accumulate::Yes>(ws.ahead, p.key_dim, vectors, count, ws.write, ws.update,
+                                                        ws.state, kRowStride);
 }
 
 FLASHATTN_CALLED void store_out(const StateItem& at, int position, int count, int g, const float* out) {
@@ -114,13 +114,30 @@ FLASHATTN_CALLED void store_out(const StateItem& at, int position, int count, in
   }
 }
 
-/** Keys, values and decays from a position on that will be loaded soon: as many as a block has. */
-inline void ask_for_keys(const StateItem& at, int begin) {
+/** Keys, values and decays of positions that will be loaded soon. */
+inline void ask_for_keys(const StateItem& at, int begin, int end, LinearAhead& ahead) {
   const RecurrenceParams& p = at.p;
-  const int end = begin + kLinearBlock;
-  ask_for_rows(p.key, at, begin, end, at.head_of(p.key_heads), p.key_dim);
-  ask_for_rows(p.value, at, begin, end, at.head_of(p.value_heads), p.value_dim);
-  if (p.decay_kind == Decay::Channel) ask_for_rows(p.decay, at, begin, end, at.head_of(p.decay_heads), p.key_dim);
+  ahead.add(p.key, at, begin, end, at.head_of(p.key_heads), p.key_dim);
+  ahead.add(p.value, at, begin, end, at.head_of(p.value_heads), p.value_dim);
+  if (p.decay_kind == Decay::Channel) ahead.add(p.decay, at, begin, end, at.head_of(p.decay_heads), p.key_dim);
+  if (p.update != Update::LowRank) return;
+  ahead.add(p.read, at, begin, end, at.head_of(p.read_heads), p.key_dim);
+  ahead.add(p.write, at, begin, end, at.head_of(p.write_heads), p.key_dim);
+}
+
+/** While the queries of a head and block are at hand: those that come next, and the part of the next chunk that is its turn. */
+inline void ask_for_next(const StateItem& at, int begin, LinearBlock block, int g, LinearAhead& ahead) {
+  const RecurrenceParams& p = at.p;
+  ahead.begin();
+  const int first = begin + block.first, last = first + kLinearBlock;
+  if (g + 1 < p.group()) {
+    ahead.add(p.query, at, first, last, at.query_head(g + 1), p.key_dim);
+    ahead.add(p.out, at, first, last, at.out_head(g + 1), p.value_dim);
+  } else {
+    ahead.add(p.query, at, last, last + kLinearBlock, at.query_head(0), p.key_dim);
+    ahead.add(p.out, at, last, last + kLinearBlock, at.out_head(0), p.value_dim);
+  }
+  if (g == 0) ask_for_keys(at, first + kLinearChunk, last + kLinearChunk, ahead);
 }
 
 FLASHATTN_CALLED void recurrence_chunk(const StateItem& at, int begin, int count, RecurrenceWorkspace& ws) {
@@ -133,17 +150,14 @@ FLASHATTN_CALLED void recurrence_chunk(const StateItem& at, int begin, int count
   fill(ws.chunk_decay, 1, p.key_dim);
   for (int first = 0; first < count; first += kLinearBlock) {
     const LinearBlock block{first, min(kLinearBlock, count - first)};
-    ask_for_keys(at, begin + kLinearChunk + first);
-    ask_for_rows(p.query, at, begin + first + kLinearBlock, begin + first + 2 * kLinearBlock, at.query_head(0),
-                 p.key_dim);
     for (int g = 0; g < p.group(); ++g) {
       load_linear_rows(ws.query, p.query, at, begin + first, block.count, at.query_head(g), p.key_dim);
-      ask_for_rows(p.out, at, begin + first, begin + first + block.count, at.out_head(g), p.value_dim);
+      ask_for_next(at, begin, block, g, ws.ahead);
       linear_scores(at, block, ws);
-      product<RowsTimesState, Accumulate::No>(block.count, vectors, p.key_dim, ws.reaching, ws.state, ws.out,
+      product<RowsTimesState, Accumulate::No>(ws.ahead, block.count, vectors, p.key_dim, ws.reaching, ws.state, ws.out,
                                               kRowStride);
-      add_values(ws.out, ws.scores, updates, block, columns, finite);
-      if (low_rank) add_values(ws.out, ws.write_scores, ws.update, block, columns, finite);
+      add_values(ws.ahead, ws.out, ws.scores, updates, block, columns, finite);
+      if (low_rank) add_values(ws.ahead, ws.out, ws.write_scores, ws.update, block, columns, finite);
       store_out(at, begin + first, block.count, g, ws.out);
     }
     if (p.decay_kind == Decay::Channel) pass_block(p, block, ws);
@@ -167,6 +181,7 @@ FLASHATTN_CALLED void recurrence_item(const RecurrenceParams& p, int item, Recur
     }
     return;
   }
+  ws.ahead = {};
   detail::load_state(ws.state, initial, p.key_dim, p.state_columns());
   detail::load_bonus(at, ws);
   for (int begin = 0; begin < at.sequence.length; begin += kLinearChunk)

@@ -32,7 +32,6 @@ FLASHATTN_CALLED void load_query_head(const StateItem& at, const LinearChunk& ch
                                       RecurrenceBackwardWorkspace& ws) {
   const RecurrenceParams& p = at.p;
   load_linear_rows(ws.queries, p.query, at, chunk.begin, chunk.count, at.query_head(g), p.key_dim);
-  scale_rows(ws.queries, chunk.count, p.key_dim, p.scale);
   load_linear_rows(ws.d_out, p.d_out, at, chunk.begin, chunk.count, at.out_head(g), p.value_dim);
   if (!p.normalizes) return;
   const int vector = p.value_dim / kLanes * kLanes;
@@ -43,31 +42,37 @@ FLASHATTN_CALLED void load_query_head(const StateItem& at, const LinearChunk& ch
   }
 }
 
-/** Gradients by the queries of a head where decays are of positions: adds to d_key, d_value and d_state. */
-FLASHATTN_CALLED void scalar_gradients(const StateItem& at, const LinearChunk& chunk, const float* updates,
-                                       RecurrenceBackwardWorkspace& ws) {
+/**
+ * Gradients by the queries of a head where decays are of positions: adds to d_key and d_value, and to d_state, which the first
+ * head decays.
+ */
+FLASHATTN_CALLED void scalar_gradients(const StateItem& at, const LinearChunk& chunk, bool is_first,
+                                       const float* updates, RecurrenceBackwardWorkspace& ws) {
   const RecurrenceParams& p = at.p;
   const int n = chunk.count, columns = p.state_columns();
   const int key_vectors = divide_up(p.key_dim, kLanes), value_vectors = divide_up(columns, kLanes);
-  product<RowsTimesState, Accumulate::No>(n, key_vectors, columns, ws.d_out, ws.state_transposed, ws.d_query,
+  product<RowsTimesState, Accumulate::No>(ws.ahead, n, key_vectors, columns, ws.d_out, ws.state_transposed, ws.d_query,
                                           kRowStride);
-  multiply_rows(ws.d_query, ws.decay.before, n, p.key_dim);
+  multiply_rows_into(ws.d_query, ws.d_query, ws.decay.before, p.scale, n, p.key_dim);
   for (int first = 0; first < n; first += kLinearBlock) {
     const LinearBlock block = chunk.block(first);
-    transpose_block(ws.query_columns, ws.queries + first * kRowStride, block.count, p.key_dim, 1);
+    transpose_block(ws.query_columns, ws.queries + first * kRowStride, block.count, p.key_dim, p.scale);
     transpose_block(ws.d_out_columns, ws.d_out + first * kRowStride, block.count, columns, 1);
-    block_products(ws.chunk_scores, ws.key, ws.query_columns, block.keys(), first, p.key_dim);
-    block_products(ws.d_scores, updates, ws.d_out_columns, block.keys(), first, columns);
-    decay_scores(ws.chunk_scores + first, kLinearChunk, block, ws.decay.position);
-    decay_scores(ws.d_scores + first, kLinearChunk, block, ws.decay.position);
-    add_past(ws.d_query + first * kRowStride, ws.d_scores, ws.key, block, p.key_dim, chunk.finite);
+    block_products(ws.ahead, ws.chunk_scores, ws.key, ws.query_columns, block.keys(), first, p.key_dim);
+    block_products(ws.ahead, ws.d_scores, updates, ws.d_out_columns, block.keys(), first, columns);
+    decay_scores<true>(ws.chunk_scores + first, kLinearChunk, block, ws.decay.position, ws.d_scores + first, p.scale);
+    add_past(ws.ahead, ws.d_query + first * kRowStride, ws.d_scores, ws.key, block, p.key_dim, chunk.finite);
   }
-  add_future(ws.d_key, ws.d_scores, ws.queries, chunk, p.key_dim);
-  add_future(ws.d_value, ws.chunk_scores, ws.d_out, chunk, columns);
-  multiply_rows_into(ws.reaching_chunk, ws.queries, ws.decay.before, 1, n, p.key_dim);
-  product<KeysTransposedTimesValues, Accumulate::Yes>(p.key_dim, value_vectors, n, ws.reaching_chunk, ws.d_out,
-                                                      ws.d_state, kRowStride);
-  add_row_dots(ws.gate, ws.queries, ws.d_query, n, p.key_dim, 1);
+  add_future(ws.ahead, ws.d_key, ws.d_scores, ws.queries, chunk, p.key_dim);
+  add_future(ws.ahead, ws.d_value, ws.chunk_scores, ws.d_out, chunk, columns);
+  multiply_rows_into(ws.reaching_chunk, ws.queries, ws.decay.before, p.scale, n, p.key_dim);
+  if (is_first)
+    product<KeysTransposedTimesValues, Accumulate::Scaled>(ws.ahead, p.key_dim, value_vectors, n, ws.reaching_chunk,
+                                                           ws.d_out, ws.d_state, kRowStride, ws.row_scale);
+  else
+    product<KeysTransposedTimesValues, Accumulate::Yes>(ws.ahead, p.key_dim, value_vectors, n, ws.reaching_chunk,
+                                                        ws.d_out, ws.d_state, kRowStride);
+  if (p.decay_kind != Decay::None) add_row_dots(ws.gate, ws.queries, ws.d_query, n, p.key_dim, 1);
 }
 
 inline void store_linear_rows(const TensorRef& to, const StateItem& at, int begin, int count, int head, int dim,
@@ -105,15 +110,18 @@ FLASHATTN_CALLED void store_decay_gradients(const StateItem& at, const LinearChu
   }
 }
 
-FLASHATTN_CALLED void ask_for_chunk_before(const StateItem& at, int begin) {
+/** What a chunk writes, and what the chunk before it reads; of queries those of the first head. */
+inline void ask_for_chunk_before(const StateItem& at, int begin, int end, LinearAhead& ahead) {
   const RecurrenceParams& p = at.p;
+  ahead.begin();
+  ahead.add(p.d_query, at, begin, end, at.out_head(0), p.key_dim);
+  ahead.add(p.d_key, at, begin, end, at.h, p.key_dim);
+  ahead.add(p.d_value, at, begin, end, at.h, p.value_dim);
+  if (p.decay_kind == Decay::Channel) ahead.add(p.d_decay, at, begin, end, at.h, p.key_dim);
   if (begin == 0) return;
-  const int from = begin - kLinearChunk;
-  ask_for_rows(p.key, at, from, begin, at.head_of(p.key_heads), p.key_dim);
-  ask_for_rows(p.value, at, from, begin, at.head_of(p.value_heads), p.value_dim);
-  ask_for_rows(p.query, at, from, begin, at.query_head(0), p.key_dim);
-  ask_for_rows(p.d_out, at, from, begin, at.out_head(0), p.value_dim);
-  if (p.decay_kind == Decay::Channel) ask_for_rows(p.decay, at, from, begin, at.head_of(p.decay_heads), p.key_dim);
+  ask_for_keys(at, begin - kLinearChunk, begin, ahead);
+  ahead.add(p.query, at, begin - kLinearChunk, begin, at.query_head(0), p.key_dim);
+  ahead.add(p.d_out, at, begin - kLinearChunk, begin, at.out_head(0), p.value_dim);
 }
 
 FLASHATTN_CALLED void recurrence_backward_chunk(const StateItem& at, int begin, int count, const float* kept,
@@ -121,8 +129,10 @@ FLASHATTN_CALLED void recurrence_backward_chunk(const StateItem& at, int begin, 
   const RecurrenceParams& p = at.p;
   const int columns = p.state_columns();
   const int key_vectors = divide_up(p.key_dim, kLanes), value_vectors = divide_up(columns, kLanes);
-  fill(ws.carry, 0, p.key_dim);
-  add_row_dots(ws.carry, ws.state, ws.d_state, p.key_dim, columns, 1);
+  if (p.decay_kind != Decay::None) {
+    fill(ws.carry, 0, p.key_dim);
+    add_row_dots(ws.carry, ws.state, ws.d_state, p.key_dim, columns, 1);
+  }
   for (int k = 0; k < p.key_dim; ++k)
     copy_floats(ws.state + k * kRowStride, kept + size_t(k) * p.padded_columns(), columns);
   load_chunk(at, begin, count, ws);
@@ -130,30 +140,36 @@ FLASHATTN_CALLED void recurrence_backward_chunk(const StateItem& at, int begin, 
   transpose_state(ws.state_transposed, ws.state, p.key_dim, columns);
   transpose_state(ws.d_state_transposed, ws.d_state, p.key_dim, columns);
 
-  ask_for_chunk_before(at, begin);
-  ask_for_rows(p.d_key, at, begin, begin + count, at.h, p.key_dim);
-  ask_for_rows(p.d_value, at, begin, begin + count, at.h, p.value_dim);
+  ask_for_chunk_before(at, begin, begin + count, ws.ahead);
 
   // What the gradient of the state at the end says.
   const bool by_channel = p.decay_kind == Decay::Channel, low_rank = p.update == Update::LowRank;
-  copy_rows(ws.decayed_key, ws.key, count, p.key_dim);
-  if (low_rank) copy_rows(ws.decayed_write, ws.write, count, p.key_dim);
-  decay_all_keys(p, count, ws);
-  product<RowsTimesState, Accumulate::No>(count, value_vectors, p.key_dim, ws.key, ws.d_state, ws.d_value, kRowStride);
-  copy_rows(ws.key, ws.decayed_key, count, p.key_dim);
+  if (by_channel) {
+    copy_rows(ws.decayed_key, ws.key, count, p.key_dim);
+    if (low_rank) copy_rows(ws.decayed_write, ws.write, count, p.key_dim);
+    decay_all_keys(p, count, ws);
+  }
+  product<RowsTimesState, Accumulate::No>(ws.ahead, count, value_vectors, p.key_dim, ws.key, ws.d_state, ws.d_value,
+                                          kRowStride);
+  if (by_channel) copy_rows(ws.key, ws.decayed_key, count, p.key_dim);
   if (low_rank) {
-    product<RowsTimesState, Accumulate::No>(count, value_vectors, p.key_dim, ws.write, ws.d_state, ws.d_update,
-                                            kRowStride);
+    product<RowsTimesState, Accumulate::No>(ws.ahead, count, value_vectors, p.key_dim, ws.write, ws.d_state,
+                                            ws.d_update, kRowStride);
     copy_rows(ws.write, ws.decayed_write, count, p.key_dim);
-    product<RowsTimesState, Accumulate::No>(count, key_vectors, columns, ws.update, ws.d_state_transposed,
+    product<RowsTimesState, Accumulate::No>(ws.ahead, count, key_vectors, columns, ws.update, ws.d_state_transposed,
                                             ws.d_write_end, kRowStride);
     clear_rows(ws.d_write, count, p.key_dim);
   }
   float* const at_end = by_channel ? ws.d_key_end : ws.d_key;
-  product<RowsTimesState, Accumulate::No>(count, key_vectors, columns, updates, ws.d_state_transposed, at_end,
+  product<RowsTimesState, Accumulate::No>(ws.ahead, count, key_vectors, columns, updates, ws.d_state_transposed, at_end,
                                           kRowStride);
-  if (!by_channel) multiply_rows(ws.d_key, ws.decay.after, count, p.key_dim);
-  multiply_rows(ws.d_state, ws.row_scale, p.key_dim, columns);
+  if (by_channel) {
+    multiply_rows(ws.d_state, ws.row_scale, p.key_dim, columns);
+  } else {
+    multiply_rows(ws.d_value, ws.decay.after, count, columns);
+    multiply_rows(ws.d_key, ws.decay.after, count, p.key_dim);
+    fill(ws.row_scale, ws.decay.all, p.key_dim);
+  }
 
   for (int i = 0; i < kLinearChunk; i += kLanes) store(ws.gate + i, Vec{});
   if (by_channel) {
@@ -170,17 +186,17 @@ FLASHATTN_CALLED void recurrence_backward_chunk(const StateItem& at, int begin, 
   for (int g = 0; g < p.group(); ++g) {
     LinearChunk chunk{begin, count, finite_keys};
     load_query_head(at, chunk, g, ws);
-    ask_for_rows(p.d_query, at, begin, begin + count, at.out_head(g), p.key_dim);
     chunk.finite = finite_keys && all_finite(ws.queries, count, p.key_dim) && all_finite(ws.d_out, count, columns);
     if (!by_channel) {
-      scalar_gradients(at, chunk, updates, ws);
+      scalar_gradients(at, chunk, g == 0, updates, ws);
     } else {
+      scale_rows(ws.queries, count, p.key_dim, p.scale);
       if (g > 0) clear_rows(ws.d_key_end, count, p.key_dim);
       if (g > 0 && low_rank) clear_rows(ws.d_write_end, count, p.key_dim);
       channel_gradients(at, chunk, sets, low_rank ? 2 : 1, p.bonus != nullptr, p.bonus ? ws.read_gate : ws.query_gate,
                         ws);
+      scale_rows(ws.d_query, count, p.key_dim, p.scale);
     }
-    scale_rows(ws.d_query, count, p.key_dim, p.scale);
     store_linear_rows(p.d_query, at, begin, count, at.out_head(g), p.key_dim, ws.d_query);
   }
   const LinearChunk chunk{begin, count, finite_keys};
@@ -193,7 +209,7 @@ FLASHATTN_CALLED void recurrence_backward_chunk(const StateItem& at, int begin, 
   if (by_channel) {
     add_products(ws.key_gate, ws.key, ws.d_key, count, p.key_dim);
     if (p.bonus) add_rows(ws.d_key, ws.d_key_bonus, count, p.key_dim);
-  } else {
+  } else if (p.decay_kind != Decay::None) {
     add_row_dots(ws.gate, ws.key, ws.d_key, count, p.key_dim, -1);
   }
   if (p.update == Update::Delta) {
@@ -213,6 +229,7 @@ FLASHATTN_CALLED void recurrence_backward_item(const RecurrenceParams& p, int it
   const int columns = p.state_columns(), length = at.sequence.length, chunks = divide_up(length, kLinearChunk);
   const size_t kept_floats = size_t(p.key_dim) * p.padded_columns();
   float* const kept = p.chunk_states + (size_t(at.h) * p.chunk_rows + at.first_chunk()) * kept_floats;
+  ws.ahead = {};
   detail::load_state(ws.state, p.initial ? p.initial + at.state_begin() : nullptr, p.key_dim, columns);
   for (int c = 0; c < chunks; ++c) {
     float* const to = kept + c * kept_floats;
@@ -220,8 +237,8 @@ FLASHATTN_CALLED void recurrence_backward_item(const RecurrenceParams& p, int it
       detail::copy_floats(to + size_t(k) * p.padded_columns(), ws.state + k * kRowStride, columns);
     const int begin = c * kLinearChunk, count = min(kLinearChunk, length - begin);
     detail::load_chunk(at, begin, count, ws);
-    for (int next = begin + kLinearChunk; next < begin + 2 * kLinearChunk; next += kLinearBlock)
-      detail::ask_for_keys(at, next);
+    ws.ahead.begin();
+    detail::ask_for_keys(at, begin + kLinearChunk, begin + 2 * kLinearChunk, ws.ahead);
     detail::decay_all_keys(p, count, ws);
     detail::pass_state(p, count, ws);
   }

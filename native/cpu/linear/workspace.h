@@ -20,6 +20,7 @@ struct alignas(kCacheLine) RecurrenceWorkspace {
   float bonus[kMaxDim + kLanes];                                       // padded with zeros
   float beta[kLinearChunk];
   ChunkDecay decay;
+  detail::LinearAhead ahead;
   StepWorkspace step;
 };
 
@@ -39,36 +40,41 @@ struct LinearBlock {
   int keys() const { return first + count; }
 };
 
-/** scores[s][t] times the decays of s + 1 .. t; 0 where s > t. */
+/** scores[s][t] times the decays of s + 1 .. t; 0 where s > t. The same of `others`, times a factor, where there are some. */
+template <bool kOthers = false>
 FLASHATTN_CALLED void decay_scores(float* scores /* [keys][row] */, int row, LinearBlock block,
-                                   const float* decay /* [kLinearChunk] */) {
+                                   const float* decay /* [kLinearChunk] */, float* others = nullptr, float factor = 1) {
   for (int v = 0; v < kLinearBlock; v += kLanes) {
     const IntVec query = iota(block.first + v);
     Vec product = splat(1);
     for (int s = block.keys() - 1; s >= 0; --s) {
-      float* const at = scores + s * row + v;
+      const int i = s * row + v;
       if (s < block.first + v) {
         product = without_dust(product * splat(decay[s + 1]));
-        store(at, load(at) * product);
+        store(scores + i, load(scores + i) * product);
+        if constexpr (kOthers) store(others + i, load(others + i) * (product * splat(factor)));
       } else {
         if (s + 1 < block.keys()) product = without_dust(select(query > s, product * splat(decay[s + 1]), product));
-        store(at, select(query < s, Vec{}, load(at) * product));
+        store(scores + i, select(query < s, Vec{}, load(scores + i) * product));
+        if constexpr (kOthers)
+          store(others + i, select(query < s, Vec{}, load(others + i) * (product * splat(factor))));
       }
     }
   }
 }
 
 /** out[t] += sum over keys s <= t of scores[s][t] values[s]. `finite`: all values are. */
-FLASHATTN_CALLED void add_values(float* out /* [count][kRowStride] */, const float* scores /* [keys][kLinearBlock] */,
+FLASHATTN_CALLED void add_values(LinearAhead& ahead, float* out /* [count][kRowStride] */,
+                                 const float* scores /* [keys][kLinearBlock] */,
                                  const float* values /* [keys][kRowStride] */, LinearBlock block, int columns,
                                  bool finite) {
   const int vectors = divide_up(columns, kLanes);
   if (finite)
-    return product<BlockTimesValues, Accumulate::Yes>(block.count, vectors, block.keys(), scores, values, out,
+    return product<BlockTimesValues, Accumulate::Yes>(ahead, block.count, vectors, block.keys(), scores, values, out,
                                                       kRowStride);
   // What comes later in the block is weighted by zero, which hides no NaN.
   for (int t = 0; t < block.count; ++t)
-    product<BlockTimesValues, Accumulate::Yes>(1, vectors, block.first + t + 1, scores + t, values,
+    product<BlockTimesValues, Accumulate::Yes>(ahead, 1, vectors, block.first + t + 1, scores + t, values,
                                                out + t * kRowStride, kRowStride);
 }
 
