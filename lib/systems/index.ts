@@ -77,8 +77,19 @@ export { InfiniAttention, type InfiniLayerOptions } from './infiniLayer.js';
 export { type KernelAttentionOptions, kernelAttention } from './kernelAttention.js';
 export { type LinearAttentionOptions, type LinearOptions, linearAttention } from './linearAttention.js';
 export { LinearAttention, type LinearAttentionLayerOptions, type LinearAttentionState } from './linearLayer.js';
+// Attention through matrices of low rank, memories beyond a segment, and positions.
+export { type LinformerOptions, linformerAttention } from './linformer.js';
+export { type LowRankSvdOptions, type LowRankSvdResult, lowRankSvdAttention } from './lowRankSvd.js';
 export { type MambaScanOptions, mambaSelectiveScan } from './mamba.js';
 export { Mamba2, type Mamba2Options, type Mamba2State } from './mamba2Layer.js';
+export {
+  iterativePseudoInverse,
+  type NystromformerOptions,
+  type NystromPaddedOptions,
+  nystromAttentionPadded,
+  nystromformerAttention,
+  type PseudoInverseOptions,
+} from './nystromformer.js';
 export {
   orthogonalProjection,
   type PerformerHyperbolicOptions,

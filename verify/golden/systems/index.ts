@@ -19,6 +19,7 @@ import {
 import { longformer } from './longformer.js';
 import { longnet } from './longnet.js';
 import { longT5Global, longT5Local } from './longT5.js';
+import { linformer, lowRankSvd, nystromformer, nystromPadded } from './lowRank.js';
 import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
@@ -88,6 +89,10 @@ const ADAPTERS: readonly Adapter[] = [
   mamba,
   rwkv4,
   diagonal,
+  linformer,
+  lowRankSvd,
+  nystromformer,
+  nystromPadded,
 ];
 
 /** System -> the adapter that computes it. */
