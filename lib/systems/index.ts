@@ -83,6 +83,13 @@ export { type LowRankSvdOptions, type LowRankSvdResult, lowRankSvdAttention } fr
 export { type MambaScanOptions, mambaSelectiveScan } from './mamba.js';
 export { Mamba2, type Mamba2Options, type Mamba2State } from './mamba2Layer.js';
 export {
+  type MlaCache,
+  type MlaOptions,
+  type MlaResult,
+  type MlaWeights,
+  multiHeadLatentAttention,
+} from './mla.js';
+export {
   iterativePseudoInverse,
   type NystromformerOptions,
   type NystromPaddedOptions,
@@ -150,6 +157,7 @@ export {
   tttMlp,
 } from './ttt.js';
 export { type TTTLayerOptions, TTTLinear, TTTMlp } from './tttLayer.js';
+export { type XposOptions, type XposTableOptions, type XposTables, xpos, xposAttention, xposTables } from './xpos.js';
 export {
   Yoco,
   YocoCrossDecoder,

@@ -7,6 +7,7 @@ import { deepspeed } from './deepspeed.js';
 import { dense } from './dense.js';
 import { axial, swin, timesformer } from './grids.js';
 import { hybridGated, hybridLocal, infini } from './infini.js';
+import { mla, xposPositions } from './latent.js';
 import {
   based,
   cosformer,
@@ -93,6 +94,8 @@ const ADAPTERS: readonly Adapter[] = [
   lowRankSvd,
   nystromformer,
   nystromPadded,
+  xposPositions,
+  mla,
 ];
 
 /** System -> the adapter that computes it. */
