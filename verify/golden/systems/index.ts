@@ -21,6 +21,7 @@ import { longformer } from './longformer.js';
 import { longnet } from './longnet.js';
 import { longT5Global, longT5Local } from './longT5.js';
 import { linformer, lowRankSvd, nystromformer, nystromPadded } from './lowRank.js';
+import { retro, rmt, transformerXL, unlimiformer } from './memory.js';
 import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
@@ -96,6 +97,10 @@ const ADAPTERS: readonly Adapter[] = [
   nystromPadded,
   xposPositions,
   mla,
+  transformerXL,
+  rmt,
+  unlimiformer,
+  retro,
 ];
 
 /** System -> the adapter that computes it. */
