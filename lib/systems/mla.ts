@@ -89,26 +89,32 @@ interface Attended<D extends FloatDType> {
 const mostScores = 2 ** 22;
 
 /**
+ * @internal
+ *
  * Causal attention of heads that share keys whose first dims are their values, of more dims than the kernels take, as a product,
  * a softmax and a product for some queries at a time; gradients compute these again.
  *
  * @param q [batch, seq, heads, dim]
  * @param k [batch, keys, dim]
  */
-function attendWide<D extends FloatDType>(q: Sequence<D>, k: Sequence<D>, rank: number, scale: number): Attended<D> {
+export function attendWide<D extends FloatDType>(
+  q: Sequence<D>,
+  k: Sequence<D>,
+  rank: number,
+  scale: number,
+  scoresAtOnce = mostScores,
+): Attended<D> {
   const [batch, seq, heads] = q.shape;
   const keys = k.shape[1];
-  const positions = cumsum(filled(q.backend, [keys], 'float32', 1));
-  const rows = Math.max(1, Math.floor(mostScores / Math.max(1, batch * heads * keys)));
+  const rows = Math.max(1, Math.floor(scoresAtOnce / Math.max(1, batch * heads * keys)));
   let first = keys - seq;
   const blocks = split(contiguous(q.transpose(1, 2)), rows, 2).map((block) => {
-    const own = positions
-      .slice(0, first, first + block.shape[2])
-      .contiguous()
-      .reshape([-1, 1]);
-    first += block.shape[2];
+    const [from, to] = [first, first + block.shape[2]];
+    first = to;
     return checkpoint(
       (queries: Sequence<D>, all: Sequence<D>) => {
+        const positions = cumsum(filled(q.backend, [keys], 'float32', 1));
+        const own = positions.slice(0, from, to).reshape([to - from, 1]);
         const shared = all.reshape([batch, 1, keys, all.shape[2]]);
         const scores = matmul(queries, shared.transpose(-2, -1), { alpha: scale });
         const seen = where(lessEqual(positions, own), scores, Number.NEGATIVE_INFINITY) as Sequence<D>;
@@ -229,7 +235,8 @@ function checkAngles(angles: RopeAngles, x: Sequence, positions: number, pairs: 
  * q = norm(x W_qDown^T) W_q^T, or x W_q^T; [c | k_rope] = x W_kvDown^T, c = norm(c); [k_nope | v] = c W_kvUp^T of each head; then
  * softmax attention of [q_nope | rope(q_rope)] and [k_nope | rope(k_rope)], where all heads share k_rope. Norms are RMS norms.
  *
- * The absorbed form takes one fused attention where kv rank + rope dim is at most 256; beyond it some rows of scores are held at a time.
+ * The absorbed form takes one fused attention where kv rank + rope dim is at most 256. Beyond it some rows of scores are held at
+ * a time, and what is not finite in a latent reaches tokens before it too.
  *
  * @param x [batch, seq, width]
  * @param options scale: default 1 / sqrt(nope dim + rope dim)
