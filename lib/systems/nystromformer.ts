@@ -2,9 +2,10 @@ import { attention } from '../attention/attention.js';
 import { checkBoolean, checkInteger } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
+import { cumsum } from '../ops/alongAxis.js';
+import { cast } from '../ops/cast.js';
 import { conv2d } from '../ops/conv.js';
-import { tril, triu } from '../ops/create.js';
-import { add, div, mul, sub, where } from '../ops/elementwise.js';
+import { add, div, equal, mul, sub, where } from '../ops/elementwise.js';
 import { matmul } from '../ops/matmul.js';
 import { max, mean, sum } from '../ops/reduce.js';
 import { softmax } from '../ops/softmax.js';
@@ -65,7 +66,9 @@ export function iterativePseudoInverse(
   checkInteger(iterations, 'iterations', 0);
   checkBoolean(perMatrix, 'perMatrix');
   return scope(() => {
-    const identity = tril(triu(filled(backend, [n, n], 'float32', 1)));
+    // Made on the device, as a captured step must be.
+    const places = cumsum(filled(backend, [n], 'float32', 1));
+    const identity = cast(equal(places, places.reshape([n, 1])), 'float32');
     const [seven, thirteen, fifteen] = [7, 13, 15].map((times) => mul(identity, times)) as [Wide, Wide, Wide];
     const columns = sum(a, -2, { keepDims: true });
     let z = div(a.transpose(-2, -1), perMatrix ? max(columns, -1, { keepDims: true }) : max(columns)) as Wide;
