@@ -14,7 +14,7 @@ import type { DeviceName } from '../devices/registry.js';
 import { type RopeAngles, rope } from '../ops/rope.js';
 import { scope } from '../tape/scope.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
-import { checkQkv, type Sequence } from './inputs.js';
+import { checkQkv, narrow, type Sequence, wide } from './inputs.js';
 import { checkOptions, type ScaleOption, scaleOf } from './saved.js';
 
 export interface XposTableOptions {
@@ -117,7 +117,8 @@ function checkTables(tables: unknown, q: Sequence, keys: number): asserts tables
 }
 
 /**
- * Softmax attention with xPos: see `xposTables`. Keys are at positions 0 to Nk - 1, and queries are the last Nq of these.
+ * Softmax attention with xPos: see `xposTables`. Keys are at positions 0 to Nk - 1, and queries are the last Nq of these. float16
+ * is computed in float32, whose range the factors need.
  *
  * @param q [batch, Nq, heads, dim], Nq at most Nk
  * @param k [batch, Nk, kv heads, dim]; heads a multiple of kv heads
@@ -139,10 +140,18 @@ export function xposAttention<D extends FloatDType>(
   if (queries > keys) throw shapeError(`q has ${queries} positions and k ${keys}; queries are the last of the keys`);
   checkTables(tables, q, keys);
   return scope(() => {
+    const [query, key, value] = [q, k, v].map((t) => (q.dtype === 'float16' ? wide(t) : t)) as [
+      Sequence,
+      Sequence,
+      Sequence,
+    ];
     const isEmpty = q.size === 0;
-    const query = isEmpty ? q : xpos(q, rowsOf(tables.queries, keys - queries, keys));
-    const key = isEmpty ? k : xpos(k, rowsOf(tables.keys, 0, keys));
-    const { out, lse } = attention<D, Shape>(query, key as Sequence<NoInfer<D>>, v, { ...scaleOf(options), causal });
-    return { out, lse };
+    const { out, lse } = attention<FloatDType, Shape>(
+      isEmpty ? query : xpos(query, rowsOf(tables.queries, keys - queries, keys)),
+      isEmpty ? key : xpos(key, rowsOf(tables.keys, 0, keys)),
+      value,
+      { ...scaleOf(options), causal },
+    );
+    return { out: narrow(out, q), lse };
   });
 }

@@ -106,6 +106,29 @@ describe.each(testDevices)('$device', ({ device, present, title }) => {
       );
     });
 
+    it.each(['float16', 'bfloat16'] as const)('xPos in %s, also where factors are beyond its range', (dtype) => {
+      const c = { ...(xposCases[0] as oracle.XposShape), scaleBase: 0.5 };
+      noGrad(() =>
+        scope(() => {
+          const t = Object.fromEntries(
+            Object.entries(xposInputs(c)).map(([name, { shape, data }]) => [
+              name,
+              tensor(Float32Array.from(data), shape, { device, dtype }) as Tensor,
+            ]),
+          );
+          const values = Object.fromEntries(
+            Object.entries(t).map(([name, x]) => [name, Float64Array.from(x.toFloat32Sync())]),
+          );
+          const tables = xposTables({ length: c.keys, dim: c.dim, scaleBase: c.scaleBase, device });
+          expect(tables.queries.cos.toFloat32Sync().some((x) => Math.abs(x) > 65504)).toBe(true);
+          const { out } = xposAttention(t.q as Tensor, t.k as Tensor, t.v as Tensor, { tables });
+          expect(out.dtype).toBe(dtype);
+          const exact = oracle.xpos(c, values as unknown as Parameters<typeof oracle.xpos>[1]);
+          expect(maxError(out.toFloat32Sync(), exact)).toBeLessThan(dtype === 'float16' ? 2 ** -9 : 2 ** -5);
+        }),
+      );
+    });
+
     it.each(mlaCases)('multi-head latent attention: %j', (c) => {
       checkSystem(
         device,

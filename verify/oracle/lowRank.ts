@@ -91,7 +91,7 @@ const times = (m: Matrix, identity: number, sign = -1): Matrix =>
   m.map((row, i) => row.map((x, j) => (i === j ? identity : 0) + sign * x));
 
 /** Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4 */
-export function pseudoInverse(A: Matrix, largest: number, iterations: number): Matrix {
+function pseudoInverse(A: Matrix, largest: number, iterations: number): Matrix {
   let Z = scaled(turned(A), 1 / largest);
   for (let n = 0; n < iterations; n++) {
     const AZ = product(A, Z);
