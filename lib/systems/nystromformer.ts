@@ -1,5 +1,5 @@
 import { attention } from '../attention/attention.js';
-import { checkBoolean, checkInteger } from '../base/check.js';
+import { checkBoolean, checkInteger, checkOptions as checkNames } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
 import { cumsum } from '../ops/alongAxis.js';
@@ -55,7 +55,7 @@ export interface NystromformerOptions extends NystromPaddedOptions {
  */
 export function iterativePseudoInverse(
   a: Tensor<'float32', Shape>,
-  { iterations = 6, perMatrix = false }: PseudoInverseOptions = {},
+  options: PseudoInverseOptions = {},
 ): Tensor<'float32', Shape> {
   checkTensor(a, 'a');
   const { shape, backend, dtype } = a;
@@ -63,6 +63,8 @@ export function iterativePseudoInverse(
   if (shape.length < 2 || shape[shape.length - 2] !== n || a.size === 0)
     throw shapeError(`a has shape ${show(shape)}; it must be [..., n, n]`);
   if (dtype !== 'float32') throw new FlashAttnError('ERR_DTYPE', `a is ${dtype}; it must be float32`);
+  checkNames(options, ['iterations', 'perMatrix']);
+  const { iterations = 6, perMatrix = false } = options;
   checkInteger(iterations, 'iterations', 0);
   checkBoolean(perMatrix, 'perMatrix');
   return scope(() => {
@@ -90,7 +92,7 @@ function landmarksOf(t: Wide, landmarks: number): Wide {
 
 const heads = (t: Wide): Wide => t.transpose(1, 2);
 
-/** softmax(Q Kl^T) pinv(softmax(Ql Kl^T)) (softmax(Ql K^T) V), from the right to the left: no matrix has seq rows but out. */
+/** softmax(Q Kl^T) pinv(softmax(Ql Kl^T)) (softmax(Ql K^T) V), from the right to the left, and never of all pairs. */
 function nystrom(
   q: Wide,
   k: Wide,
@@ -99,11 +101,11 @@ function nystrom(
   hidden: Wide | undefined,
   options: NystromPaddedOptions,
 ): Wide {
-  const { landmarks } = options;
+  const { landmarks, iterations = 6, perMatrix = false } = options;
   const [qMeans, kMeans] = [landmarksOf(q, landmarks), landmarksOf(k, landmarks)];
   const seen = attention<'float32', Shape>(qMeans, k, v, { scale, ...(hidden && { bias: hidden }) }).out;
   const among = softmax(matmul(heads(qMeans), heads(kMeans).transpose(-2, -1), { alpha: scale }));
-  const values = matmul(iterativePseudoInverse(among, options), heads(seen));
+  const values = matmul(iterativePseudoInverse(among, { iterations, perMatrix }), heads(seen));
   return attention<'float32', Shape>(q, kMeans, heads(values), { scale }).out;
 }
 
