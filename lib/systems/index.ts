@@ -75,10 +75,31 @@ export {
 } from './infini.js';
 export { InfiniAttention, type InfiniLayerOptions } from './infiniLayer.js';
 export { type KernelAttentionOptions, kernelAttention } from './kernelAttention.js';
+export { type KnnOptions, knn, type Neighbours } from './knn.js';
 export { type LinearAttentionOptions, type LinearOptions, linearAttention } from './linearAttention.js';
 export { LinearAttention, type LinearAttentionLayerOptions, type LinearAttentionState } from './linearLayer.js';
+// Attention through matrices of low rank, memories beyond a segment, and positions.
+export { type LinformerOptions, linformerAttention } from './linformer.js';
+export { LinformerAttention, type LinformerLayerOptions } from './linformerLayer.js';
+export { type LowRankSvdOptions, type LowRankSvdResult, lowRankSvdAttention } from './lowRankSvd.js';
 export { type MambaScanOptions, mambaSelectiveScan } from './mamba.js';
 export { Mamba2, type Mamba2Options, type Mamba2State } from './mamba2Layer.js';
+export {
+  type MlaCache,
+  type MlaOptions,
+  type MlaResult,
+  type MlaWeights,
+  multiHeadLatentAttention,
+} from './mla.js';
+export { MultiHeadLatentAttention, type MultiHeadLatentAttentionOptions } from './mlaLayer.js';
+export {
+  iterativePseudoInverse,
+  type NystromformerOptions,
+  type NystromPaddedOptions,
+  nystromAttentionPadded,
+  nystromformerAttention,
+  type PseudoInverseOptions,
+} from './nystromformer.js';
 export {
   orthogonalProjection,
   type PerformerHyperbolicOptions,
@@ -100,6 +121,13 @@ export {
   ShortConvolution,
   type ShortConvolutionOptions,
 } from './recurrentLayer.js';
+export {
+  type RecurrentMemoryLayerOptions,
+  type RecurrentMemoryOptions,
+  type RecurrentMemoryResult,
+  RecurrentMemoryTransformer,
+  recurrentMemory,
+} from './recurrentMemory.js';
 export * from './regrouped.js';
 export {
   type GatedRetentionOptions,
@@ -121,6 +149,7 @@ export {
   type TorchscaleRetention,
   type TorchscaleRetentionState,
 } from './retentionTorchscale.js';
+export { type RetroOptions, retroCrossAttention } from './retro.js';
 export {
   type Rwkv4Options,
   type Rwkv4Result,
@@ -129,6 +158,12 @@ export {
   rwkv4TimeMixing,
 } from './rwkv4.js';
 export { type S4DOptions, type S4DOutput, type S4DParameters, s4d, s4dKernel, s4dOutput } from './s4d.js';
+export { distanceSinusoids, type TransformerXLOptions, transformerXLAttention } from './transformerXL.js';
+export {
+  TransformerXLAttention,
+  type TransformerXLLayerOptions,
+  type TransformerXLStep,
+} from './transformerXLLayer.js';
 export {
   type TTTLinearWeights,
   type TTTMlpWeights,
@@ -139,6 +174,9 @@ export {
   tttMlp,
 } from './ttt.js';
 export { type TTTLayerOptions, TTTLinear, TTTMlp } from './tttLayer.js';
+export { type UnlimiformerOptions, type UnlimiformerResult, unlimiformerAttention } from './unlimiformer.js';
+export { type XposOptions, type XposTableOptions, type XposTables, xpos, xposAttention, xposTables } from './xpos.js';
+export { type RopeFrequencyOptions, ropeFrequencies, type YarnOptions, yarnScale } from './yarn.js';
 export {
   Yoco,
   YocoCrossDecoder,

@@ -7,6 +7,7 @@ import { deepspeed } from './deepspeed.js';
 import { dense } from './dense.js';
 import { axial, swin, timesformer } from './grids.js';
 import { hybridGated, hybridLocal, infini } from './infini.js';
+import { mla, xposPositions } from './latent.js';
 import {
   based,
   cosformer,
@@ -19,6 +20,8 @@ import {
 import { longformer } from './longformer.js';
 import { longnet } from './longnet.js';
 import { longT5Global, longT5Local } from './longT5.js';
+import { linformer, lowRankSvd, nystromformer, nystromPadded } from './lowRank.js';
+import { retro, rmt, transformerXL, unlimiformer } from './memory.js';
 import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
@@ -88,6 +91,16 @@ const ADAPTERS: readonly Adapter[] = [
   mamba,
   rwkv4,
   diagonal,
+  linformer,
+  lowRankSvd,
+  nystromformer,
+  nystromPadded,
+  xposPositions,
+  mla,
+  transformerXL,
+  rmt,
+  unlimiformer,
+  retro,
 ];
 
 /** System -> the adapter that computes it. */
