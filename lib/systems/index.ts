@@ -158,3 +158,83 @@ export {
   type SlidingWindowAttentionOptions,
   type SlidingWindowState,
 } from './yocoMixers.js';
+// Gates of channels and places, convolutions with kernels of softmaxes, and layers of curves.
+export { bSplines } from './bSpline.js';
+export {
+  CBAM,
+  type CbamOptions,
+  type CbamWeights,
+  type ChannelGateOptions,
+  type ChannelPool,
+  cbam,
+  cbamChannelGate,
+  cbamSpatialGate,
+  type SpatialGateOptions,
+  type SpatialGateWeights,
+} from './cbam.js';
+export {
+  CrateBlock,
+  type CrateBlockOptions,
+  type CrateBlockWeights,
+  type CrateIstaOptions,
+  type CrateMssaOptions,
+  type CrateMssaWeights,
+  crateBlock,
+  crateIsta,
+  crateMssa,
+  crateMssaPaper,
+} from './crate.js';
+export {
+  DynamicConv,
+  type DynamicConvLayerOptions,
+  type DynamicConvOptions,
+  type DynamicConvWeights,
+  dynamicConv,
+} from './dynamicConv.js';
+export {
+  GatedCrossAttention,
+  type GatedCrossAttentionLayerOptions,
+  type GatedCrossAttentionOptions,
+  type GatedCrossAttentionWeights,
+  gatedCrossAttention,
+} from './gatedCrossAttention.js';
+export {
+  KANLinear,
+  type KANLinearOptions,
+  type KanConv2dOptions,
+  type KanWeights,
+  kanConv2d,
+  kanLinear,
+  type PykanWeights,
+  pykanLinear,
+} from './kan.js';
+export {
+  LightweightConv,
+  type LightweightConvLayerOptions,
+  type LightweightConvOptions,
+  type LightweightConvWeights,
+  lightweightConv,
+} from './lightweightConv.js';
+export {
+  SqueezeExcitation,
+  type SqueezeExcitationOptions,
+  type SqueezeExcitationWeights,
+  squeezeExcitation,
+} from './squeezeExcitation.js';
+export { type TransnarOptions, type TransnarWeights, transnarCrossAttention } from './transnar.js';
+// Attention and layers whose numbers have few bits.
+export { type BiBertOptions, type BiBertWeights, biBertSelfAttention } from './biBert.js';
+export { BitLinear, type BitLinearOptions, bitLinear1, bitLinear158, bitLinear158Codes } from './bitLinear.js';
+export type { Quantised } from './quantise.js';
+export {
+  int8SmoothKAttention,
+  int8SymmetricAttention,
+  type QuantisedAttentionOptions,
+  type QuantisedCacheEntry,
+  type QuantisedKvCache,
+  type QuantisedRows,
+  quantisedKvCacheAttention,
+  quantiseKvCache,
+  type SmoothKResult,
+  ternaryAttention,
+} from './quantisedAttention.js';

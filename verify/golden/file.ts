@@ -39,6 +39,13 @@ export class Params {
     throw new GoldenError(`parameter ${name} is not a list of lists of numbers: ${JSON.stringify(value)}`);
   }
 
+  strings(name: string): string[] | undefined {
+    const value = this.values[name] ?? undefined;
+    if (value === undefined) return undefined;
+    if (Array.isArray(value) && value.every((element) => typeof element === 'string')) return value;
+    throw new GoldenError(`parameter ${name} is not a list of strings: ${JSON.stringify(value)}`);
+  }
+
   string(name: string): string | undefined {
     const value = this.values[name] ?? undefined;
     if (value === undefined || typeof value === 'string') return value;

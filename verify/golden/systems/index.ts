@@ -2,11 +2,16 @@ import type { Adapter } from '../adapter.js';
 import { adaptiveSpan } from './adaptiveSpan.js';
 import { alibi, denseBias, t5Bias } from './bias.js';
 import { bigBird } from './bigBird.js';
+import { cbamGates, excitation } from './channels.js';
 import { circularWindow } from './circular.js';
+import { crate, crateBlocks, cratePaper, ista } from './crate.js';
+import { flamingo, transnar } from './crossAttention.js';
 import { deepspeed } from './deepspeed.js';
 import { dense } from './dense.js';
+import { dynamicConvolution, lightweight } from './convolutions.js';
 import { axial, swin, timesformer } from './grids.js';
 import { hybridGated, hybridLocal, infini } from './infini.js';
+import { kanEfficient, pykan } from './kan.js';
 import {
   based,
   cosformer,
@@ -20,6 +25,7 @@ import { longformer } from './longformer.js';
 import { longnet } from './longnet.js';
 import { longT5Global, longT5Local } from './longT5.js';
 import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
+import { biBert, bitLinears, int8SmoothK, int8Symmetric, kvCache, ternary } from './quantised.js';
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
 import { ringMerge } from './ring.js';
@@ -88,6 +94,24 @@ const ADAPTERS: readonly Adapter[] = [
   mamba,
   rwkv4,
   diagonal,
+  excitation,
+  cbamGates,
+  lightweight,
+  dynamicConvolution,
+  crate,
+  cratePaper,
+  ista,
+  crateBlocks,
+  kanEfficient,
+  pykan,
+  flamingo,
+  transnar,
+  int8Symmetric,
+  int8SmoothK,
+  ternary,
+  biBert,
+  kvCache,
+  bitLinears,
 ];
 
 /** System -> the adapter that computes it. */
