@@ -1,5 +1,5 @@
-import type { FloatDType } from '../base/dtype.js';
 import { checkInteger } from '../base/check.js';
+import type { FloatDType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
 import { fused } from '../ops/elementwise.js';
 import { unsqueeze } from '../ops/split.js';
@@ -32,7 +32,11 @@ const coxDeBoor = fused(function coxDeBoor(x, from, to, spline, fromNext, toNext
  * @returns float32 [..., inputs, knots - order - 1]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
  */
-export function bSplines(x: Tensor<FloatDType, Shape>, grid: Tensor<FloatDType, Shape>, order: number): Tensor<'float32', Shape> {
+export function bSplines(
+  x: Tensor<FloatDType, Shape>,
+  grid: Tensor<FloatDType, Shape>,
+  order: number,
+): Tensor<'float32', Shape> {
   checkTensor(x, 'x');
   if (x.shape.length === 0) throw shapeError('x has shape []; it must be [..., inputs]');
   checkShaped(grid, 'grid', [x.shape[x.shape.length - 1], -1], 'inputs, knots', x as Tensor);
@@ -48,7 +52,10 @@ export function bSplines(x: Tensor<FloatDType, Shape>, grid: Tensor<FloatDType, 
     let splines = indicator(at, from(0, knots - 1), from(1, knots - 1));
     for (let p = 1; p <= order; p++) {
       const count = knots - p - 1;
-      const [left, right] = [splines.slice(-1 + splines.shape.length, 0, count), splines.slice(splines.shape.length - 1, 1, count + 1)];
+      const [left, right] = [
+        splines.slice(-1 + splines.shape.length, 0, count),
+        splines.slice(splines.shape.length - 1, 1, count + 1),
+      ];
       splines = coxDeBoor(at, from(0, count), from(p, count), left, from(1, count), from(p + 1, count), right);
     }
     return splines;

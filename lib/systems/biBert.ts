@@ -74,7 +74,8 @@ export function biBertSelfAttention<D extends FloatDType>(
   checkOptions(options, ['heads', 'attentionMask']);
   const { heads, attentionMask } = options;
   checkInteger(heads, 'heads', 1);
-  if (dim % heads !== 0) throw shapeError(`x has shape ${show(source.shape)}; dim must be a multiple of ${heads} heads`);
+  if (dim % heads !== 0)
+    throw shapeError(`x has shape ${show(source.shape)}; dim must be a multiple of ${heads} heads`);
   const check = weightsOf(weights, weightNames, source);
   for (const name of ['query', 'key', 'value'] as const) {
     check(name, [dim, dim], 'dim, dim');
@@ -102,6 +103,8 @@ function checkMask(mask: unknown, wanted: Shape, like: Tensor): void {
   const { shape } = mask;
   const fits = shape.length <= 4 && shape.every((n, i) => n === 1 || n === wanted[i + 4 - shape.length]);
   if (!fits)
-    throw shapeError(`attentionMask has shape ${show(shape)}; it must broadcast to [batch, heads, seq, seq], ${show(wanted)}`);
+    throw shapeError(
+      `attentionMask has shape ${show(shape)}; it must broadcast to [batch, heads, seq, seq], ${show(wanted)}`,
+    );
   mask.operand('attentionMask', like.backend);
 }

@@ -261,7 +261,7 @@ class SpatialGate extends Module {
     if (!this.training) return cbamSpatialGate(x, { conv, gain, bias, mean: this.mean, variance: this.variance });
     return scope(() => {
       const { out, statistics } = gatePlaces(x, { conv, gain, bias }, 1e-5);
-      if (statistics && x.size > 0) this.#follow(statistics, x.size / (x.shape[1]));
+      if (statistics && x.size > 0) this.#follow(statistics, x.size / x.shape[1]);
       return out;
     });
   }

@@ -85,7 +85,9 @@ export function dynamicConv<D extends FloatDType>(
   const left = causal ? taps - 1 : Math.floor((taps - 1) / 2);
   return scope(() => {
     const made = project(source, weights.kernels, weights.kernelsBias);
-    const [input, flat] = inputProjection ? (split(made, [channels, heads * taps], -1) as [Tensor, Tensor]) : [source, made];
+    const [input, flat] = inputProjection
+      ? (split(made, [channels, heads * taps], -1) as [Tensor, Tensor])
+      : [source, made];
     let kernels: Tensor = flat.contiguous().reshape([batch, seq, heads, taps]);
     if (renormPadding && weightSoftmax)
       kernels = where(withinSequence(seq, taps, left, source), kernels, Number.NEGATIVE_INFINITY) as Tensor;

@@ -30,7 +30,7 @@ export interface KanWeights {
 
 /** The order of splines of which there are so many over a grid. @throws ERR_SHAPE */
 function orderOf(grid: Weight, splines: number, argument: string): number {
-  const order = (grid.shape[1]) - splines - 1;
+  const order = grid.shape[1] - splines - 1;
   if (order < 0 || splines === 0)
     throw shapeError(
       `weights.grid has shape ${show(grid.shape)} and ${argument} ${splines} coefficients; there must be from 1 to knots - 1`,
@@ -43,11 +43,12 @@ function joined(t: Tensor): Tensor {
   const { shape } = t;
   const last = shape.length - 2;
   const rows = t.isContiguous ? t : t.contiguous();
-  return rows.reshape([...shape.slice(0, last), (shape[last]) * (shape[last + 1])]);
+  return rows.reshape([...shape.slice(0, last), shape[last] * shape[last + 1]]);
 }
 
 /** The splines of x beside each other, [..., inputs c], in the dtype of x. */
-const splinesOf = (x: Tensor, grid: Weight, order: number): Tensor => joined(narrow(bSplines(x, grid, order), x) as Tensor);
+const splinesOf = (x: Tensor, grid: Weight, order: number): Tensor =>
+  joined(narrow(bSplines(x, grid, order), x) as Tensor);
 
 /**
  * A layer of a Kolmogorov-Arnold network (Liu et al., "KAN", 2024, arXiv:2404.19756) as Blealtan/efficient-kan has it: out[o] = sum over
@@ -118,7 +119,9 @@ export function pykanLinear<D extends FloatDType>(x: Tensor<D, Shape>, weights: 
   return scope(() => {
     const { grid, coef, scaleBase, scaleSp, mask } = weights;
     const present = (scale: Weight) => (mask ? mul(scale, mask.detach()) : scale);
-    const curves = mul(coef, unsqueeze(present(scaleSp), -1)).transpose(1, 2).contiguous();
+    const curves = mul(coef, unsqueeze(present(scaleSp), -1))
+      .transpose(1, 2)
+      .contiguous();
     const splines = matmul(
       splinesOf(source, grid, order),
       narrow(curves.reshape([inputs * count, outputs]), source) as Tensor,

@@ -218,7 +218,13 @@ export function quantisedKvCacheAttention<D extends FloatDType>(q: Heads<D>, cac
     checkShaped(codes, `cache.${name}.codes`, [-1, -1, -1, -1], 'batch, seq, heads, dim', query);
     const [batch, seq, heads, dim] = codes.shape;
     const shape = name === 'k' ? [batch, 1, heads, dim] : [batch, seq, heads, 1];
-    checkShaped(step, `cache.${name}.step`, shape, name === 'k' ? 'batch, 1, heads, dim' : 'batch, seq, heads, 1', query);
+    checkShaped(
+      step,
+      `cache.${name}.step`,
+      shape,
+      name === 'k' ? 'batch, 1, heads, dim' : 'batch, seq, heads, 1',
+      query,
+    );
     checkShaped(least, `cache.${name}.least`, shape, 'those of step', query);
   }
   return scope(() => {

@@ -1,6 +1,6 @@
+import { checkBoolean, checkInteger, checkOptions } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
-import { checkBoolean, checkInteger, checkOptions } from '../base/check.js';
 import { type Initial, type ModuleOptions, moduleOptionNames, pick, Seeds } from '../nn/initial.js';
 import { Linear } from '../nn/layers.js';
 import { Module } from '../nn/module.js';

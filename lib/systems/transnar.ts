@@ -73,14 +73,17 @@ export function transnarCrossAttention<D extends FloatDType>(
   const [batch, seq, dim] = tokens.shape;
   const [graphs, count, nodeDim] = graph.shape;
   if (graphs !== batch)
-    throw shapeError(`text has shape ${show(tokens.shape)} and nodes ${show(graph.shape)}; they must have the same batch`);
+    throw shapeError(
+      `text has shape ${show(tokens.shape)} and nodes ${show(graph.shape)}; they must have the same batch`,
+    );
   if (graph.dtype !== tokens.dtype)
     throw new FlashAttnError('ERR_DTYPE', `nodes is ${graph.dtype}; it must be ${tokens.dtype} as text is`);
   graph.operand('nodes', tokens.backend);
   checkOptions(options, ['heads', 'mask', 'gating']);
   const { heads, mask, gating = 'sigmoid' } = options;
   checkInteger(heads, 'heads', 1);
-  if (dim % heads !== 0) throw shapeError(`text has shape ${show(tokens.shape)}; dim must be a multiple of ${heads} heads`);
+  if (dim % heads !== 0)
+    throw shapeError(`text has shape ${show(tokens.shape)}; dim must be a multiple of ${heads} heads`);
   if (mask !== undefined) checkPositions(mask, graph);
   checkWord(gating, 'gating', ['sigmoid', 'tanh']);
   const check = weightsOf(weights, weightNames, tokens);

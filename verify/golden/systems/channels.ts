@@ -1,5 +1,5 @@
 /** Gates of channels and of places. */
-import { type ChannelPool, cbamChannelGate, cbamSpatialGate, squeezeExcitation } from 'flashattn/systems';
+import { type ChannelPool, cbam, cbamChannelGate, squeezeExcitation } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
 import { GoldenError } from '../file.js';
 import { solveTaped } from './taped.js';
@@ -27,16 +27,17 @@ export const cbamGates: Adapter = {
         expand: input(`${mlp}3__weight`),
         expandBias: input(`${mlp}3__bias`),
       };
-      const channel_out = cbamChannelGate(input('x'), gate, pools ? { pools } : {});
-      if (params.boolean('no_spatial')) return { channel_out, out: channel_out.detach() };
+      const options = pools ? { pools } : {};
+      const channel_out = cbamChannelGate(input('x'), gate, options);
+      if (params.boolean('no_spatial')) return { channel_out, out: cbam(input('x'), { channel: gate }, options) };
       const running = (name: string) => workspace.load(file, `${spatial}bn__running_${name}`);
-      const out = cbamSpatialGate(channel_out, {
+      const places = {
         conv: input(`${spatial}conv__weight`),
         gain: input(`${spatial}bn__weight`),
         bias: input(`${spatial}bn__bias`),
         ...(bn === 'running statistics' && { mean: running('mean'), variance: running('var') }),
-      });
-      return { channel_out, out };
+      };
+      return { channel_out, out: cbam(input('x'), { channel: gate, spatial: places }, options) };
     });
   },
 };
