@@ -14,7 +14,13 @@ import { withoutRecording } from '../tape/tape.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { unwatched } from '../tensor/track.js';
 import { narrow, wide } from './inputs.js';
-import { checkPlaces, exciteChannels, placesOf, type SqueezeExcitationWeights } from './squeezeExcitation.js';
+import {
+  checkExcitation,
+  checkPlaces,
+  exciteChannels,
+  placesOf,
+  type SqueezeExcitationWeights,
+} from './squeezeExcitation.js';
 import { project, type Weight, weightsOf } from './weights.js';
 
 /** What the channel gate makes one number of a channel by: mean, maximum, sqrt(sum x^2) or log(sum e^x) over its places. */
@@ -68,13 +74,7 @@ function checkGate(
   options: ChannelGateOptions,
   argument: string,
 ): readonly ChannelPool[] {
-  const channels = x.shape[1];
-  const check = weightsOf(weights, ['reduce', 'reduceBias', 'expand', 'expandBias'], x, argument);
-  check('reduce', [-1, channels], 'hidden, channels');
-  const hidden = weights.reduce.shape[0];
-  check('reduceBias', [hidden], 'hidden', 'optional');
-  check('expand', [channels, hidden], 'channels, hidden');
-  check('expandBias', [channels], 'channels', 'optional');
+  checkExcitation(weights, x, argument);
   checkOptions(options, ['pools']);
   const { pools = ['avg', 'max'] } = options;
   return checkPools(pools);

@@ -44,9 +44,9 @@ const plusTap = fused(function plusTap(sum, x, weight) {
   return sum.add(x.mul(weight));
 });
 
-/** Which taps of which positions fall into the sequence: bool-like 1 or 0, [seq, 1, k]. */
-function withinSequence(seq: number, taps: number, left: number, { backend }: Tensor): Tensor {
-  const ones = pad(filled(backend, [seq], 'float32', 1), [[left, taps - 1 - left]]);
+/** Which taps of which positions fall into the sequence: 1 or 0 in the dtype of x, [seq, 1, k]. */
+function withinSequence(seq: number, taps: number, left: number, { backend, dtype }: Tensor): Tensor {
+  const ones = pad(filled(backend, [seq], dtype, 1), [[left, taps - 1 - left]]);
   return unfold(ones, 0, taps, 1).contiguous().reshape([seq, 1, taps]) as Tensor;
 }
 
@@ -84,6 +84,8 @@ export function dynamicConv<D extends FloatDType>(
   check('bias', [channels], 'channels', 'optional');
   const left = causal ? taps - 1 : Math.floor((taps - 1) / 2);
   return scope(() => {
+    // Nothing has no windows.
+    if (seq === 0) return mul(source, 1);
     const made = project(source, weights.kernels, weights.kernelsBias);
     const [input, flat] = inputProjection
       ? (split(made, [channels, heads * taps], -1) as [Tensor, Tensor])

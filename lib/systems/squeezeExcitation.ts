@@ -42,6 +42,17 @@ export function checkPlaces(x: unknown): asserts x is Tensor {
 /** The axes behind batch and channels. */
 export const placesOf = ({ shape }: Tensor): number[] => shape.slice(2).map((_, i) => i + 2);
 
+/** @throws ERR_OPTION, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED */
+export function checkExcitation(weights: SqueezeExcitationWeights, x: Tensor, argument: string): void {
+  const channels = x.shape[1];
+  const check = weightsOf(weights, ['reduce', 'reduceBias', 'expand', 'expandBias'], x, argument);
+  check('reduce', [-1, channels], 'hidden, channels');
+  const hidden = weights.reduce.shape[0];
+  check('reduceBias', [hidden], 'hidden', 'optional');
+  check('expand', [channels, hidden], 'channels, hidden');
+  check('expandBias', [channels], 'channels', 'optional');
+}
+
 /**
  * Squeeze and excitation (Hu et al., "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507): every channel is multiplied by a
  * gate that is made of the means of all channels, out = x sigmoid(W2 relu(W1 s + b1) + b2), s = the mean of x over its places.
@@ -58,13 +69,7 @@ export function squeezeExcitation<D extends FloatDType>(
 ): Tensor<D, Shape> {
   checkPlaces(x);
   const source = x as Tensor;
-  const channels = source.shape[1];
-  const check = weightsOf(weights, ['reduce', 'reduceBias', 'expand', 'expandBias'], source);
-  check('reduce', [-1, channels], 'hidden, channels');
-  const hidden = weights.reduce.shape[0];
-  check('reduceBias', [hidden], 'hidden', 'optional');
-  check('expand', [channels, hidden], 'channels, hidden');
-  check('expandBias', [channels], 'channels', 'optional');
+  checkExcitation(weights, source, 'weights');
   return scope(() => {
     const squeezed = mean(source, placesOf(source));
     const reduced = relu(project(squeezed, weights.reduce, weights.reduceBias));

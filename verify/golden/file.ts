@@ -136,6 +136,13 @@ export class GoldenFile implements TensorSource {
   }
 }
 
+/** A parameter that a file must have. */
+export function numberOf({ params }: GoldenFile, name: string): number {
+  const value = params.number(name);
+  if (value === undefined) throw new GoldenError(`parameter ${name} is missing`);
+  return value;
+}
+
 export function isGradient(name: string, file: GoldenFile): boolean {
   if (file.namesCotangents) return name.startsWith('grad_');
   return name.startsWith('d') && file.has(name.slice(1));

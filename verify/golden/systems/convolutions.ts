@@ -2,19 +2,13 @@
 import type { Tensor } from 'flashattn';
 import { dynamicConv, lightweightConv } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
-import { GoldenError, type GoldenFile } from '../file.js';
+import { GoldenError, type GoldenFile, numberOf } from '../file.js';
 import { solveTaped } from './taped.js';
-
-function number(file: GoldenFile, name: string): number {
-  const value = file.params.number(name);
-  if (value === undefined) throw new GoldenError(`parameter ${name} is missing`);
-  return value;
-}
 
 /** Whether all padding is on the left; otherwise the position itself must be in the middle. */
 function causalOf(file: GoldenFile): boolean {
-  const kernel = number(file, 'kernel');
-  const left = number(file, file.params.number('padding_l') === undefined ? 'padding' : 'padding_l');
+  const kernel = numberOf(file, 'kernel');
+  const left = numberOf(file, file.params.number('padding_l') === undefined ? 'padding' : 'padding_l');
   if (left === kernel - 1) return true;
   if (2 * left === kernel - 1) return false;
   throw new GoldenError(`unknown padding ${left} of kernel ${kernel}`);
@@ -43,8 +37,8 @@ export const dynamicConvolution: Adapter = {
   compute(file, workspace) {
     const { params } = file;
     const options = {
-      heads: number(file, 'heads'),
-      kernelSize: number(file, 'kernel'),
+      heads: numberOf(file, 'heads'),
+      kernelSize: numberOf(file, 'kernel'),
       causal: causalOf(file),
       weightSoftmax: params.boolean('weight_softmax') ?? true,
       renormPadding: params.boolean('renorm_padding') ?? false,

@@ -2,22 +2,16 @@
 import type { Tensor } from 'flashattn';
 import { crateBlock, crateIsta, crateMssa, crateMssaPaper } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
-import { GoldenError, type GoldenFile } from '../file.js';
+import { type GoldenFile, numberOf } from '../file.js';
 import { optionsOf } from './linearAttention.js';
 import { solveTaped } from './taped.js';
-
-function number(file: GoldenFile, name: string): number {
-  const value = file.params.number(name);
-  if (value === undefined) throw new GoldenError(`parameter ${name} is missing`);
-  return value;
-}
 
 const istaOptions = (file: GoldenFile) => optionsOf(file.params, { stepSize: 'step_size', lambda: 'lambd' });
 
 export const crate: Adapter = {
   systems: ['crate_mssa'],
   compute(file, workspace) {
-    const heads = number(file, 'heads');
+    const heads = numberOf(file, 'heads');
     return solveTaped(file, workspace, (input) => ({
       out: crateMssa(
         input('x'),
@@ -43,10 +37,10 @@ export const ista: Adapter = {
 export const crateBlocks: Adapter = {
   systems: ['crate_block'],
   compute(file, workspace) {
-    const options = { heads: number(file, 'heads'), ...istaOptions(file) };
+    const options = { heads: numberOf(file, 'heads'), ...istaOptions(file) };
     return solveTaped(file, workspace, (input) => {
       let x: Tensor = input('x');
-      for (let layer = 0; layer < number(file, 'depth'); layer++) {
+      for (let layer = 0; layer < numberOf(file, 'depth'); layer++) {
         const [attention, ista] = [`layers__${layer}__0__`, `layers__${layer}__1__`];
         const weights = {
           norm1Weight: input(`${attention}norm__weight`),

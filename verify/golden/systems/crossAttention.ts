@@ -2,14 +2,8 @@
 import { cast, type Tensor } from 'flashattn';
 import { gatedCrossAttention, transnarCrossAttention } from 'flashattn/systems';
 import type { Adapter, Workspace } from '../adapter.js';
-import { GoldenError, type GoldenFile } from '../file.js';
+import { GoldenError, type GoldenFile, numberOf } from '../file.js';
 import { solveTaped } from './taped.js';
-
-function headsOf(file: GoldenFile): number {
-  const heads = file.params.number('heads');
-  if (heads === undefined) throw new GoldenError('parameter heads is missing');
-  return heads;
-}
 
 /** A tensor of zeros and ones as booleans, under the name of an option. */
 function booleans<K extends string>(file: GoldenFile, workspace: Workspace, name: string, option: K) {
@@ -23,7 +17,7 @@ export const flamingo: Adapter = {
   systems: ['gated_cross_attention_tanh'],
   compute(file, workspace) {
     const options = {
-      heads: headsOf(file),
+      heads: numberOf(file, 'heads'),
       onlyImmediate: file.params.boolean('only_attend_immediate_media') ?? true,
       ...booleans(file, workspace, 'media_locations', 'mediaLocations'),
     };
@@ -51,7 +45,11 @@ export const transnar: Adapter = {
   compute(file, workspace) {
     const gating = file.params.string('gate');
     if (gating !== 'sigmoid' && gating !== 'tanh') throw new GoldenError(`unknown gate ${gating}`);
-    const options = { heads: headsOf(file), gating, ...booleans(file, workspace, 'nar_mask', 'mask') } as const;
+    const options = {
+      heads: numberOf(file, 'heads'),
+      gating,
+      ...booleans(file, workspace, 'nar_mask', 'mask'),
+    } as const;
     return solveTaped(file, workspace, (input) => {
       const weights = {
         gate: input('gate'),

@@ -1,14 +1,13 @@
 /** Layers of Kolmogorov-Arnold networks. */
 import { bSplines, kanLinear, pykanLinear } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
-import { GoldenError } from '../file.js';
+import { numberOf } from '../file.js';
 import { solveTaped } from './taped.js';
 
 export const kanEfficient: Adapter = {
   systems: ['kan_efficient'],
   compute(file, workspace) {
-    const order = file.params.number('spline_order');
-    if (order === undefined) throw new GoldenError('parameter spline_order is missing');
+    const order = numberOf(file, 'spline_order');
     const grid = workspace.load(file, 'grid');
     return solveTaped(file, workspace, (input) => ({
       out: kanLinear(input('x'), {

@@ -12,18 +12,12 @@ import {
   ternaryAttention,
 } from 'flashattn/systems';
 import type { Adapter, ComputedTensor, Workspace } from '../adapter.js';
-import { GoldenError, type GoldenFile } from '../file.js';
+import { type GoldenFile, numberOf } from '../file.js';
 import { headsFirst, optionsOf } from './linearAttention.js';
 import { solveTaped, tapedTensors } from './taped.js';
 
 type Heads = Tensor<'float32', readonly [number, number, number, number]>;
 const four = (t: Tensor) => t as unknown as Heads;
-
-function number(file: GoldenFile, name: string): number {
-  const value = file.params.number(name);
-  if (value === undefined) throw new GoldenError(`parameter ${name} is missing`);
-  return value;
-}
 
 const withClip = (attend: typeof ternaryAttention, system: string): Adapter => ({
   systems: [system],
@@ -78,7 +72,7 @@ export const kvCache: Adapter = {
   systems: ['quantised_kv_cache_attention'],
   async compute(file, workspace) {
     const [q, k, v] = loadHeads(file, workspace);
-    const cache = quantiseKvCache(k, v, { bits: number(file, 'bits') });
+    const cache = quantiseKvCache(k, v, { bits: numberOf(file, 'bits') });
     for (const { codes, step, least } of [cache.k, cache.v])
       for (const t of [codes, step, least]) workspace.keep(t as unknown as Tensor);
     const out = workspace.keep(quantisedKvCacheAttention(q, cache) as unknown as Tensor);
@@ -97,7 +91,7 @@ export const kvCache: Adapter = {
 export const biBert: Adapter = {
   systems: ['binary_attention_bibert'],
   compute(file, workspace) {
-    const heads = number(file, 'heads');
+    const heads = numberOf(file, 'heads');
     const attentionMask = workspace.load(file, 'attention_mask');
     return solveTaped(file, workspace, (input) => {
       const weights = {
