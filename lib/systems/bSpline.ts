@@ -22,12 +22,12 @@ const coxDeBoor = fused(function coxDeBoor(x, from, to, spline, fromNext, toNext
 });
 
 /**
- * All B-splines of an order over a grid of knots, by the recursion of Cox and de Boor: of order 0 B_c(x) is 1 for
- * g_c <= x < g_(c+1) and 0 elsewhere, of order p it is (x - g_c) / (g_(c+p) - g_c) B_c,p-1 +
- * (g_(c+p+1) - x) / (g_(c+p+1) - g_(c+1)) B_(c+1),p-1. Beyond the knots all are 0. Computed in float32.
+ * All B-splines of an order over a grid of knots, by the recursion of Cox and de Boor: of order 0 B_c(x) is 1 for g_c <= x <
+ * g_(c+1) and 0 elsewhere, of order p it is (x - g_c) / (g_(c+p) - g_c) B_c,p-1 + (g_(c+p+1) - x) / (g_(c+p+1) - g_(c+1))
+ * B_(c+1),p-1. Beyond the knots all are 0. Computed in float32.
  *
  * @param x [..., inputs]
- * @param grid rising knots for each input: [inputs, knots] with more than order + 1 knots, of any floating-point dtype; no gradient
+ * @param grid rising knots for each input, more than order + 1: [inputs, knots], of any floating-point dtype; no gradient
  * @param order 3 of cubic splines
  * @returns float32 [..., inputs, knots - order - 1]
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_OPTION, ERR_DEVICE, ERR_DISPOSED, ERR_OUT_OF_MEMORY
@@ -46,16 +46,14 @@ export function bSplines(
     throw shapeError(`grid has shape ${show(grid.shape)}; splines of order ${order} need at least ${order + 2} knots`);
   return scope(() => {
     const at = unsqueeze(wide(x), -1);
+    const last = at.shape.length - 1;
     const all = wide(grid.detach());
     /** The knots from one on, as many as there are splines of an order. */
     const from = (first: number, count: number) => all.slice(1, first, first + count);
     let splines = indicator(at, from(0, knots - 1), from(1, knots - 1));
     for (let p = 1; p <= order; p++) {
       const count = knots - p - 1;
-      const [left, right] = [
-        splines.slice(-1 + splines.shape.length, 0, count),
-        splines.slice(splines.shape.length - 1, 1, count + 1),
-      ];
+      const [left, right] = [splines.slice(last, 0, count), splines.slice(last, 1, count + 1)];
       splines = coxDeBoor(at, from(0, count), from(p, count), left, from(1, count), from(p + 1, count), right);
     }
     return splines;

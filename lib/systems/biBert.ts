@@ -52,11 +52,11 @@ function binaryLinear(x: Tensor, weight: Weight, bias: Weight): Tensor {
 }
 
 /**
- * The self-attention of BiBERT (Qin et al. 2022, arXiv:2203.06390) as htqin/BiBERT has it, with weights and activations of one bit.
- * q, k and v are linear layers of sign(x) and a sign(W - the mean of its row), a = the mean |W| of the row, with biases; of their signs
- * S = sign(q) sign(k)^T / sqrt(head dim) + attentionMask, and out = A sign(v) with A = 1 where S > 0, else 0: no softmax. sign(0) = 0.
- * Gradients go straight through: to x and W - mean where they are from -1 to 1, to q, k, v and S strictly between, a being constant.
- * A is in memory, [batch, heads, seq, seq]. Computed in float32.
+ * The self-attention of BiBERT (Qin et al. 2022, arXiv:2203.06390) as htqin/BiBERT has it, with weights and activations of one
+ * bit. q, k and v are linear layers of sign(x) and a sign(W - the mean of its row), a = the mean |W| of the row, with biases;
+ * of their signs S = sign(q) sign(k)^T / sqrt(head dim) + attentionMask, and out = A sign(v) with A = 1 where S > 0, else 0: no
+ * softmax. sign(0) = 0. Gradients go straight through: to x and W - mean where they are from -1 to 1, to q, k, v and S strictly
+ * between, a being constant. A is in memory, [batch, heads, seq, seq]. Computed in float32.
  *
  * @param x [batch, seq, dim]
  * @param weights of any floating-point dtype

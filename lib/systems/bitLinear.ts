@@ -47,10 +47,10 @@ function checkLinear(x: unknown, weight: unknown): void {
 const rms = (x: Tensor): Tensor => rmsNorm(x, undefined, { epsilon: 1e-6 });
 
 /**
- * The linear layer of BitNet b1.58 (Ma et al., "The Era of 1-bit LLMs", 2024, arXiv:2402.17764) as its authors' training notes list it: with
- * xn = x / sqrt(mean of x^2 + 1e-6), activations of 8 bits for each token, round(xn s), s = 127 / max(max|xn|, 1e-5), and ternary weights,
- * round(W g) within -1 and 1, g = 1 / max(mean|W|, 1e-5): out = (codes of x codes of W^T) / (s g). Gradients go straight through both
- * roundings. Computed in float32.
+ * The linear layer of BitNet b1.58 (Ma et al., "The Era of 1-bit LLMs", 2024, arXiv:2402.17764) as its authors' training notes
+ * list it: with xn = x / sqrt(mean of x^2 + 1e-6), activations of 8 bits for each token, round(xn s), s = 127 / max(max|xn|,
+ * 1e-5), and ternary weights, round(W g) within -1 and 1, g = 1 / max(mean|W|, 1e-5): out = (codes of x codes of W^T) / (s g).
+ * Gradients go straight through both roundings. Computed in float32.
  *
  * @param x [..., inputs] of rank 2 or more
  * @param weight [outputs, inputs], of any floating-point dtype

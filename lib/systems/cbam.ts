@@ -1,4 +1,4 @@
-import { checkArray, checkBoolean, checkInteger, checkOptions, checkWord } from '../base/check.js';
+import { checkArray, checkBoolean, checkInteger, checkNumber, checkOptions, checkWord } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
 import { type Initial, type ModuleOptions, makeWeight, moduleOptionNames, pick, Seeds } from '../nn/initial.js';
@@ -93,7 +93,7 @@ export interface SpatialGateWeights {
   /** [1] each. */
   readonly gain: Weight;
   readonly bias: Weight;
-  /** Running statistics [1] each; both left out: those of the batch. */
+  /** Running statistics [1] each, without a gradient; both left out: those of the batch. */
   readonly mean?: Weight | undefined;
   readonly variance?: Weight | undefined;
 }
@@ -122,7 +122,7 @@ function gatePlaces(x: Tensor, w: SpatialGateWeights, epsilon: number): Gated {
   const map = wide(conv2d(description, narrow(w.conv, x) as Tensor, { padding: 'same' }));
   const logitsOf = (center: Tensor, spread: Tensor) =>
     gatedBy(x, narrow(normalised(map, center, spread, wide(w.gain), wide(w.bias), epsilon), x));
-  if (w.mean && w.variance) return { out: logitsOf(wide(w.mean), wide(w.variance)) };
+  if (w.mean && w.variance) return { out: logitsOf(wide(w.mean.detach()), wide(w.variance.detach())) };
   const statistics = { mean: mean(map), variance: variance(map, undefined, { correction: 0 }) };
   return { out: logitsOf(statistics.mean, statistics.variance), statistics };
 }
@@ -146,8 +146,8 @@ function checkImages(x: unknown): asserts x is Tensor {
 }
 
 /**
- * The spatial gate of CBAM: out = x sigmoid(batchNorm(conv([max over channels, mean over channels]))), the convolution padded with
- * zeros to the size of x. See `cbam`.
+ * The spatial gate of CBAM: out = x sigmoid(batchNorm(conv([max over channels, mean over channels]))), the convolution padded
+ * with zeros to the size of x. See `cbam`.
  *
  * @param x [batch, channels, height, width]
  * @returns of the shape and dtype of x
@@ -162,7 +162,7 @@ export function cbamSpatialGate<D extends FloatDType>(
   const source = x as Tensor;
   checkSpatial(source, weights, 'weights');
   checkOptions(options, ['epsilon']);
-  const { epsilon = 1e-5 } = options;
+  const epsilon = checkNumber(options.epsilon ?? 1e-5, 'epsilon', 0);
   return scope(() => gatePlaces(source, weights, epsilon).out) as Tensor<D, Shape>;
 }
 
@@ -173,9 +173,9 @@ export interface CbamWeights {
 }
 
 /**
- * The convolutional block attention module (Woo et al., "CBAM", 2018, arXiv:1807.06521) as Jongchan/attention-module has it: a gate
- * for each channel and then one for each place. Equal largest numbers share the gradient of a maximum; the original gives it
- * to the first. The batch norm is computed in float32.
+ * The convolutional block attention module (Woo et al., "CBAM", 2018, arXiv:1807.06521) as Jongchan/attention-module has it: a
+ * gate for each channel and then one for each place. Equal largest numbers share the gradient of a maximum; the original gives
+ * it to the first. The batch norm is computed in float32.
  *
  * @param x [batch, channels, height, width]
  * @param weights of any floating-point dtype; they are used in that of x
@@ -236,10 +236,10 @@ class SpatialGate extends Module {
   ) {
     super();
     const initial: Initial = { kind: 'uniform', bound: 1 / Math.sqrt(2 * kernelSize ** 2) };
-    const constant = (kind: 'zeros' | 'ones') => makeWeight([1], { kind }, options);
-    // Not trained: what they follow is no gradient.
+    const constant = (kind: 'zeros' | 'ones', of = options) => makeWeight([1], { kind }, of);
+    // Not trained: what they follow is no gradient. In float32, which small steps are not lost in.
     const statistic = (kind: 'zeros' | 'ones') => {
-      const trained = constant(kind);
+      const trained = constant(kind, { ...options, dtype: 'float32' });
       const plain = unwatched(() => trained.detach());
       trained.dispose();
       return plain;
@@ -294,8 +294,7 @@ export class CBAM extends Module {
     checkInteger(reduction, 'reduction', 1, channels);
     checkInteger(kernelSize, 'kernelSize', 1);
     if (kernelSize % 2 === 0) throw optionError(`kernelSize is ${kernelSize}; it must be odd`);
-    if (!(typeof momentum === 'number' && momentum >= 0 && momentum <= 1))
-      throw optionError(`momentum is ${show(momentum)}; it must be from 0 to 1`);
+    checkNumber(momentum, 'momentum', 0, 1);
     this.pools = checkPools(pools);
     const spatial = checkBoolean(options.spatial ?? true, 'spatial');
     const all = { ...pick(options, moduleOptionNames), seed: Seeds.of(options.seed) };

@@ -36,9 +36,9 @@ const toItself = (u: Tensor, scale: number): Tensor => {
 };
 
 /**
- * Multi-head subspace self-attention of CRATE (Yu et al., "White-Box Transformers via Sparse Rate Reduction", 2023, arXiv:2306.01129) as
- * the authors' code (Ma-Lab-Berkeley/CRATE) has it: queries, keys and values are one projection, u_h = x U_h, and
- * out = concat_h(softmax(scale u_h u_h^T) u_h) Wo^T + bo with an output matrix of its own. No position is hidden.
+ * Multi-head subspace self-attention of CRATE (Yu et al., "White-Box Transformers via Sparse Rate Reduction", 2023,
+ * arXiv:2306.01129) as the authors' code (Ma-Lab-Berkeley/CRATE) has it: queries, keys and values are one projection, u_h = x
+ * U_h, and out = concat_h(softmax(scale u_h u_h^T) u_h) Wo^T + bo with an output matrix of its own. No position is hidden.
  *
  * @param x [batch, seq, dim]
  * @param weights of any floating-point dtype; they are used in that of x
@@ -53,21 +53,21 @@ export function crateMssa<D extends FloatDType>(
   checkSequence(x, 'x');
   const source = x as Tensor;
   checkOptions(options, ['heads', 'scale']);
-  const headDim = checkMssa(source, weights, options.heads, ['subspaces', 'out', 'outBias']);
+  const check = weightsOf(weights, ['subspaces', 'out', 'outBias'], source);
+  const headDim = checkMssa(source, weights, options.heads, check);
   const scale = checkNumber(options.scale ?? 1 / Math.sqrt(headDim), 'scale');
   return scope(() => mssa(source, weights, options.heads, scale)) as Tensor<D, Shape>;
 }
 
 /** @returns the head dim */
-function checkMssa<W extends CrateMssaWeights>(
+function checkMssa(
   x: Tensor,
-  weights: W,
+  weights: CrateMssaWeights,
   heads: number,
-  names: readonly Extract<keyof W, string>[],
+  check: (name: keyof CrateMssaWeights, shape: Shape, axes: string, optional?: 'optional') => void,
 ): number {
   const dim = x.shape[2];
   checkInteger(heads, 'heads', 1);
-  const check = weightsOf<CrateMssaWeights>(weights, names as never, x);
   check('subspaces', [-1, dim], 'heads head dim, dim');
   const inner = weights.subspaces.shape[0];
   if (inner === 0 || inner % heads !== 0)
@@ -130,8 +130,8 @@ const sparsified = fused(function sparsified(x, towards, stepSize, threshold) {
 });
 
 /**
- * The sparsification of CRATE (Yu et al. 2023, arXiv:2306.01129), a step of the iterative shrinkage-thresholding algorithm towards a
- * sparse code of x: out = relu(x + eta (x - x D^T) D - eta lambda), x as rows.
+ * The sparsification of CRATE (Yu et al. 2023, arXiv:2306.01129), a step of the iterative shrinkage-thresholding algorithm
+ * towards a sparse code of x: out = relu(x + eta (x - x D^T) D - eta lambda), x as rows.
  *
  * @param x [..., dim] of rank 2 or more
  * @param dictionary D, [dim, dim], of any floating-point dtype; it is used in that of x
@@ -177,8 +177,8 @@ const weightNames = [
 ] as const satisfies readonly (keyof CrateBlockWeights)[];
 
 /**
- * A layer of CRATE: a = x + crateMssa(layerNorm(x)), out = crateIsta(layerNorm(a)), which has no residual besides its own; epsilon
- * is 1e-5. See `crateMssa` and `crateIsta`.
+ * A layer of CRATE: a = x + crateMssa(layerNorm(x)), out = crateIsta(layerNorm(a)), which has no residual besides its own;
+ * epsilon is 1e-5. See `crateMssa` and `crateIsta`.
  *
  * @param x [batch, seq, dim]
  * @param weights of any floating-point dtype; they are used in that of x
@@ -194,8 +194,8 @@ export function crateBlock<D extends FloatDType>(
   const source = x as Tensor;
   const dim = source.shape[2];
   checkOptions(options, ['heads', 'scale', 'stepSize', 'lambda']);
-  const headDim = checkMssa(source, weights, options.heads, weightNames);
   const check = weightsOf(weights, weightNames, source);
+  const headDim = checkMssa(source, weights, options.heads, check);
   for (const name of ['norm1Weight', 'norm1Bias', 'norm2Weight', 'norm2Bias'] as const) check(name, [dim], 'dim');
   check('dictionary', [dim, dim], 'dim, dim');
   const scale = checkNumber(options.scale ?? 1 / Math.sqrt(headDim), 'scale');

@@ -11,12 +11,15 @@ import { unfold } from '../ops/unfold.js';
 import { filled } from '../tape/arithmetic.js';
 import { scope } from '../tape/scope.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
-import { narrow } from './inputs.js';
+import { narrow, wide } from './inputs.js';
 import { checkHeadsDivide } from './lightweightConv.js';
 import { checkSequence, project, type Weight, weightsOf } from './weights.js';
 
 export interface DynamicConvWeights {
-  /** To the kernels of a position, those of one head after the other: [heads k, channels]; with `inputProjection` [channels + heads k, channels]. */
+  /**
+   * To the kernels of a position, those of one head after the other: [heads k, channels]; with `inputProjection` [channels +
+   * heads k, channels].
+   */
   readonly kernels: Weight;
   /** One for each row of it. */
   readonly kernelsBias?: Weight | undefined;
@@ -51,10 +54,11 @@ function withinSequence(seq: number, taps: number, left: number, { backend, dtyp
 }
 
 /**
- * Dynamic convolution (Wu et al., "Pay Less Attention with Lightweight and Dynamic Convolutions", 2019, arXiv:1901.10430) as fairseq has it,
- * without the projections around it: every position makes its own kernels, w[t, h] = softmax(W_h x[t] + b_h) over taps, and
- * out[t, c] = sum over taps j of w[t, h(c), j] x[t + j - left, c] + bias[c], where x is 0 outside, heads have consecutive channels, and
- * left = k - 1 with `causal`, floor((k - 1) / 2) without. One pass over x for each tap: nothing has k times its size.
+ * Dynamic convolution (Wu et al., "Pay Less Attention with Lightweight and Dynamic Convolutions", 2019, arXiv:1901.10430) as
+ * fairseq has it, without the projections around it: every position makes its own kernels, w[t, h] = softmax(W_h x[t] + b_h)
+ * over taps, and out[t, c] = sum over taps j of w[t, h(c), j] x[t + j - left, c] + bias[c], where x is 0 outside, heads have
+ * consecutive channels, and left = k - 1 with `causal`, floor((k - 1) / 2) without. One pass over x for each tap: nothing has k
+ * times its size.
  *
  * @param x [batch, seq, channels]
  * @param weights of any floating-point dtype; they are used in that of x
@@ -93,7 +97,8 @@ export function dynamicConv<D extends FloatDType>(
     let kernels: Tensor = flat.contiguous().reshape([batch, seq, heads, taps]);
     if (renormPadding && weightSoftmax)
       kernels = where(withinSequence(seq, taps, left, source), kernels, Number.NEGATIVE_INFINITY) as Tensor;
-    if (weightSoftmax) kernels = softmax(kernels);
+    // In float32, and so are the sums.
+    kernels = wide(weightSoftmax ? softmax(kernels) : kernels);
     const none = [0, 0] as const;
     const padded = pad(input, [none, [left, taps - 1 - left], none]);
     const byHead = padded.reshape([batch, seq + taps - 1, heads, channels / heads]);
@@ -101,7 +106,7 @@ export function dynamicConv<D extends FloatDType>(
     let sum = mul(...at(0)) as Tensor;
     for (let tap = 1; tap < taps; tap++) sum = plusTap(sum, ...at(tap));
     const out = sum.reshape([batch, seq, channels]);
-    return weights.bias ? add(out, narrow(weights.bias, source)) : out;
+    return narrow(weights.bias ? (add(out, wide(weights.bias)) as Tensor) : out, source);
   }) as Tensor<D, Shape>;
 }
 

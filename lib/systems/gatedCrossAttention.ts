@@ -46,7 +46,9 @@ const weightNames = [
 
 export interface GatedCrossAttentionOptions {
   readonly heads: number;
-  /** Which tokens stand for a medium, bool [batch, seq]: the tokens from the n-th of them on see medium n. Default: all see all. */
+  /**
+   * Which tokens stand for a medium, bool [batch, seq]: the tokens from the n-th of them on see medium n. Default: all see all.
+   */
   readonly mediaLocations?: Tensor<'bool', Shape>;
   /** With `mediaLocations` whether tokens see the last medium alone, not all those before it too. Default true. */
   readonly onlyImmediate?: boolean;

@@ -219,6 +219,7 @@ export {
   tttMlp,
 } from './ttt.js';
 export { type TTTLayerOptions, TTTLinear, TTTMlp } from './tttLayer.js';
+export type { Weight } from './weights.js';
 export {
   Yoco,
   YocoCrossDecoder,

@@ -51,8 +51,9 @@ const splinesOf = (x: Tensor, grid: Weight, order: number): Tensor =>
   joined(narrow(bSplines(x, grid, order), x) as Tensor);
 
 /**
- * A layer of a Kolmogorov-Arnold network (Liu et al., "KAN", 2024, arXiv:2404.19756) as Blealtan/efficient-kan has it: out[o] = sum over
- * i of baseWeight[o, i] silu(x_i) + splineScaler[o, i] sum over c of splineWeight[o, i, c] B_c(x_i). Splines are computed in float32.
+ * A layer of a Kolmogorov-Arnold network (Liu et al., "KAN", 2024, arXiv:2404.19756) as Blealtan/efficient-kan has it: out[o] =
+ * sum over i of baseWeight[o, i] silu(x_i) + splineScaler[o, i] sum over c of splineWeight[o, i, c] B_c(x_i). Splines are
+ * computed in float32.
  *
  * @param x [..., inputs] of rank 2 or more
  * @param weights of any floating-point dtype; they are used in that of x
@@ -96,8 +97,8 @@ export interface PykanWeights {
 }
 
 /**
- * A layer of a Kolmogorov-Arnold network as its authors' pykan has it: out[o] = sum over i of mask[i, o] (scaleBase[i, o] silu(x_i) +
- * scaleSp[i, o] sum over c of coef[i, o, c] B_c(x_i)). See `kanLinear`.
+ * A layer of a Kolmogorov-Arnold network as its authors' pykan has it: out[o] = sum over i of mask[i, o] (scaleBase[i, o]
+ * silu(x_i) + scaleSp[i, o] sum over c of coef[i, o, c] B_c(x_i)). See `kanLinear`.
  *
  * @param x [..., inputs] of rank 2 or more
  * @param weights of any floating-point dtype; they are used in that of x

@@ -23,7 +23,10 @@ export interface LightweightConvOptions {
   readonly causal?: boolean;
   /** Whether kernels are softmaxes of the weights over taps. Default true. */
   readonly weightSoftmax?: boolean;
-  /** Which channels a head has: those in a row (default), or every heads-th one, as in fairseq's form for [batch, channels, seq]. */
+  /**
+   * Which channels a head has: those in a row (default), or every heads-th one, as in fairseq's form for [batch, channels,
+   * seq].
+   */
   readonly channels?: 'consecutive' | 'interleaved';
 }
 
@@ -36,10 +39,10 @@ export function checkHeadsDivide(channels: number, heads: number): void {
 }
 
 /**
- * Lightweight convolution (Wu et al., "Pay Less Attention with Lightweight and Dynamic Convolutions", 2019, arXiv:1901.10430) as fairseq has
- * it, without the projections around it: a depthwise convolution whose channels share kernels by heads,
- * out[t, c] = sum over taps j of softmax(kernels[h(c)])[j] x[t + j - left, c] + bias[c], x being 0 outside, left = k - 1 with
- * `causal` and floor((k - 1) / 2) without.
+ * Lightweight convolution (Wu et al., "Pay Less Attention with Lightweight and Dynamic Convolutions", 2019, arXiv:1901.10430)
+ * as fairseq has it, without the projections around it: a depthwise convolution whose channels share kernels by heads, out[t,
+ * c] = sum over taps j of softmax(kernels[h(c)])[j] x[t + j - left, c] + bias[c], x being 0 outside, left = k - 1 with `causal`
+ * and floor((k - 1) / 2) without.
  *
  * @param x [batch, seq, channels]
  * @param weights of any floating-point dtype; they are used in that of x

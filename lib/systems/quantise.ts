@@ -17,10 +17,10 @@ export interface Quantised {
 export type Quantiser = (x: Tensor) => Quantised;
 
 /**
- * a b^T of whole numbers: [..., m, k] and [..., n, k]. All arithmetic on codes is here. Float32 is exact while the sums stay within
- * 2^24, which products of 8 bits do for k up to 1,040.
+ * a b^T of whole numbers: [..., m, k] and [..., n, k]. All arithmetic on codes is here. Float32 is exact while the sums stay
+ * within 2^24, which products of 8 bits do for k up to 1,040.
  */
-export const productOfCodes = (a: Tensor, b: Tensor): Tensor => matmul(a, b.transpose(-2, -1));
+const productOfCodes = (a: Tensor, b: Tensor): Tensor => matmul(a, b.transpose(-2, -1));
 
 const scaledBack = fused(function scaledBack(product, scaleA, scaleB) {
   return product.div(scaleA).div(scaleB);
@@ -30,7 +30,7 @@ const value = fused(function dequantise(codes, scale) {
 });
 
 /** What the codes stand for. */
-export const dequantised = ({ codes, scale }: Quantised): Tensor => value(codes, scale);
+const dequantised = ({ codes, scale }: Quantised): Tensor => value(codes, scale);
 
 /** Q(x), with the gradient of x: the straight-through estimator of Bengio, Léonard and Courville (2013), arXiv:1308.3432. */
 export const throughQuantiser = (x: Tensor, quantiser: Quantiser): Tensor =>

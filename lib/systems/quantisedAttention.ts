@@ -26,10 +26,10 @@ type Heads<D extends FloatDType> = Tensor<D, Shape4>;
 const four = (t: Tensor) => t as unknown as Tensor<FloatDType, Shape4>;
 
 /**
- * Attention with queries, keys, probabilities and values of 8 bits: out = Q(softmax(Q(q) Q(k)^T / sqrt(dim))) Q(v), where Q clips, and
- * rounds x s to whole numbers, ties to even, s = 127 / max|x| of the whole tensor: SymQuantizer of htqin/BiBERT. Gradients go straight
- * through the roundings. The scale of the probabilities is that of all of them: they are in memory together, [batch, heads, Nq, Nk].
- * Computed in float32; products of codes are exact for dims and Nk up to 1,040.
+ * Attention with queries, keys, probabilities and values of 8 bits: out = Q(softmax(Q(q) Q(k)^T / sqrt(dim))) Q(v), where Q
+ * clips, and rounds x s to whole numbers, ties to even, s = 127 / max|x| of the whole tensor: SymQuantizer of htqin/BiBERT.
+ * Gradients go straight through the roundings. The scale of the probabilities is that of all of them: they are in memory
+ * together, [batch, heads, Nq, Nk]. Computed in float32; products of codes are exact for dims and Nk up to 1,040.
  *
  * @param q [batch, Nq, heads, dim]
  * @param k [batch, Nk, heads, dim]
@@ -59,9 +59,10 @@ export function int8SymmetricAttention<D extends FloatDType>(
 }
 
 /**
- * Attention to ternary keys and values: out = softmax(Q(q) Q(k)^T / sqrt(dim)) Q(v), where Q clips, and makes a sign(x) of what is larger than
- * 0.7 mean|x| of the whole tensor and 0 of the rest, a being the mean |x| of the former (ternary weight networks, Li et al. 2016,
- * arXiv:1605.04711): TwnQuantizer of htqin/BiBERT. Gradients go straight through. Computed in float32.
+ * Attention to ternary keys and values: out = softmax(Q(q) Q(k)^T / sqrt(dim)) Q(v), where Q clips, and makes a sign(x) of what
+ * is larger than 0.7 mean|x| of the whole tensor and 0 of the rest, a being the mean |x| of the former (ternary weight
+ * networks, Li et al. 2016, arXiv:1605.04711): TwnQuantizer of htqin/BiBERT. Gradients go straight through. Computed in
+ * float32.
  *
  * @param q [batch, Nq, heads, dim]
  * @param k [batch, Nk, heads, dim]
@@ -115,9 +116,10 @@ export interface SmoothKResult<D extends FloatDType> {
 }
 
 /**
- * Attention with smoothed keys and scores of 8 bits (Zhang et al., "SageAttention", 2024, arXiv:2410.02367): the mean of keys over tokens, which
- * moves all scores of a query alike, is taken off; q / sqrt(dim) and k become whole numbers from -127 to 127 with a step for each token and
- * head, max|x| / 127, ties to even; values stay. For inference: nothing but v has a gradient. Scores are made tile by tile.
+ * Attention with smoothed keys and scores of 8 bits (Zhang et al., "SageAttention", 2024, arXiv:2410.02367): the mean of keys
+ * over tokens, which moves all scores of a query alike, is taken off; q / sqrt(dim) and k become whole numbers from -127 to 127
+ * with a step for each token and head, max|x| / 127, ties to even; values stay. For inference: nothing but v has a gradient.
+ * Scores are made tile by tile.
  *
  * @param q [batch, Nq, heads, dim]
  * @param k [batch, Nk, heads, dim]
@@ -176,9 +178,9 @@ function quantiseAlong(x: Tensor, axis: number, levels: number): QuantisedCacheE
 }
 
 /**
- * Keys and values of a cache in few bits (Liu et al., "KIVI", 2024, arXiv:2402.02750, with all tokens in one group): keys for each
- * channel, with its least and largest number over tokens, values for each token, with those over channels;
- * codes = round((x - least) / step), step = (largest - least) / (2^bits - 1), ties to even. No gradients.
+ * Keys and values of a cache in few bits (Liu et al., "KIVI", 2024, arXiv:2402.02750, with all tokens in one group): keys for
+ * each channel, with its least and largest number over tokens, values for each token, with those over channels; codes =
+ * round((x - least) / step), step = (largest - least) / (2^bits - 1), ties to even. No gradients.
  *
  * @param k [batch, seq, heads, dim] with at least one token
  * @param v [batch, seq, heads, value dim]
@@ -201,8 +203,8 @@ export function quantiseKvCache<D extends FloatDType>(
 }
 
 /**
- * Attention of queries to a quantised cache, all of which they see: out = softmax(q k^T / sqrt(dim)) v with k and v from their codes, in
- * float32. The gradient is that of q.
+ * Attention of queries to a quantised cache, all of which they see: out = softmax(q k^T / sqrt(dim)) v with k and v from their
+ * codes, in float32. The gradient is that of q.
  *
  * @param q [batch, Nq, heads, dim]
  * @param cache of `quantiseKvCache`

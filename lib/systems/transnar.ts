@@ -35,8 +35,8 @@ export interface TransnarOptions {
   /** Which nodes are real: bool [batch, nodes]; the others are seen by no token. Default all. */
   readonly mask?: Tensor<'bool', Shape>;
   /**
-   * What opens the gate: 'sigmoid' (default) as undoubtable/TransNAR, where 0 is half open; 'tanh' as in Flamingo, which the paper
-   * follows, where 0 is closed.
+   * What opens the gate: 'sigmoid' (default) as undoubtable/TransNAR, where 0 is half open; 'tanh' as in Flamingo, which the
+   * paper follows, where 0 is closed.
    */
   readonly gating?: 'sigmoid' | 'tanh';
 }
@@ -51,9 +51,10 @@ const gates = {
 } as const;
 
 /**
- * The cross-attention of TransNAR (Bounsi et al., "Transformers meet Neural Algorithmic Reasoners", 2024, arXiv:2406.09308) from tokens to
- * the nodes of a graph network: out = text + gate(attention(text Wq^T + bq, nodes Wk^T + bk, nodes Wv^T + bv) Wo^T + bo), with scale
- * 1 / sqrt(head dim). There is no code by the authors; this follows undoubtable/TransNAR. Where no node is real attention gives 0.
+ * The cross-attention of TransNAR (Bounsi et al., "Transformers meet Neural Algorithmic Reasoners", 2024, arXiv:2406.09308)
+ * from tokens to the nodes of a graph network: out = text + gate(attention(text Wq^T + bq, nodes Wk^T + bk, nodes Wv^T + bv)
+ * Wo^T + bo), with scale 1 / sqrt(head dim). There is no code by the authors; this follows undoubtable/TransNAR. Where no node
+ * is real attention gives 0.
  *
  * @param text [batch, seq, dim]
  * @param nodes [batch, nodes, node dim], of the dtype of text

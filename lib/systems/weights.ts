@@ -28,17 +28,14 @@ export function weightsOf<W>(
   };
 }
 
-/** [..., features]: at least two axes, and of the last so many where that is known. @throws ERR_SHAPE, ERR_OPTION, ERR_DTYPE */
-export function checkRows(x: unknown, argument: string, features = -1): asserts x is Tensor {
+/** [..., features] with at least two axes. @throws ERR_SHAPE, ERR_OPTION, ERR_DTYPE */
+export function checkRows(x: unknown, argument: string): asserts x is Tensor {
   checkTensor(x, argument);
-  const { shape } = x;
-  if (shape.length < 2 || (features >= 0 && shape[shape.length - 1] !== features))
-    throw shapeError(
-      `${argument} has shape ${show(shape)}; it must be [..., ${features < 0 ? 'features' : features}] with at least two axes`,
-    );
+  if (x.shape.length < 2)
+    throw shapeError(`${argument} has shape ${show(x.shape)}; it must be [..., features] with at least two axes`);
 }
 
-/** [batch, seq, dim]. @throws ERR_SHAPE, ERR_OPTION, ERR_DTYPE */
+/** A tensor with these axes. @throws ERR_SHAPE, ERR_OPTION, ERR_DTYPE */
 export function checkSequence(x: unknown, argument: string, axes = 'batch, seq, dim'): asserts x is Tensor {
   checkTensor(x, argument);
   if (x.shape.length !== axes.split(', ').length)
