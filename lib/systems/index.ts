@@ -27,10 +27,8 @@ export {
 } from '../linear/featureMaps.js';
 export { type AftOptions, aftFull } from './aft.js';
 export { type BasedOptions, basedAttention } from './basedAttention.js';
-// Attention and layers whose numbers have few bits.
 export { type BiBertOptions, type BiBertWeights, biBertSelfAttention } from './biBert.js';
 export { BitLinear, type BitLinearOptions, bitLinear1, bitLinear158, bitLinear158Codes } from './bitLinear.js';
-// Gates of channels and places, convolutions with kernels of softmaxes, and layers of curves.
 export { bSplines } from './bSpline.js';
 export {
   CBAM,
