@@ -28,6 +28,7 @@ export {
 export { type AftOptions, aftFull } from './aft.js';
 export { type BasedOptions, basedAttention } from './basedAttention.js';
 export { type CosformerOptions, cosformerAttention } from './cosformer.js';
+export { type DcmhaOptions, type DcmhaWeights, dcmha } from './dcmha.js';
 // Recurrent attention over the engine of lib/linear.
 export {
   type DeltaRuleOptions,
@@ -129,6 +130,7 @@ export {
   rwkv4TimeMixing,
 } from './rwkv4.js';
 export { type S4DOptions, type S4DOutput, type S4DParameters, s4d, s4dKernel, s4dOutput } from './s4d.js';
+export { type TalkingHeadsOptions, talkingHeadsAttention } from './talkingHeads.js';
 export {
   type TTTLinearWeights,
   type TTTMlpWeights,

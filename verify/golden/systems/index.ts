@@ -6,6 +6,7 @@ import { circularWindow } from './circular.js';
 import { deepspeed } from './deepspeed.js';
 import { dense } from './dense.js';
 import { axial, swin, timesformer } from './grids.js';
+import { dcmhaAdapter, talkingHeads } from './heads.js';
 import { hybridGated, hybridLocal, infini } from './infini.js';
 import {
   based,
@@ -88,6 +89,8 @@ const ADAPTERS: readonly Adapter[] = [
   mamba,
   rwkv4,
   diagonal,
+  talkingHeads,
+  dcmhaAdapter,
 ];
 
 /** System -> the adapter that computes it. */
