@@ -131,7 +131,7 @@ function rowsOf({ queries, keys, hiding }: BlockOf<Inputs>, scale: number): Wide
  * RMS over heads (epsilon 1e-6). Xiao et al., "Improving Transformers with Dynamically Composable Multi-Head Attention" (2024),
  * arXiv:2405.08553, as DCFormer's PyTorch code computes it, with as many rows of down as of up.
  *
- * All heads of a pair are needed at once, which no fused kernel has: queries are taken in blocks of 2^19 logits over all
+ * All heads of a pair are needed at once, which no fused kernel has: queries are taken in blocks of 2^20 logits over all
  * heads, or one by one where they have more, each with the keys that it sees alone; a block computes its logits, compositions and
  * softmax in memory, and once more for its gradient. Memory grows with seq (heads^2 numbers a token among it). Each of the two
  * compositions takes 2 heads (heads + 2 rank) operations a pair and 3 rank + 2 passes over a block, and is most of the time.

@@ -92,7 +92,7 @@ function checkProjection(
  * weight 0. Heads of q and k, of the softmax and of v may differ in number. Shazeer et al., "Talking-Heads Attention" (2020),
  * arXiv:2003.02436; with biases, Touvron et al., "Going deeper with Image Transformers" (CaiT, 2021), arXiv:2103.17239.
  *
- * All heads of a pair are needed at once, which no fused kernel has: queries are taken in blocks of 2^19 logits over all
+ * All heads of a pair are needed at once, which no fused kernel has: queries are taken in blocks of 2^20 logits over all
  * heads, or one by one where they have more, and every block computes them, both mixtures and the softmax in memory. Memory
  * grows with seq, and time as that of attention, to which mixing adds 2 (heads of q + heads of v) softmax heads operations a pair
  * and several passes over a block; for the gradient a block is computed again. Values must be finite, also where they are hidden.
