@@ -8,8 +8,11 @@ import { filled } from '../tape/arithmetic.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Wide } from './inputs.js';
 
-/** Logits that a block may have, over all heads, where those of one query are not more: 4 MB. Tests make it smaller. */
-export const blockLimit = { logits: 2 ** 20 };
+/**
+ * Logits that a block may have over all heads, 4 MB, and how many queries it takes though theirs are more: products of fewer
+ * spend their time on reading the keys. Tests make them smaller.
+ */
+export const blockLimit = { logits: 2 ** 20, queries: 64 };
 
 type Range = readonly [from: number, to: number];
 
@@ -63,7 +66,10 @@ function* blocksOf(
   // A block of r queries meets r - 1 keys more than a query alone.
   const met = causal ? Math.min(keys, window + 1) : keys;
   const most = blockLimit.logits / Math.max(1, heads);
-  const rows = Math.max(1, Math.floor(met < keys ? (Math.sqrt(met ** 2 + 4 * most) - met) / 2 : most / met));
+  const rows = Math.max(
+    blockLimit.queries,
+    Math.floor(met < keys ? (Math.sqrt(met ** 2 + 4 * most) - met) / 2 : most / met),
+  );
   const left = queries - first;
   const entries = rows < left ? 1 : Math.floor(rows / left);
   for (let b = 0; b < batch; b += entries)

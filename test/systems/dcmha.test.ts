@@ -9,9 +9,12 @@ import { errorOf } from '../support/codeOf.js';
 import { testDevices } from '../support/devices.js';
 import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
 
-const { logits: usual } = blockLimit;
+const usual = { ...blockLimit };
+/** Blocks of at most so many logits, or of one query. */
+const limit = (logits: number | undefined) =>
+  Object.assign(blockLimit, logits === undefined ? usual : { logits, queries: 1 });
 afterEach(() => {
-  blockLimit.logits = usual;
+  limit(undefined);
 });
 
 interface Case extends DcmhaCase {
@@ -64,7 +67,7 @@ const exact = (c: Case, values: Named<Float64Array>) => definition(c, values as 
 describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
   describe.skipIf(!present)(title('DCMHA'), () => {
     it.each(cases)('%j', (c) => {
-      blockLimit.logits = c.logits ?? usual;
+      limit(c.logits);
       checkSystem(
         device,
         inputsOf(c),
@@ -78,17 +81,17 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
         const c: Case = { ...base, seq: 130, fixed: both, ...(window && { window }) };
         const inputs = inputsOf(c);
         const cotangents = { out: input([c.batch * c.seq * c.heads * c.valueDim], 10).data };
-        const inBlocksOf = (logits: number) => {
-          blockLimit.logits = logits;
+        const inBlocksOf = (logits: number | undefined) => {
+          limit(logits);
           return run(device, inputs, (t) => ({ out: attend(t, c) }), cotangents);
         };
-        expectSame(inBlocksOf(usual), inBlocksOf(5000));
+        expectSame(inBlocksOf(undefined), inBlocksOf(5000));
       }
     });
 
     it.each(['float16', 'bfloat16'] as const)('%s', (dtype) => {
       const c: Case = { ...base, fixed: both, logits: 50 };
-      blockLimit.logits = 50;
+      limit(50);
       const before = memory(device).tensors;
       const owned: Tensor[] = [];
       scope(() => {

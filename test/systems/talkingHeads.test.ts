@@ -9,9 +9,12 @@ import { errorOf } from '../support/codeOf.js';
 import { testDevices } from '../support/devices.js';
 import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
 
-const { logits: usual } = blockLimit;
+const usual = { ...blockLimit };
+/** Blocks of at most so many logits, or of one query. */
+const limit = (logits: number | undefined) =>
+  Object.assign(blockLimit, logits === undefined ? usual : { logits, queries: 1 });
 afterEach(() => {
-  blockLimit.logits = usual;
+  limit(undefined);
 });
 
 type Mixing = 'logitsProjection' | 'logitsBias' | 'weightsProjection' | 'weightsBias';
@@ -72,7 +75,7 @@ const exact = (c: Case, values: Named<Float64Array>) => talkingHeads(c, values a
 describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
   describe.skipIf(!present)(title('talking heads'), () => {
     it.each(cases)('%j', (c) => {
-      blockLimit.logits = c.logits ?? usual;
+      limit(c.logits);
       checkSystem(
         device,
         inputsOf(c),
@@ -85,11 +88,11 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
       const c: Case = { ...paper, queries: 130, keys: 150, causal: true, mixing: everything };
       const inputs = inputsOf(c);
       const cotangents = { out: input([c.batch * c.queries * c.valueHeads * c.valueDim], 10).data };
-      const inBlocksOf = (logits: number) => {
-        blockLimit.logits = logits;
+      const inBlocksOf = (logits: number | undefined) => {
+        limit(logits);
         return run(device, inputs, (t) => ({ out: attend(t, c) }), cotangents);
       };
-      expectSame(inBlocksOf(usual), inBlocksOf(7000));
+      expectSame(inBlocksOf(undefined), inBlocksOf(7000));
     });
 
     it('views as inputs, and a contiguous result', () => {
@@ -125,7 +128,7 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
 
     it.each(['float16', 'bfloat16'] as const)('%s', (dtype) => {
       const c: Case = { ...paper, causal: true, mixing: everything, logits: 50 };
-      blockLimit.logits = 50;
+      limit(50);
       const before = memory(device).tensors;
       const owned: Tensor[] = [];
       scope(() => {
@@ -170,7 +173,7 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
     });
 
     it.skipIf(isSlow)('holds a block and not all logits', () => {
-      blockLimit.logits = 2 ** 14;
+      limit(2 ** 14);
       const [seq, heads] = [512, 2];
       scope(() => {
         const t = Object.fromEntries(
