@@ -98,8 +98,8 @@ function checkProjection(
  * 2^20 logits over all heads where those are more, and every block computes logits, both mixtures and softmax in memory. Memory
  * beside q, k, v and out is that of a few blocks, 256 bytes times heads times keys each where the keys are many, and grows with
  * seq; time grows with its square as in attention. Mixing adds 2 softmax heads (heads of q + heads of v) operations a pair, and
- * passes over memory: forward takes 2 to 4 times as long as attention on the processor. The gradient computes each block once more.
- * Values must be finite, also where they are hidden.
+ * passes over memory; the gradient computes each block once more. On the processor forward takes 2 to 4 times as long as that of
+ * attention, and with the gradient 3 to 6 times. Values must be finite, also where they are hidden.
  *
  * @param q [batch, Nq, heads, dim]
  * @param k [batch, Nk, heads, dim]
