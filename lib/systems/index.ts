@@ -79,6 +79,7 @@ export { type LinearAttentionOptions, type LinearOptions, linearAttention } from
 export { LinearAttention, type LinearAttentionLayerOptions, type LinearAttentionState } from './linearLayer.js';
 export { type MambaScanOptions, mambaSelectiveScan } from './mamba.js';
 export { Mamba2, type Mamba2Options, type Mamba2State } from './mamba2Layer.js';
+export { type NsaGates, type NsaOptions, type NsaResult, nativeSparseAttention } from './nsa.js';
 export {
   orthogonalProjection,
   type PerformerHyperbolicOptions,
