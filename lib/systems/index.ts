@@ -81,6 +81,12 @@ export { type MambaScanOptions, mambaSelectiveScan } from './mamba.js';
 export { Mamba2, type Mamba2Options, type Mamba2State } from './mamba2Layer.js';
 export { type NsaGates, type NsaOptions, type NsaResult, nativeSparseAttention } from './nsa.js';
 export {
+  type NsaCompression,
+  type NsaLucidrainsOptions,
+  type NsaLucidrainsResult,
+  nativeSparseAttentionLucidrains,
+} from './nsaLucidrains.js';
+export {
   orthogonalProjection,
   type PerformerHyperbolicOptions,
   type PerformerOptions,

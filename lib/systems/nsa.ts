@@ -15,7 +15,16 @@ import type { Shape, Tensor } from '../tensor/tensor.js';
 import { inChunks } from './chunks.js';
 import { checkQkv, checkShaped, narrow, type Sequence, type Wide, wide } from './inputs.js';
 import { checkOptions as checkScaled, type ScaleOption } from './saved.js';
-import { attendBlocks, blocksOf, countUp, queriesAtOnce, ranges, rowsOf, staircase } from './selectedBlocks.js';
+import {
+  attendBlocks,
+  blockAt,
+  blocksOf,
+  countUp,
+  queriesAtOnce,
+  ranges,
+  rowsOf,
+  staircase,
+} from './selectedBlocks.js';
 
 /** How much each branch counts, [batch, seq, heads], of any dtype: as in the paper, after the sigmoid. */
 export interface NsaGates {
@@ -65,7 +74,6 @@ const ranked = fused((importance, block, own, initial, local) =>
     ),
 );
 
-const blockAt = fused((position, size) => position.add(0.5).div(size).floor());
 /** Of the slots before its own block a query fills as many as there are blocks before it. */
 const filledSlot = fused((slot, own, block) => slot.less(own).where(block, own));
 const shownSlot = fused((slot, own, block) => own.less(slot).where(-1, block));
@@ -217,10 +225,10 @@ export function nativeSparseAttention<D extends FloatDType>(
       'int32',
     );
     const gate = (t: Tensor) => wide(t.contiguous()).reshape([...t.shape, 1]);
-    const sum = joined(gate(gates.compressed), compressed, gate(gates.selected), selected);
+    const both = joined(gate(gates.compressed), compressed, gate(gates.selected), selected);
     const branches = { compressed, selected, blockIndices };
-    if (!gates.sliding) return { out: narrow(sum, query), ...branches };
+    if (!gates.sliding) return { out: narrow(both, query), ...branches };
     const { out: sliding } = attention(query, key, value, { scale, causal: true, window: [window - 1, 0] });
-    return { out: narrow(added(sum, gate(gates.sliding), sliding), query), ...branches, sliding };
+    return { out: narrow(added(both, gate(gates.sliding), sliding), query), ...branches, sliding };
   }) as unknown as NsaResult<D>;
 }

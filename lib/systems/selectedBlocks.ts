@@ -61,6 +61,9 @@ export const countUp = (count: number, { backend }: Tensor, from = 0): Wide => {
 
 const fromOne = fused((x, from) => x.add(from));
 
+/** The block of a position. */
+export const blockAt = fused((position, size) => position.add(0.5).div(size).floor());
+
 /** Keys and values in blocks, as rows of tables. */
 export interface Blocks {
   /** [batch * blocks * kv heads, size * dim]; the last block of a batch entry is filled up with zeros. */

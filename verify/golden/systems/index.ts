@@ -24,7 +24,7 @@ import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './r
 import { retnetModule, yoco } from './recurrentModules.js';
 import { ringMerge } from './ring.js';
 import { diagonal, hgrn, mamba, rwkv4 } from './scans.js';
-import { nsa } from './selecting.js';
+import { nsa, nsaLucidrains } from './selecting.js';
 import { attentionSink } from './sink.js';
 import { sparseTransformer } from './sparseTransformer.js';
 import { sqrtn } from './sqrtn.js';
@@ -90,6 +90,7 @@ const ADAPTERS: readonly Adapter[] = [
   rwkv4,
   diagonal,
   nsa,
+  nsaLucidrains,
 ];
 
 /** System -> the adapter that computes it. */

@@ -1,6 +1,6 @@
 /** Native sparse attention: queries with blocks of keys of their own. */
-import type { Tensor } from 'flashattn';
-import { nativeSparseAttention } from 'flashattn/systems';
+import { cos, mul, sin, type Tensor, tensor } from 'flashattn';
+import { type NsaCompression, nativeSparseAttention, nativeSparseAttentionLucidrains } from 'flashattn/systems';
 import type { Adapter, Outcome } from '../adapter.js';
 import { GoldenError, type GoldenFile } from '../file.js';
 import { type Inputs, tapedByInput } from './taped.js';
@@ -62,5 +62,66 @@ export const nsa: Adapter = {
       return { out, out_cmp: compressed, out_slc: selected } as unknown as Record<string, Tensor>;
     });
     return withIndices(file, outcome, indices);
+  },
+};
+
+const compressionOf = (input: Inputs, of: 'k' | 'v'): NsaCompression => ({
+  memory: input('compress_mem_kv').select(0, of === 'k' ? 0 : 1),
+  positions: input(`${of}_intrablock_positions`),
+  W1: input(`${of}_compress_1_weight`),
+  b1: input(`${of}_compress_1_bias`),
+  W2: input(`${of}_compress_3_weight`),
+  b2: input(`${of}_compress_3_bias`),
+});
+
+/** Lists of blocks [batch, seq, kv heads, slots] as which of `count` each query has, [batch, kv heads, seq, count], its own left out. */
+function asFlags(list: Tensor<'int32'>, count: number): Uint8Array {
+  const [batch = 0, seq = 0, kvHeads = 0, slots = 0] = list.shape;
+  const flags = new Uint8Array(batch * kvHeads * seq * count);
+  for (const [at, block] of list.dataSync().entries()) {
+    const [row, slot] = [Math.floor(at / slots), at % slots];
+    const [b, i, h] = [Math.floor(row / kvHeads / seq), Math.floor(row / kvHeads) % seq, row % kvHeads];
+    if (slot < slots - 1 && block >= 0) flags[((b * kvHeads + h) * seq + i) * count + block] = 1;
+  }
+  return flags;
+}
+
+export const nsaLucidrains: Adapter = {
+  systems: ['nsa_lucidrains'],
+  async compute(file, workspace) {
+    const [, seq = 0, , dim = 0] = file.tensor('q').shape;
+    const at = (n: number, f: (i: number) => number) =>
+      tensor(
+        Float64Array.from({ length: n }, (_, i) => f(i)),
+        [n],
+        { device: workspace.device },
+      );
+    const flags: Record<string, ArrayLike<number>> = {};
+    const outcome = await tapedByInput(file, workspace, (input) => {
+      const angles = mul(
+        at(seq, (i) => i).reshape([seq, 1]),
+        at(dim / 2, (pair) => 10_000 ** ((-2 * pair) / dim)),
+      );
+      const { out, compressed, selected, sliding, blockIndices } = nativeSparseAttentionLucidrains(...heads(input), {
+        gates: input('gates').transpose(1, 2),
+        keyCompression: compressionOf(input, 'k'),
+        valueCompression: compressionOf(input, 'v'),
+        stride: number(file, 'stride'),
+        blockSize: number(file, 'sel_block'),
+        blockCount: number(file, 'S'),
+        window: number(file, 'window'),
+        differentiableTopK: file.params.boolean('diff_topk') ?? false,
+        rope: { cos: cos(angles), sin: sin(angles), pairs: 'interleaved' },
+      });
+      flags.selected_blocks = asFlags(
+        blockIndices as unknown as Tensor<'int32'>,
+        file.tensor('selected_blocks').shape[3] ?? 0,
+      );
+      return { out, out_cmp: compressed, out_fine: selected, out_sliding: sliding } as unknown as Record<
+        string,
+        Tensor
+      >;
+    });
+    return withIndices(file, outcome, flags);
   },
 };
