@@ -107,6 +107,17 @@ export {
   ShortConvolution,
   type ShortConvolutionOptions,
 } from './recurrentLayer.js';
+export {
+  type LshHashing,
+  type LshOptions,
+  type LshResult,
+  lshAttention,
+  lshBuckets,
+  lshRotations,
+  type ReformerOptions,
+  type RotationDraw,
+  reformerAttention,
+} from './reformer.js';
 export * from './regrouped.js';
 export {
   type GatedRetentionOptions,

@@ -23,6 +23,7 @@ import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
 import { ringMerge } from './ring.js';
+import { reformer } from './routed.js';
 import { diagonal, hgrn, mamba, rwkv4 } from './scans.js';
 import { nsa, nsaLucidrains } from './selecting.js';
 import { attentionSink } from './sink.js';
@@ -91,6 +92,7 @@ const ADAPTERS: readonly Adapter[] = [
   diagonal,
   nsa,
   nsaLucidrains,
+  reformer,
 ];
 
 /** System -> the adapter that computes it. */
