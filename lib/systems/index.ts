@@ -27,6 +27,16 @@ export {
 } from '../linear/featureMaps.js';
 export { type AftOptions, aftFull } from './aft.js';
 export { type BasedOptions, basedAttention } from './basedAttention.js';
+export {
+  BinaryPartition,
+  type BinaryPartitionOptions,
+  type BptGraphOptions,
+  type BptGraphWeights,
+  type BptOptions,
+  binaryPartition,
+  binaryPartitionAttention,
+  binaryPartitionGraphAttention,
+} from './binaryPartition.js';
 export { type CosformerOptions, cosformerAttention } from './cosformer.js';
 // Recurrent attention over the engine of lib/linear.
 export {
@@ -140,6 +150,15 @@ export {
   type TorchscaleRetentionState,
 } from './retentionTorchscale.js';
 export {
+  type RoutingMeansOptions,
+  type RoutingMemory,
+  type RoutingOptions,
+  type RoutingResult,
+  routingAttention,
+  sharedRoutingAttention,
+  updateRoutingMeans,
+} from './routing.js';
+export {
   type Rwkv4Options,
   type Rwkv4Result,
   type Rwkv4State,
@@ -147,6 +166,16 @@ export {
   rwkv4TimeMixing,
 } from './rwkv4.js';
 export { type S4DOptions, type S4DOutput, type S4DParameters, s4d, s4dKernel, s4dOutput } from './s4d.js';
+export {
+  type DifferentiableMaskOptions,
+  differentiableAttentionMask,
+  type SparseBertOptions,
+  sparseBertAttention,
+  sparseBertMask,
+  type UnstructuredMaskOptions,
+  type UnstructuredResult,
+  sparseBertUnstructuredAttention,
+} from './sparseBert.js';
 export {
   type TTTLinearWeights,
   type TTTMlpWeights,

@@ -2,6 +2,7 @@ import type { Adapter } from '../adapter.js';
 import { adaptiveSpan } from './adaptiveSpan.js';
 import { alibi, denseBias, t5Bias } from './bias.js';
 import { bigBird } from './bigBird.js';
+import { bpt, bptGraph } from './binaryPartition.js';
 import { circularWindow } from './circular.js';
 import { deepspeed } from './deepspeed.js';
 import { dense } from './dense.js';
@@ -23,7 +24,7 @@ import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
 import { ringMerge } from './ring.js';
-import { reformer } from './routed.js';
+import { reformer, routing } from './routed.js';
 import { diagonal, hgrn, mamba, rwkv4 } from './scans.js';
 import { nsa, nsaLucidrains } from './selecting.js';
 import { attentionSink } from './sink.js';
@@ -93,6 +94,9 @@ const ADAPTERS: readonly Adapter[] = [
   nsa,
   nsaLucidrains,
   reformer,
+  routing,
+  bpt,
+  bptGraph,
 ];
 
 /** System -> the adapter that computes it. */

@@ -1,9 +1,9 @@
 /** Systems that route tokens by content: sorted by hashes, or gathered by clusters. */
 import { cast, type Tensor } from 'flashattn';
-import { lshAttention, lshBuckets } from 'flashattn/systems';
+import { lshAttention, lshBuckets, routingAttention, sharedRoutingAttention } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
 import { GoldenError } from '../file.js';
-import { number } from './selecting.js';
+import { number, withIndices } from './selecting.js';
 import { tapedByInput } from './taped.js';
 
 type Tokens = Tensor<'float32', readonly [number, number, number, number]>;
@@ -34,5 +34,32 @@ export const reformer: Adapter = {
     } finally {
       for (const t of [buckets, ...Object.values(masked)]) t.dispose();
     }
+  },
+};
+
+/** [batch, heads, seq, dim] <-> [batch, seq, heads, dim]. */
+const swapped = (t: Tensor): Tokens => t.transpose(1, 2) as Tensor<'float32'> as Tokens;
+
+export const routing: Adapter = {
+  systems: ['routing_transformer'],
+  async compute(file, workspace) {
+    const means = workspace.load(file, 'means') as Tensor;
+    const indices: Record<string, ArrayLike<number>> = {};
+    const outcome = await tapedByInput(file, workspace, (input) => {
+      const options = {
+        means,
+        window: number(file, 'window'),
+        causal: file.params.boolean('causal') ?? false,
+        ...(file.has('mem_key') && { memory: { keys: input('mem_key'), values: input('mem_value') } }),
+      };
+      const tokens = (name: string) => swapped(input(name));
+      const { out, queryIndices, keyIndices } = file.params.boolean('shared_qk')
+        ? sharedRoutingAttention(tokens('qk'), tokens('v'), options)
+        : routingAttention(tokens('q'), tokens('k'), tokens('v'), options);
+      indices.q_index = queryIndices.dataSync();
+      indices.k_index = keyIndices.dataSync();
+      return { out: swapped(out as Tensor as Tensor) as Tensor as Tensor };
+    });
+    return withIndices(file, outcome, indices);
   },
 };
