@@ -172,9 +172,9 @@ export {
   type SparseBertOptions,
   sparseBertAttention,
   sparseBertMask,
+  sparseBertUnstructuredAttention,
   type UnstructuredMaskOptions,
   type UnstructuredResult,
-  sparseBertUnstructuredAttention,
 } from './sparseBert.js';
 export {
   type TTTLinearWeights,

@@ -28,6 +28,7 @@ import { reformer, routing } from './routed.js';
 import { diagonal, hgrn, mamba, rwkv4 } from './scans.js';
 import { nsa, nsaLucidrains } from './selecting.js';
 import { attentionSink } from './sink.js';
+import { sparseBert, sparseBertUnstructured } from './sparseBert.js';
 import { sparseTransformer } from './sparseTransformer.js';
 import { sqrtn } from './sqrtn.js';
 import { streamingLLM } from './streaming.js';
@@ -97,6 +98,8 @@ const ADAPTERS: readonly Adapter[] = [
   routing,
   bpt,
   bptGraph,
+  sparseBert,
+  sparseBertUnstructured,
 ];
 
 /** System -> the adapter that computes it. */
