@@ -20,6 +20,8 @@ import {
   blockAt,
   blocksOf,
   countUp,
+  emptyLike,
+  noBlocks,
   queriesAtOnce,
   ranges,
   rowsOf,
@@ -188,6 +190,10 @@ export function nativeSparseAttention<D extends FloatDType>(
     options,
   );
   return scope(() => {
+    if (query.size === 0) {
+      const [out, compressed, selected, sliding] = Array.from({ length: 4 }, () => emptyLike(query, value));
+      return { out, compressed, selected, ...(window > 0 && { sliding }), blockIndices: noBlocks(key, slots) };
+    }
     const complete = Math.floor(seq / size) * size;
     const means = (t: Tensor) => mean(inChunks(t.slice(1, 0, complete), size), 3);
     const keys = means(key);

@@ -24,6 +24,8 @@ import {
   blockAt,
   blocksOf,
   countUp,
+  emptyLike,
+  noBlocks,
   queriesAtOnce,
   ranges,
   rowsOf,
@@ -215,6 +217,11 @@ export function nativeSparseAttentionLucidrains<D extends FloatDType>(
   const kvHeads = key.shape[2];
   const scale = options.scale ?? 1 / Math.sqrt(dim);
   return scope(() => {
+    if (query.size === 0) {
+      const [out, compressed, selected, sliding] = Array.from({ length: 4 }, () => emptyLike(query, value));
+      const slots = Math.min(blockCount, Math.floor(seq / blockSize)) + 1;
+      return { out, compressed, selected, sliding, blockIndices: noBlocks(key, slots) };
+    }
     const keys = compress(key, options.keyCompression, stride);
     const values = compress(value, options.valueCompression, stride);
     const { out: compressed } = attention(query, keys, values, { scale, mask: staircase(stride, memories, 1) });

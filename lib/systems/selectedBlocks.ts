@@ -133,3 +133,11 @@ export const queriesAtOnce = (elementsOfQuery: number): number =>
 /** [from, to) of parts of at most `size` of `total`. */
 export const ranges = (total: number, size: number): readonly (readonly [from: number, to: number])[] =>
   Array.from({ length: Math.ceil(total / size) }, (_, i) => [i * size, Math.min(total, (i + 1) * size)] as const);
+
+/** What comes of no queries. */
+export const emptyLike = (q: Tensor, v: Tensor): Tensor =>
+  filled(q.backend, [...q.shape.slice(0, 3), v.shape[3]], q.dtype, 0) as Tensor;
+
+/** What no queries have selected. */
+export const noBlocks = (k: Tensor, slots: number): Indices =>
+  filled(k.backend, [...k.shape.slice(0, 3), slots], 'int32', -1) as Indices;
