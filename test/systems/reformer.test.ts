@@ -1,5 +1,5 @@
 /** Attention by locality-sensitive hashing, against its definition entry by entry. */
-import { arange, cast, type DeviceName, memory, noGrad, type Tensor, tensor, zeros } from 'flashattn';
+import { arange, cast, type DeviceName, memory, noGrad, scope, type Tensor, tensor, zeros } from 'flashattn';
 import { lshAttention, lshBuckets, lshRotations, reformerAttention } from 'flashattn/systems';
 import { describe, expect, it } from 'vitest';
 import { maxError } from '../../verify/oracle/compare.js';
@@ -50,15 +50,17 @@ const bucketsOf = (c: LshCase, bucket: Bucket, device: DeviceName) => {
 
 /** Whether positions are real, [batch, seq]. */
 const maskOf = (c: LshCase, device: DeviceName) =>
-  cast(
-    tensor(
-      Float32Array.from({ length: c.batch * c.seq }, (_, at) =>
-        Math.floor(at / c.seq) < c.batch - 1 || at % c.seq < (c.real ?? c.seq) ? 1 : 0,
+  scope(() =>
+    cast(
+      tensor(
+        Float32Array.from({ length: c.batch * c.seq }, (_, at) =>
+          Math.floor(at / c.seq) < c.batch - 1 || at % c.seq < (c.real ?? c.seq) ? 1 : 0,
+        ),
+        [c.batch, c.seq],
+        { device },
       ),
-      [c.batch, c.seq],
-      { device },
+      'bool',
     ),
-    'bool',
   );
 
 const runOn = (t: Named<Tensor>, c: LshCase, bucket: Bucket, device: DeviceName) =>
@@ -146,7 +148,7 @@ describe.each(testDevices)('$device', ({ device, present, title }) => {
         device,
         inputsOf(c),
         (t) => {
-          const rotations = lshRotations({ ...c, numBuckets: [2, 4], seed: 5, device });
+          const rotations = lshRotations({ heads: 2, dim: 4, rounds: 2, numBuckets: [2, 4], seed: 5, device });
           expect(rotations.shape).toEqual([2, 4, 2, 3]);
           const mask = maskOf(c, device);
           const { out, buckets } = reformerAttention(tokens(t.qk), tokens(t.v), {
@@ -223,12 +225,12 @@ describe('bad arguments of attention by hashing', () => {
     ['an unknown option', { chunklength: 2 }, /^ERR_OPTION: .*did you mean "chunkLength"/],
   ])('%s', (_, options, message) => {
     const before = memory(device).tensors;
-    const own = { buckets: buckets(2, 2, 1, 8), chunkLength: 2 };
-    const t = of(2, 8, 2, 4);
-    expect(errorOf(() => lshAttention(t, t, { ...own, ...options } as never))).toMatch(message);
-    own.buckets.dispose();
-    (t as Tensor).dispose();
-    expect(memory(device).tensors).toBeLessThanOrEqual(before + 2);
+    scope(() => {
+      const own = { buckets: buckets(2, 2, 1, 8), chunkLength: 2 };
+      const t = of(2, 8, 2, 4);
+      expect(errorOf(() => lshAttention(t, t, { ...own, ...options } as never))).toMatch(message);
+    });
+    expect(memory(device).tensors).toBe(before);
   });
 
   it('names what the hashing needs', () => {
