@@ -335,18 +335,23 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
    * reads a and writes w, and the decays before t in D.
    */
   FLASHATTN_DEVICE void solve_reads(int chunk, bool keeps) {
-    WarpSums<kPairs> seen;
-    seen.clear();
-    this->for_each_tile(chunk, {RowSets::kReads}, [&](int first) {
-      this->add_state(seen, tiles_.query, first);
-      ptx::sync_threads();
-    });
-    multiply_warp<Reach::Before>(
-        seen, this->product(this->row(), this->column(), 0, kRecurrenceChunk),
-        [&](int t, int s) { return scores_(t, s); }, [&](int s, int c) { return values_(s, c); });
-    for_each_sum<kPairs>(seen, this->row(), this->column(),
-                         [&](int t, int c, float sum) { this->put(solved_, t, c, sum); });
-    this->for_each_tile(chunk, {RowSets::kReads, true}, [](int) {});
+    // One loop, as two walks over tiles would take registers from each other: last come the scores with writes.
+#pragma unroll 1
+    for (int writes = 0; writes < 2; ++writes) {
+      WarpSums<kPairs> seen;
+      seen.clear();
+      this->for_each_tile(chunk, {RowSets::kReads, writes > 0}, [&](int first) {
+        if (writes > 0) return;
+        this->add_state(seen, tiles_.query, first);
+        ptx::sync_threads();
+      });
+      if (writes > 0) break;
+      multiply_warp<Reach::Before>(
+          seen, this->product(this->row(), this->column(), 0, kRecurrenceChunk),
+          [&](int t, int s) { return scores_(t, s); }, [&](int s, int c) { return values_(s, c); });
+      for_each_sum<kPairs>(seen, this->row(), this->column(),
+                           [&](int t, int c, float sum) { this->put(solved_, t, c, sum); });
+    }
     solve(chunk, keeps);
   }
 
@@ -477,13 +482,17 @@ class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
   FLASHATTN_DEVICE void pass_writes(int chunk) {
     WarpSums<kPairs> d_reads;
     d_reads.clear();
-    for (int g = 0; g < p_.group(); ++g) {
-      this->load_d_out(values_, chunk, column_, g);
-      this->for_each_tile(chunk, {g, true}, [&](int first) {
+    // One loop, as above: last come the scores of reads.
+#pragma unroll 1
+    for (int g = 0; g <= p_.group(); ++g) {
+      const bool reads = g == p_.group();
+      if (!reads) this->load_d_out(values_, chunk, column_, g);
+      this->for_each_tile(chunk, {reads ? RowSets::kReads : g, true}, [&](int first) {
         if (g > 0) return;
         this->add_state(d_reads, tiles_.key, first);
         ptx::sync_threads();
       });
+      if (reads) break;
       multiply_warp<Reach::Future>(
           d_reads, this->product(this->row(), this->column(), 0, kRecurrenceChunk),
           [&](int s, int t) { return scores_(t, s); }, [&](int t, int c) { return values_(t, c); });
@@ -491,7 +500,7 @@ class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
     }
     for_each_sum<kPairs>(d_reads, this->row(), this->column(),
                          [&](int s, int c, float sum) { this->put(solved_, s, c, sum); });
-    this->for_each_tile(chunk, {RowSets::kReads, true}, [](int) {});
+    this->meet();
     solve(chunk);
   }
 
