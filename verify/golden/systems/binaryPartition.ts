@@ -7,9 +7,8 @@ import {
   binaryPartitionGraphAttention,
 } from 'flashattn/systems';
 import type { Adapter, ComputedTensor } from '../adapter.js';
-import type { GoldenFile } from '../file.js';
-import { number } from './selecting.js';
-import { solveTaped, tapedByInput } from './taped.js';
+import { type GoldenFile, numberOf } from '../file.js';
+import { solveTaped } from './taped.js';
 
 /** Edges as a file has them, in an order of its own: those of a graph in the order of the file where they are the same ones. */
 function edgesOf(graph: BinaryPartition, file: GoldenFile, names: readonly string[]): Record<string, ComputedTensor> {
@@ -26,12 +25,12 @@ function edgesOf(graph: BinaryPartition, file: GoldenFile, names: readonly strin
 export const bpt: Adapter = {
   systems: ['bpt'],
   async compute(file, workspace) {
-    const graph = binaryPartition(number(file, 'n'), {
-      step: number(file, 'step'),
+    const graph = binaryPartition(numberOf(file, 'n'), {
+      step: numberOf(file, 'step'),
       causal: file.params.boolean('triu') ?? false,
-      clipDistance: number(file, 'clip_dist'),
+      clipDistance: numberOf(file, 'clip_dist'),
     });
-    const outcome = await tapedByInput(file, workspace, (input) => {
+    const outcome = await solveTaped(file, workspace, (input) => {
       const nodes = (name: string) => {
         const t = input(name);
         return t.reshape([1, ...t.shape]) as Tensor as Tensor<'float32', readonly [number, number, number, number]>;
@@ -47,10 +46,10 @@ export const bpt: Adapter = {
 export const bptGraph: Adapter = {
   systems: ['bp_transformer_graph_attention'],
   async compute(file, workspace) {
-    const graph = binaryPartition(number(file, 'length'), {
-      step: number(file, 'step'),
+    const graph = binaryPartition(numberOf(file, 'length'), {
+      step: numberOf(file, 'step'),
       causal: file.params.boolean('causal') ?? false,
-      clipDistance: number(file, 'clip_dist'),
+      clipDistance: numberOf(file, 'clip_dist'),
     });
     const outcome = await solveTaped(file, workspace, (input) => {
       const [Wq, Wk, Wv, Wo] = ['Wq', 'Wk', 'Wv', 'Wo'].map(input) as [Tensor, Tensor, Tensor, Tensor];
@@ -59,7 +58,7 @@ export const bptGraph: Adapter = {
       return {
         out: binaryPartitionGraphAttention(h.reshape([1, ...h.shape]), weights, {
           graph,
-          heads: number(file, 'heads'),
+          heads: numberOf(file, 'heads'),
         }),
       };
     });

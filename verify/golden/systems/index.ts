@@ -34,6 +34,7 @@ import { biBert, bitLinears, int8SmoothK, int8Symmetric, kvCache, ternary } from
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
 import { ringMerge } from './ring.js';
+import { rotary } from './rope.js';
 import { reformer, routing } from './routed.js';
 import { diagonal, hgrn, mamba, rwkv4 } from './scans.js';
 import { nsa, nsaLucidrains } from './selecting.js';
@@ -106,6 +107,7 @@ const ADAPTERS: readonly Adapter[] = [
   lowRankSvd,
   nystromformer,
   nystromPadded,
+  rotary,
   xposPositions,
   mla,
   transformerXL,

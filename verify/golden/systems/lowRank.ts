@@ -7,14 +7,8 @@ import {
   nystromformerAttention,
 } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
-import { GoldenError, type GoldenFile } from '../file.js';
+import { numberOf } from '../file.js';
 import { type Inputs, solveTaped } from './taped.js';
-
-export function number(file: GoldenFile, name: string): number {
-  const value = file.params.number(name);
-  if (value === undefined) throw new GoldenError(`parameter ${name} is missing`);
-  return value;
-}
 
 /** [batch, heads, seq, dim] <-> [batch, seq, heads, dim]. */
 const swapped = (t: Tensor): Tensor => t.transpose(1, 2);
@@ -47,7 +41,7 @@ export const linformer: Adapter = {
         const options = { keyProjection: input('E'), valueProjection: input('Fp') };
         return { out: swapped(linformerAttention(...headsFirst(input), options)) };
       }
-      const heads = number(file, 'heads');
+      const heads = numberOf(file, 'heads');
       const shared = file.params.boolean('share_kv') ?? false;
       const kvHeads = file.params.boolean('one_kv_head') ? 1 : heads;
       const x = input('x');
@@ -67,8 +61,8 @@ export const nystromformer: Adapter = {
     using mask = cast(workspace.load(file, 'mask'), 'bool');
     return await solveTaped(file, workspace, (input) => {
       const out = nystromformerAttention(...headsFirst(input), {
-        landmarks: number(file, 'landmarks'),
-        iterations: number(file, 'pinv_iters'),
+        landmarks: numberOf(file, 'landmarks'),
+        iterations: numberOf(file, 'pinv_iters'),
         mask,
         ...(file.has('conv_weight') && { convWeight: input('conv_weight') }),
       });
@@ -81,17 +75,17 @@ export const nystromPadded: Adapter = {
   systems: ['nystrom_attention_padded'],
   compute: (file, workspace) =>
     solveTaped(file, workspace, (input) => {
-      const heads = number(file, 'heads');
+      const heads = numberOf(file, 'heads');
       const qkv = times(input('x'), input('to_qkv__weight'));
-      const inner = heads * number(file, 'dim_head');
+      const inner = heads * numberOf(file, 'dim_head');
       const [q, k, v] = [0, 1, 2].map((at) => split(qkv.slice(2, at * inner, (at + 1) * inner), heads)) as [
         Tensor,
         Tensor,
         Tensor,
       ];
       const out = nystromAttentionPadded(q, k, v, {
-        landmarks: number(file, 'landmarks'),
-        iterations: number(file, 'pinv_iters'),
+        landmarks: numberOf(file, 'landmarks'),
+        iterations: numberOf(file, 'pinv_iters'),
         ...(file.has('res_conv__weight') && { convWeight: input('res_conv__weight') }),
       });
       return { out: times(joined(out), input('to_out__0__weight'), input('to_out__0__bias')) };
@@ -103,7 +97,7 @@ export const lowRankSvd: Adapter = {
   compute: (file, workspace) =>
     solveTaped(file, workspace, (input) => {
       const { out, singularValues } = lowRankSvdAttention(...headsFirst(input), {
-        rank: number(file, 'rank'),
+        rank: numberOf(file, 'rank'),
         causal: file.params.boolean('causal') ?? false,
       });
       return { out: swapped(out), singular_values: singularValues };

@@ -2,20 +2,19 @@
 import { add, attention, cast, concat, matmul, type Tensor } from 'flashattn';
 import { recurrentMemory, retroCrossAttention, TransformerXLAttention, unlimiformerAttention } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
-import { solveTapedInputs } from './latent.js';
-import { number } from './lowRank.js';
+import { numberOf } from '../file.js';
 import { type Inputs, solveTaped, tapedTensors } from './taped.js';
 
 export const transformerXL: Adapter = {
   systems: ['transformer_xl'],
   async compute(file, workspace) {
     const { device } = workspace;
-    const heads = number(file, 'heads');
+    const heads = numberOf(file, 'heads');
     const layer = new TransformerXLAttention({
       width: file.tensor('x').shape[2] ?? 0,
       heads,
-      headDim: number(file, 'd_head'),
-      memory: number(file, 'mem_len'),
+      headDim: numberOf(file, 'd_head'),
+      memory: numberOf(file, 'mem_len'),
       preNorm: file.params.boolean('pre_lnorm') ?? false,
       device,
     });
@@ -61,12 +60,12 @@ export const rmt: Adapter = {
   compute: (file, workspace) =>
     solveTaped(file, workspace, (input) => {
       const isEncoder = file.params.boolean('bidirectional') ?? false;
-      const heads = number(file, 'heads');
+      const heads = numberOf(file, 'heads');
       const { out, memory } = recurrentMemory(
         input('x'),
         input('memory'),
         (z) => baseLayer(z, input, heads, !isEncoder),
-        { segment: number(file, 'segment'), kind: isEncoder ? 'encoder' : 'decoder' },
+        { segment: numberOf(file, 'segment'), kind: isEncoder ? 'encoder' : 'decoder' },
       );
       return { out, final_memory: memory };
     }),
@@ -77,7 +76,7 @@ export const unlimiformer: Adapter = {
   async compute(file, workspace) {
     using mask = cast(workspace.load(file, 'mask'), 'bool');
     let chosen: Int32Array | undefined;
-    const neighbours = number(file, 'topk');
+    const neighbours = numberOf(file, 'topk');
     const tensors = await tapedTensors(file, workspace, (input) => {
       const [q, k, v] = ['q', 'k', 'v'].map((name) => input(name).transpose(1, 2)) as [Tensor, Tensor, Tensor];
       const { out, indices } = unlimiformerAttention(q, k, v, { neighbours, mask });
@@ -96,8 +95,8 @@ export const retro: Adapter = {
   systems: ['retro_cca'],
   async compute(file, workspace) {
     using mask = file.has('context_mask') ? cast(workspace.load(file, 'context_mask'), 'bool') : undefined;
-    const chunk = number(file, 'chunk');
-    const [tokens, dim] = [number(file, 'neighbour_len'), number(file, 'D')];
+    const chunk = numberOf(file, 'chunk');
+    const [tokens, dim] = [numberOf(file, 'neighbour_len'), numberOf(file, 'D')];
     const tables = (rows: number, angle: (row: number, pair: number) => number) => {
       const values = Float64Array.from({ length: (rows * dim) / 2 }, (_, at) =>
         angle(Math.floor(at / (dim / 2)), at % (dim / 2)),
@@ -111,7 +110,7 @@ export const retro: Adapter = {
       queries: tables(chunk, (row, pair) => given[row * dim + pair] ?? Number.NaN),
       keys: tables(tokens, (row, pair) => row * 10_000 ** ((-2 * pair) / dim)),
     };
-    return await solveTapedInputs(file, workspace, (input) => ({
+    return await solveTaped(file, workspace, (input) => ({
       out: retroCrossAttention(input('q'), input('k'), input('v'), {
         chunk,
         nullKey: input('null_k'),

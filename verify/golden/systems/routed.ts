@@ -2,9 +2,9 @@
 import { cast, type Tensor } from 'flashattn';
 import { lshAttention, lshBuckets, routingAttention, sharedRoutingAttention } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
-import { GoldenError } from '../file.js';
-import { number, withIndices } from './selecting.js';
-import { tapedByInput } from './taped.js';
+import { GoldenError, numberOf } from '../file.js';
+import { withIndices } from './selecting.js';
+import { solveTaped } from './taped.js';
 
 type Tokens = Tensor<'float32', readonly [number, number, number, number]>;
 
@@ -17,13 +17,13 @@ export const reformer: Adapter = {
     if (numBuckets === undefined) throw new GoldenError('parameter num_buckets is missing');
     const buckets = lshBuckets(workspace.load(file, 'qk') as Tensor, { numBuckets, rotations, ...masked });
     try {
-      const outcome = await tapedByInput(file, workspace, (input) => {
+      const outcome = await solveTaped(file, workspace, (input) => {
         const tokens = (name: string) => input(name) as Tensor<'float32'> as Tokens;
         const out = lshAttention(tokens('qk'), tokens('v'), {
           buckets,
-          chunkLength: number(file, 'chunk'),
-          chunksBefore: number(file, 'chunks_before'),
-          chunksAfter: number(file, 'chunks_after'),
+          chunkLength: numberOf(file, 'chunk'),
+          chunksBefore: numberOf(file, 'chunks_before'),
+          chunksAfter: numberOf(file, 'chunks_after'),
           causal: file.params.boolean('causal') ?? false,
           ...masked,
         });
@@ -45,10 +45,10 @@ export const routing: Adapter = {
   async compute(file, workspace) {
     const means = workspace.load(file, 'means') as Tensor;
     const indices: Record<string, ArrayLike<number>> = {};
-    const outcome = await tapedByInput(file, workspace, (input) => {
+    const outcome = await solveTaped(file, workspace, (input) => {
       const options = {
         means,
-        window: number(file, 'window'),
+        window: numberOf(file, 'window'),
         causal: file.params.boolean('causal') ?? false,
         ...(file.has('mem_key') && { memory: { keys: input('mem_key'), values: input('mem_value') } }),
       };

@@ -2,16 +2,10 @@
 import { cos, mul, sin, type Tensor, tensor } from 'flashattn';
 import { type NsaCompression, nativeSparseAttention, nativeSparseAttentionLucidrains } from 'flashattn/systems';
 import type { Adapter, Outcome } from '../adapter.js';
-import { GoldenError, type GoldenFile } from '../file.js';
-import { type Inputs, tapedByInput } from './taped.js';
+import { type GoldenFile, numberOf } from '../file.js';
+import { type Inputs, solveTaped } from './taped.js';
 
 type Tokens = Tensor<'float32', readonly [number, number, number, number]>;
-
-export function number(file: GoldenFile, name: string): number {
-  const value = file.params.number(name);
-  if (value === undefined) throw new GoldenError(`parameter ${name} is missing`);
-  return value;
-}
 
 const heads = (input: Inputs): [q: Tokens, k: Tokens, v: Tokens] => {
   const of = (name: string) => input(name) as Tensor<'float32'> as Tokens;
@@ -45,17 +39,17 @@ export function withIndices(
 export const nsa: Adapter = {
   systems: ['nsa'],
   async compute(file, workspace) {
-    const window = number(file, 'window');
+    const window = numberOf(file, 'window');
     const indices: Record<string, ArrayLike<number>> = {};
-    const outcome = await tapedByInput(file, workspace, (input) => {
+    const outcome = await solveTaped(file, workspace, (input) => {
       const { out, compressed, selected, blockIndices } = nativeSparseAttention(...heads(input), {
         gates: {
           compressed: input('g_cmp'),
           selected: input('g_slc'),
           ...(window > 0 && { sliding: input('g_swa') }),
         },
-        blockSize: number(file, 'block_size'),
-        blockCount: number(file, 'S'),
+        blockSize: numberOf(file, 'block_size'),
+        blockCount: numberOf(file, 'S'),
         window,
       });
       indices.block_indices = blockIndices.dataSync();
@@ -97,7 +91,7 @@ export const nsaLucidrains: Adapter = {
         { device: workspace.device },
       );
     const flags: Record<string, ArrayLike<number>> = {};
-    const outcome = await tapedByInput(file, workspace, (input) => {
+    const outcome = await solveTaped(file, workspace, (input) => {
       const angles = mul(
         at(seq, (i) => i).reshape([seq, 1]),
         at(dim / 2, (pair) => 10_000 ** ((-2 * pair) / dim)),
@@ -106,10 +100,10 @@ export const nsaLucidrains: Adapter = {
         gates: input('gates').transpose(1, 2),
         keyCompression: compressionOf(input, 'k'),
         valueCompression: compressionOf(input, 'v'),
-        stride: number(file, 'stride'),
-        blockSize: number(file, 'sel_block'),
-        blockCount: number(file, 'S'),
-        window: number(file, 'window'),
+        stride: numberOf(file, 'stride'),
+        blockSize: numberOf(file, 'sel_block'),
+        blockCount: numberOf(file, 'S'),
+        window: numberOf(file, 'window'),
         differentiableTopK: file.params.boolean('diff_topk') ?? false,
         rope: { cos: cos(angles), sin: sin(angles), pairs: 'interleaved' },
       });

@@ -7,7 +7,7 @@ import {
   sparseBertUnstructuredAttention,
 } from 'flashattn/systems';
 import type { Adapter } from '../adapter.js';
-import { number } from './selecting.js';
+import { numberOf } from '../file.js';
 import { solveTaped } from './taped.js';
 
 type Tokens = Tensor<'float32', readonly [number, number, number, number]>;
@@ -18,14 +18,14 @@ export const sparseBert: Adapter = {
     solveTaped(file, workspace, (input) => {
       const x = input('x');
       const [batch = 0, seq = 0, width = 0] = x.shape;
-      const heads = number(file, 'heads');
+      const heads = numberOf(file, 'heads');
       const project = (name: string) => {
         const made = matmul(x, input(`${name}__weight`).transpose(0, 1), { bias: input(`${name}__bias`) });
         return made.reshape([batch, seq, heads, width / heads]) as Tensor as Tensor<'float32'> as Tokens;
       };
       const keep = differentiableAttentionMask(input('alphas'), {
         noise: workspace.load(file, 'expo') as Tensor,
-        temperature: number(file, 'tau'),
+        temperature: numberOf(file, 'tau'),
       });
       const attentionMask = workspace.load(file, 'attention_mask') as Tensor;
       const out = sparseBertAttention(project('query'), project('key'), project('value'), { keep, attentionMask });
@@ -48,7 +48,7 @@ export const sparseBertUnstructured: Adapter = {
         {
           alphas: input('alphas'),
           noise: workspace.load(file, 'noise') as Tensor,
-          temperature: number(file, 'tau'),
+          temperature: numberOf(file, 'tau'),
         },
       );
       return { out: swapped(out as Tensor as Tensor), mask } as unknown as Record<string, Tensor>;
