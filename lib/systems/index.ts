@@ -27,7 +27,36 @@ export {
 } from '../linear/featureMaps.js';
 export { type AftOptions, aftFull } from './aft.js';
 export { type BasedOptions, basedAttention } from './basedAttention.js';
+// Attention and layers whose numbers have few bits.
+export { type BiBertOptions, type BiBertWeights, biBertSelfAttention } from './biBert.js';
+export { BitLinear, type BitLinearOptions, bitLinear1, bitLinear158, bitLinear158Codes } from './bitLinear.js';
+// Gates of channels and places, convolutions with kernels of softmaxes, and layers of curves.
+export { bSplines } from './bSpline.js';
+export {
+  CBAM,
+  type CbamOptions,
+  type CbamWeights,
+  type ChannelGateOptions,
+  type ChannelPool,
+  cbam,
+  cbamChannelGate,
+  cbamSpatialGate,
+  type SpatialGateOptions,
+  type SpatialGateWeights,
+} from './cbam.js';
 export { type CosformerOptions, cosformerAttention } from './cosformer.js';
+export {
+  CrateBlock,
+  type CrateBlockOptions,
+  type CrateBlockWeights,
+  type CrateIstaOptions,
+  type CrateMssaOptions,
+  type CrateMssaWeights,
+  crateBlock,
+  crateIsta,
+  crateMssa,
+  crateMssaPaper,
+} from './crate.js';
 // Recurrent attention over the engine of lib/linear.
 export {
   type DeltaRuleOptions,
@@ -35,6 +64,13 @@ export {
   type GatedDeltaRuleOptions,
   gatedDeltaRule,
 } from './deltaRule.js';
+export {
+  DynamicConv,
+  type DynamicConvLayerOptions,
+  type DynamicConvOptions,
+  type DynamicConvWeights,
+  dynamicConv,
+} from './dynamicConv.js';
 export { efficientAttention } from './efficientAttention.js';
 export { forgettingAttention } from './forgettingAttention.js';
 export {
@@ -44,6 +80,13 @@ export {
   type GatedAttentionWeights,
   gatedAttentionUnit,
 } from './gatedAttention.js';
+export {
+  GatedCrossAttention,
+  type GatedCrossAttentionLayerOptions,
+  type GatedCrossAttentionOptions,
+  type GatedCrossAttentionWeights,
+  gatedCrossAttention,
+} from './gatedCrossAttention.js';
 export { GatedDeltaNet, type GatedDeltaNetOptions, type GatedDeltaNetState } from './gatedDeltaNet.js';
 export {
   type GlaOptions,
@@ -74,8 +117,25 @@ export {
   infiniAttentionPaper,
 } from './infini.js';
 export { InfiniAttention, type InfiniLayerOptions } from './infiniLayer.js';
+export {
+  KANLinear,
+  type KANLinearOptions,
+  type KanConv2dOptions,
+  type KanWeights,
+  kanConv2d,
+  kanLinear,
+  type PykanWeights,
+  pykanLinear,
+} from './kan.js';
 export { type KernelAttentionOptions, kernelAttention } from './kernelAttention.js';
 export { type KnnOptions, knn, type Neighbours } from './knn.js';
+export {
+  LightweightConv,
+  type LightweightConvLayerOptions,
+  type LightweightConvOptions,
+  type LightweightConvWeights,
+  lightweightConv,
+} from './lightweightConv.js';
 export { type LinearAttentionOptions, type LinearOptions, linearAttention } from './linearAttention.js';
 export { LinearAttention, type LinearAttentionLayerOptions, type LinearAttentionState } from './linearLayer.js';
 // Attention through matrices of low rank, memories beyond a segment, and positions.
@@ -108,6 +168,19 @@ export {
   performerAttention,
   performerHyperbolicAttention,
 } from './performer.js';
+export type { Quantised } from './quantise.js';
+export {
+  int8SmoothKAttention,
+  int8SymmetricAttention,
+  type QuantisedAttentionOptions,
+  type QuantisedCacheEntry,
+  type QuantisedKvCache,
+  type QuantisedRows,
+  quantisedKvCacheAttention,
+  quantiseKvCache,
+  type SmoothKResult,
+  ternaryAttention,
+} from './quantisedAttention.js';
 export {
   type FrequencyDraw,
   type RandomFeatureOptions,
@@ -158,12 +231,19 @@ export {
   rwkv4TimeMixing,
 } from './rwkv4.js';
 export { type S4DOptions, type S4DOutput, type S4DParameters, s4d, s4dKernel, s4dOutput } from './s4d.js';
+export {
+  SqueezeExcitation,
+  type SqueezeExcitationOptions,
+  type SqueezeExcitationWeights,
+  squeezeExcitation,
+} from './squeezeExcitation.js';
 export { distanceSinusoids, type TransformerXLOptions, transformerXLAttention } from './transformerXL.js';
 export {
   TransformerXLAttention,
   type TransformerXLLayerOptions,
   type TransformerXLStep,
 } from './transformerXLLayer.js';
+export { type TransnarOptions, type TransnarWeights, transnarCrossAttention } from './transnar.js';
 export {
   type TTTLinearWeights,
   type TTTMlpWeights,
@@ -175,6 +255,7 @@ export {
 } from './ttt.js';
 export { type TTTLayerOptions, TTTLinear, TTTMlp } from './tttLayer.js';
 export { type UnlimiformerOptions, type UnlimiformerResult, unlimiformerAttention } from './unlimiformer.js';
+export type { Weight } from './weights.js';
 export { type XposOptions, type XposTableOptions, type XposTables, xpos, xposAttention, xposTables } from './xpos.js';
 export { type RopeFrequencyOptions, ropeFrequencies, type YarnOptions, yarnScale } from './yarn.js';
 export {

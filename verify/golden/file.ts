@@ -39,6 +39,13 @@ export class Params {
     throw new GoldenError(`parameter ${name} is not a list of lists of numbers: ${JSON.stringify(value)}`);
   }
 
+  strings(name: string): string[] | undefined {
+    const value = this.values[name] ?? undefined;
+    if (value === undefined) return undefined;
+    if (Array.isArray(value) && value.every((element) => typeof element === 'string')) return value;
+    throw new GoldenError(`parameter ${name} is not a list of strings: ${JSON.stringify(value)}`);
+  }
+
   string(name: string): string | undefined {
     const value = this.values[name] ?? undefined;
     if (value === undefined || typeof value === 'string') return value;
@@ -127,6 +134,13 @@ export class GoldenFile implements TensorSource {
       return name !== 'dout' && name.startsWith('d') && this.has(name.slice(1));
     });
   }
+}
+
+/** A parameter that a file must have. */
+export function numberOf({ params }: GoldenFile, name: string): number {
+  const value = params.number(name);
+  if (value === undefined) throw new GoldenError(`parameter ${name} is missing`);
+  return value;
 }
 
 export function isGradient(name: string, file: GoldenFile): boolean {

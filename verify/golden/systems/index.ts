@@ -2,11 +2,16 @@ import type { Adapter } from '../adapter.js';
 import { adaptiveSpan } from './adaptiveSpan.js';
 import { alibi, denseBias, t5Bias } from './bias.js';
 import { bigBird } from './bigBird.js';
+import { cbamGates, excitation } from './channels.js';
 import { circularWindow } from './circular.js';
+import { dynamicConvolution, lightweight } from './convolutions.js';
+import { crate, crateBlocks, cratePaper, ista } from './crate.js';
+import { flamingo, transnar } from './crossAttention.js';
 import { deepspeed } from './deepspeed.js';
 import { dense } from './dense.js';
 import { axial, swin, timesformer } from './grids.js';
 import { hybridGated, hybridLocal, infini } from './infini.js';
+import { kanEfficient, pykan } from './kan.js';
 import { mla, xposPositions } from './latent.js';
 import {
   based,
@@ -23,6 +28,7 @@ import { longT5Global, longT5Local } from './longT5.js';
 import { linformer, lowRankSvd, nystromformer, nystromPadded } from './lowRank.js';
 import { retro, rmt, transformerXL, unlimiformer } from './memory.js';
 import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
+import { biBert, bitLinears, int8SmoothK, int8Symmetric, kvCache, ternary } from './quantised.js';
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
 import { ringMerge } from './ring.js';
@@ -101,6 +107,24 @@ const ADAPTERS: readonly Adapter[] = [
   rmt,
   unlimiformer,
   retro,
+  excitation,
+  cbamGates,
+  lightweight,
+  dynamicConvolution,
+  crate,
+  cratePaper,
+  ista,
+  crateBlocks,
+  kanEfficient,
+  pykan,
+  flamingo,
+  transnar,
+  int8Symmetric,
+  int8SmoothK,
+  ternary,
+  biBert,
+  kvCache,
+  bitLinears,
 ];
 
 /** System -> the adapter that computes it. */

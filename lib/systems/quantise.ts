@@ -1,0 +1,130 @@
+// Numbers as small whole ones and a scale, products of those, and gradients straight through.
+import { customOp } from '../autograd/customOp.js';
+import { abs, fused, mul, sign } from '../ops/elementwise.js';
+import { matmul } from '../ops/matmul.js';
+import { max, mean, sum } from '../ops/reduce.js';
+import type { Tensor } from '../tensor/tensor.js';
+
+/** x is about codes / scale. */
+export interface Quantised {
+  /** Whole numbers in float32, of the shape of x. */
+  readonly codes: Tensor;
+  /** Broadcasts to x: of length 1 where an axis shares it. */
+  readonly scale: Tensor;
+}
+
+/** How numbers become whole. */
+export type Quantiser = (x: Tensor) => Quantised;
+
+/**
+ * a b^T of whole numbers: [..., m, k] and [..., n, k]. All arithmetic on codes is here. Float32 is exact while the sums stay
+ * within 2^24, which products of 8 bits do for k up to 1,040.
+ */
+const productOfCodes = (a: Tensor, b: Tensor): Tensor => matmul(a, b.transpose(-2, -1));
+
+const scaledBack = fused(function scaledBack(product, scaleA, scaleB) {
+  return product.div(scaleA).div(scaleB);
+});
+const value = fused(function dequantise(codes, scale) {
+  return codes.div(scale);
+});
+
+/** What the codes stand for. */
+const dequantised = ({ codes, scale }: Quantised): Tensor => value(codes, scale);
+
+/** Q(x), with the gradient of x: the straight-through estimator of Bengio, Léonard and Courville (2013), arXiv:1308.3432. */
+export const throughQuantiser = (x: Tensor, quantiser: Quantiser): Tensor =>
+  customOp({
+    name: 'quantised',
+    forward: (t: Tensor) => dequantised(quantiser(t)),
+    backward: ({ gradients: [gradient] }) => [gradient],
+  })(x);
+
+/**
+ * Q(a) Q(b)^T with gradients straight through: as if it were a Q(b)^T for a, and Q(a) b^T for b.
+ *
+ * @param a float32 [...batch, m, k]
+ * @param b float32 [...batch, n, k] with the same batch axes
+ */
+export function quantisedProduct(a: Tensor, b: Tensor, ofA: Quantiser, ofB: Quantiser): Tensor {
+  return customOp({
+    name: 'quantisedProduct',
+    forward: (left: Tensor, right: Tensor) => {
+      const [qa, qb] = [ofA(left), ofB(right)];
+      const result = scaledBack(productOfCodes(qa.codes, qb.codes), qa.scale, qb.scale.transpose(-2, -1));
+      return { result, save: [qa.codes, qa.scale, qb.codes, qb.scale] as const };
+    },
+    backward: ({ gradients: [gradient], saved: [codesA, scaleA, codesB, scaleB], needed }) => [
+      gradient && needed[0] ? matmul(gradient, value(codesB, scaleB)) : undefined,
+      gradient && needed[1] ? matmul(gradient.transpose(-2, -1), value(codesA, scaleA)) : undefined,
+    ],
+  })(a, b);
+}
+
+/** x, but from -bound to bound; only what lies strictly between has a gradient. NaN stays. */
+export const clippedTo = fused(function clip(x, bound) {
+  return x.abs().less(bound).where(x, x.sign().mul(bound));
+});
+
+const rounded = fused(function roundToCodes(x, scale, least, most) {
+  return x.mul(scale).round().maximum(least).minimum(most);
+});
+// Of nothing but zeros any scale does: `least` leaves it finite.
+const scaleFor = fused(function scaleFor(size, most, least) {
+  return most.div(size.maximum(least));
+});
+const tiny = 2 ** -100;
+
+const axesOf = ({ shape }: Tensor): number[] => shape.map((_, axis) => axis);
+
+/** Whole numbers of so many bits, with one scale for the whole tensor: (2^(bits - 1) - 1) / max|x|. */
+export const symmetric =
+  (bits: number): Quantiser =>
+  (x) => {
+    const most = 2 ** (bits - 1) - 1;
+    const scale = scaleFor(max(abs(x), axesOf(x), { keepDims: true }), most, tiny);
+    return { codes: rounded(x, scale, -most, most), scale };
+  };
+
+/** 8 bits with a scale for each row, 127 / max(max|x|, 1e-5). */
+export const perToken: Quantiser = (x) => {
+  const scale = scaleFor(max(abs(x), -1, { keepDims: true }), 127, 1e-5);
+  return { codes: rounded(x, scale, -128, 127), scale };
+};
+
+/** -1, 0 or 1, the nearest to x / mean|x|, with one scale for the whole tensor. */
+export const absMean: Quantiser = (x) => {
+  const scale = scaleFor(mean(abs(x), axesOf(x), { keepDims: true }), 1, 1e-5);
+  return { codes: rounded(x, scale, -1, 1), scale };
+};
+
+const scaleOfSize = fused(function scaleOfSize(size, one) {
+  // What has size 0 has codes 0, and 0 / Infinity is 0.
+  return one.div(size);
+});
+
+/** The sign of x, each standing for `size`. */
+export const signs = (x: Tensor, size: Tensor): Quantised => ({ codes: sign(x), scale: scaleOfSize(size, 1) });
+
+const isAbove = fused(function isAbove(x, threshold) {
+  return threshold.less(x.abs());
+});
+const keptSign = fused(function keptSign(x, kept) {
+  return kept.mul(x.sign());
+});
+const shareOf = fused(function shareOf(total, count) {
+  return total.div(count.maximum(1));
+});
+
+/**
+ * -1, 0 or 1 with 0 where |x| is at most 0.7 mean|x|, standing for the mean |x| of the others: ternary weight networks, Li et
+ * al. (2016), arXiv:1605.04711. One threshold and one scale for the whole tensor.
+ */
+export const ternary: Quantiser = (x) => {
+  const axes = axesOf(x);
+  const over = (t: Tensor) => sum(t, axes, { keepDims: true });
+  const sizes = abs(x);
+  const kept = isAbove(x, mul(mean(sizes, axes, { keepDims: true }), 0.7) as Tensor);
+  const size = shareOf(over(mul(sizes, kept) as Tensor), over(kept));
+  return { codes: keptSign(x, kept), scale: scaleOfSize(size, 1) };
+};
