@@ -105,7 +105,7 @@ function project(x: Sequence, w: GatedAttentionWeights): { v: Sequence; gate: Se
 }
 
 /** t[j - i + n - 1] for all i and j below n, of t [2 n - 1]. */
-function byDifference(t: Sequence, n: number): Sequence {
+export function byDifference(t: Sequence, n: number): Sequence {
   // Rows of 2 n - 1, laid out with an element more: read as if they had none, each begins one later than that before it.
   const rows = pad(t.expand([n, 2 * n - 1]), [
     [0, 0],

@@ -29,6 +29,16 @@ export { type AftOptions, aftFull } from './aft.js';
 export { type BasedOptions, basedAttention } from './basedAttention.js';
 // Attention and layers whose numbers have few bits.
 export { type BiBertOptions, type BiBertWeights, biBertSelfAttention } from './biBert.js';
+export {
+  BinaryPartition,
+  type BinaryPartitionOptions,
+  type BptGraphOptions,
+  type BptGraphWeights,
+  type BptOptions,
+  binaryPartition,
+  binaryPartitionAttention,
+  binaryPartitionGraphAttention,
+} from './binaryPartition.js';
 export { BitLinear, type BitLinearOptions, bitLinear1, bitLinear158, bitLinear158Codes } from './bitLinear.js';
 // Gates of channels and places, convolutions with kernels of softmaxes, and layers of curves.
 export { bSplines } from './bSpline.js';
@@ -152,6 +162,13 @@ export {
   multiHeadLatentAttention,
 } from './mla.js';
 export { MultiHeadLatentAttention, type MultiHeadLatentAttentionOptions } from './mlaLayer.js';
+export { type NsaGates, type NsaOptions, type NsaResult, nativeSparseAttention } from './nsa.js';
+export {
+  type NsaCompression,
+  type NsaLucidrainsOptions,
+  type NsaLucidrainsResult,
+  nativeSparseAttentionLucidrains,
+} from './nsaLucidrains.js';
 export {
   iterativePseudoInverse,
   type NystromformerOptions,
@@ -201,6 +218,19 @@ export {
   RecurrentMemoryTransformer,
   recurrentMemory,
 } from './recurrentMemory.js';
+
+export {
+  type LshHashing,
+  type LshOptions,
+  type LshResult,
+  lshAttention,
+  lshBuckets,
+  lshRotations,
+  type ReformerOptions,
+  type RotationDraw,
+  reformerAttention,
+} from './reformer.js';
+
 export * from './regrouped.js';
 export {
   type GatedRetentionOptions,
@@ -224,6 +254,15 @@ export {
 } from './retentionTorchscale.js';
 export { type RetroOptions, retroCrossAttention } from './retro.js';
 export {
+  type RoutingMeansOptions,
+  type RoutingMemory,
+  type RoutingOptions,
+  type RoutingResult,
+  routingAttention,
+  sharedRoutingAttention,
+  updateRoutingMeans,
+} from './routing.js';
+export {
   type Rwkv4Options,
   type Rwkv4Result,
   type Rwkv4State,
@@ -231,6 +270,16 @@ export {
   rwkv4TimeMixing,
 } from './rwkv4.js';
 export { type S4DOptions, type S4DOutput, type S4DParameters, s4d, s4dKernel, s4dOutput } from './s4d.js';
+export {
+  type DifferentiableMaskOptions,
+  differentiableAttentionMask,
+  type SparseBertOptions,
+  sparseBertAttention,
+  sparseBertMask,
+  sparseBertUnstructuredAttention,
+  type UnstructuredMaskOptions,
+  type UnstructuredResult,
+} from './sparseBert.js';
 export {
   SqueezeExcitation,
   type SqueezeExcitationOptions,
@@ -244,6 +293,7 @@ export {
   type TransformerXLStep,
 } from './transformerXLLayer.js';
 export { type TransnarOptions, type TransnarWeights, transnarCrossAttention } from './transnar.js';
+
 export {
   type TTTLinearWeights,
   type TTTMlpWeights,

@@ -30,6 +30,11 @@ export class Params {
     throw new GoldenError(`parameter ${name} is not a list of numbers: ${JSON.stringify(value)}`);
   }
 
+  /** A number, or a list of them. */
+  numberOrList(name: string): number | number[] | undefined {
+    return Array.isArray(this.values[name]) ? this.numbers(name) : this.number(name);
+  }
+
   /** A list of lists of numbers. */
   lists(name: string): number[][] | undefined {
     const value = this.values[name] ?? undefined;

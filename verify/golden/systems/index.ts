@@ -2,6 +2,7 @@ import type { Adapter } from '../adapter.js';
 import { adaptiveSpan } from './adaptiveSpan.js';
 import { alibi, denseBias, t5Bias } from './bias.js';
 import { bigBird } from './bigBird.js';
+import { bpt, bptGraph } from './binaryPartition.js';
 import { cbamGates, excitation } from './channels.js';
 import { circularWindow } from './circular.js';
 import { dynamicConvolution, lightweight } from './convolutions.js';
@@ -32,8 +33,11 @@ import { biBert, bitLinears, int8SmoothK, int8Symmetric, kvCache, ternary } from
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
 import { retnetModule, yoco } from './recurrentModules.js';
 import { ringMerge } from './ring.js';
+import { reformer, routing } from './routed.js';
 import { diagonal, hgrn, mamba, rwkv4 } from './scans.js';
+import { nsa, nsaLucidrains } from './selecting.js';
 import { attentionSink } from './sink.js';
+import { sparseBert, sparseBertUnstructured } from './sparseBert.js';
 import { sparseTransformer } from './sparseTransformer.js';
 import { sqrtn } from './sqrtn.js';
 import { streamingLLM } from './streaming.js';
@@ -125,6 +129,14 @@ const ADAPTERS: readonly Adapter[] = [
   biBert,
   kvCache,
   bitLinears,
+  nsa,
+  nsaLucidrains,
+  reformer,
+  routing,
+  bpt,
+  bptGraph,
+  sparseBert,
+  sparseBertUnstructured,
 ];
 
 /** System -> the adapter that computes it. */

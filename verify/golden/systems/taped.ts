@@ -68,3 +68,18 @@ export async function solveTaped(
   if (dtype !== 'float32') return { unsupported: `no ${dtype} reference for ${file.expected.join(', ')}` };
   return { tensors: await tapedTensors(file, workspace, run, inputs) };
 }
+
+/** As `tapedTensors` of a file that calls the gradient of X dX. */
+export async function tapedByInput(
+  file: GoldenFile,
+  workspace: Workspace,
+  run: (input: Inputs) => NamedTensors,
+): Promise<Outcome> {
+  if (workspace.dtype !== 'float32') return { unsupported: `no ${workspace.dtype} reference` };
+  const inputs = file.names.flatMap((name) =>
+    name !== 'dout' && name.startsWith('d') && file.has(name.slice(1)) ? [name.slice(1)] : [],
+  );
+  const tensors = await tapedTensors(file, workspace, run, inputs);
+  const renamed = Object.entries(tensors).map(([name, computed]) => [name.replace(/^grad_/, 'd'), computed] as const);
+  return { tensors: Object.fromEntries(renamed) };
+}
