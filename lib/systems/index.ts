@@ -67,6 +67,7 @@ export {
   crateMssa,
   crateMssaPaper,
 } from './crate.js';
+export { type DcmhaOptions, type DcmhaWeights, dcmha } from './dcmha.js';
 // Recurrent attention over the engine of lib/linear.
 export {
   type DeltaRuleOptions,
@@ -286,6 +287,7 @@ export {
   type SqueezeExcitationWeights,
   squeezeExcitation,
 } from './squeezeExcitation.js';
+export { type TalkingHeadsOptions, talkingHeadsAttention } from './talkingHeads.js';
 export { distanceSinusoids, type TransformerXLOptions, transformerXLAttention } from './transformerXL.js';
 export {
   TransformerXLAttention,

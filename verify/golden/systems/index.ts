@@ -11,6 +11,7 @@ import { flamingo, transnar } from './crossAttention.js';
 import { deepspeed } from './deepspeed.js';
 import { dense } from './dense.js';
 import { axial, swin, timesformer } from './grids.js';
+import { dcmhaAdapter, talkingHeads } from './heads.js';
 import { hybridGated, hybridLocal, infini } from './infini.js';
 import { kanEfficient, pykan } from './kan.js';
 import { mla, xposPositions } from './latent.js';
@@ -137,6 +138,8 @@ const ADAPTERS: readonly Adapter[] = [
   bptGraph,
   sparseBert,
   sparseBertUnstructured,
+  talkingHeads,
+  dcmhaAdapter,
 ];
 
 /** System -> the adapter that computes it. */

@@ -1,7 +1,7 @@
 /** Systems whose gradients come from the tape: their inputs become parameters, and one walk back gives all gradients. */
 import { add, mul, parameter, scope, sum, type Tensor, zerosLike } from 'flashattn';
 import type { ComputedTensor, Outcome, Workspace } from '../adapter.js';
-import { GoldenError, type GoldenFile } from '../file.js';
+import { GoldenError, type GoldenFile, isGradient } from '../file.js';
 
 /** Tensors by the names that a file has them under. */
 export type NamedTensors = Readonly<Record<string, Tensor>>;
@@ -9,9 +9,14 @@ export type NamedTensors = Readonly<Record<string, Tensor>>;
 /** An input that is differentiated, by its name: a parameter in the shape of the file. */
 export type Inputs = (name: string) => Tensor;
 
-/** Of a file in which tensor `grad_X` is the gradient of X: every X. */
-const differentiated = (file: GoldenFile): string[] =>
-  file.names.flatMap((name) => (name.startsWith('grad_') ? [name.slice('grad_'.length)] : []));
+/** What stands before the name of an input in that of its gradient. */
+const gradientPrefix = (file: GoldenFile): string => (file.namesCotangents ? 'grad_' : 'd');
+
+/** Every input that the file has a gradient of. */
+const differentiated = (file: GoldenFile): string[] => {
+  const prefix = gradientPrefix(file);
+  return file.names.flatMap((name) => (isGradient(name, file) && name !== 'dout' ? [name.slice(prefix.length)] : []));
+};
 
 /**
  * Runs a system on the inputs of a file, as float32 parameters of the shapes in the file, and walks back from the sum over
@@ -52,7 +57,7 @@ export async function tapedTensors(
   for (const [name, output] of Object.entries(outputs)) results[name] = { values: await output.toFloat32() };
   for (const [name, leaf] of parameters) {
     const gradient = leaf.grad ?? workspace.keep(zerosLike(leaf));
-    results[`grad_${name}`] = { values: await gradient.toFloat32() };
+    results[`${gradientPrefix(file)}${name}`] = { values: await gradient.toFloat32() };
   }
   return results;
 }
