@@ -71,7 +71,8 @@ export const allNamesOf = (entry: SystemEntry): readonly string[] =>
 /** The example with its imports: a module that runs. */
 export function exampleOf(entry: SystemEntry): string {
   const body = entry.example.join('\n');
-  const words = new Set(body.match(/\w+/g));
+  // Neither members of something nor names of options.
+  const words = new Set(body.match(/(?<![.\w])\w+\b(?!:)/g));
   const lines = entryPoints.flatMap((point) => {
     const known = [...namesOf(entry, point), ...(point === 'flashattn' ? helpers : [])];
     const used = [...new Set(known.map((name) => name.split('.')[0] as string))]
