@@ -47,7 +47,12 @@ function tableOf({ title, about, systems }) {
   return `## ${title}\n\n${about}\n\n${rows.map((row) => `| ${row.join(' | ')} |`).join('\n')}\n`;
 }
 
-const reasons = (systems) => systems.map(({ title, because }) => `- **${title}**: ${because}`).join('\n');
+/** A reason that systems share is said once. */
+function reasons(systems) {
+  const byReason = new Map();
+  for (const { title, because } of systems) byReason.set(because, [...(byReason.get(because) ?? []), `**${title}**`]);
+  return [...byReason].map(([because, titles]) => `- ${titles.join('; ')}: ${because}`).join('\n');
+}
 
 const anchorOf = (title) =>
   title

@@ -200,7 +200,7 @@ const masks: readonly SystemEntry[] = [
     year: 2019,
     paper: 'arXiv:1904.10509; openai/sparse_attention',
     names: ['patterns.sparseTransformerLocal', 'patterns.sparseTransformerStrided', 'patterns.sparseTransformerFixed'],
-    make: 'patterns.sparseTransformerFixed({ length: 256, localAttnCtx: 128 })',
+    make: 'patterns.sparseTransformerFixed({ length: 256, localAttnCtx: 64, numVerts: 2 })',
     cost: 'N sqrt(N) D in blocks',
     formula: 'local, strided, or blocks of a run and summaries of the runs before',
     options: {
