@@ -33,6 +33,9 @@ const { values: flags } = parseArgs({
     only: { type: 'string' },
   },
 });
+// Blocks take wide tiles where there is one for every multiprocessor: with as many heads as fill a device, or on one that has
+// few. FLASHATTN_MULTIPROCESSORS=132 counts what a few heads cost.
+if (flags.only === 'bytes') process.env.FLASHATTN_MULTIPROCESSORS ??= '1';
 const device = flags.only === 'bytes' ? ('emulator' as 'cpu') : readProcessor(flags.device ?? 'cpu');
 const rounds = Number(flags.rounds ?? 7);
 const wanted = (part: string) => flags.only === undefined || flags.only.split(',').includes(part);

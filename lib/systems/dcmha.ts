@@ -100,14 +100,20 @@ const keysLast = (t: Wide): Wide =>
  */
 function compose(pairs: Wide, matrix: Wide, ofQuery: Wide, { down, up, diagonal }: Composition, hiding?: Wide): Wide {
   const [batch, queries, heads, keys] = pairs.shape;
-  const byQueries = matmul(matrix, pairs, { ...(hiding && { bias: hiding.reshape([queries, 1, keys]) }) });
   const ofKey = keysLast(diagonal).reshape([batch, 1, heads, keys]);
-  let total = withOwn(byQueries, pairs, unsqueeze(ofQuery, -1), ofKey) as Wide;
+  let total = scope(() => {
+    const byQueries = matmul(matrix, pairs, { ...(hiding && { bias: hiding.reshape([queries, 1, keys]) }) });
+    return withOwn(byQueries, pairs, unsqueeze(ofQuery, -1), ofKey) as Wide;
+  });
   // A rank at a time: one number a pair goes through, where a matrix for each key would gather over all queries.
   const [read, write] = [keysLast(down), keysLast(up)];
   for (let i = 0; i < read.shape[1]; i++) {
-    const part = sum(mul(pairs, read.slice(1, i, i + 1)), 2, { keepDims: true });
-    total = withPart(total, part, write.slice(1, i, i + 1)) as Wide;
+    const before = total;
+    total = scope(() => {
+      const part = sum(mul(pairs, read.slice(1, i, i + 1)), 2, { keepDims: true });
+      return withPart(before, part, write.slice(1, i, i + 1)) as Wide;
+    });
+    before.dispose();
   }
   return total;
 }
@@ -119,8 +125,9 @@ function rowsOf({ queries, keys, hiding }: BlockOf<Inputs>, scale: number): Wide
   const pre = { down: keys.preDown, up: keys.preUp, diagonal: keys.preDiagonal };
   const post = { down: keys.postDown, up: keys.postUp, diagonal: keys.postDiagonal };
   const products = matmul(byHead(queries.q), keys.k.permute([0, 2, 3, 1]), { alpha: scale });
-  const logits = compose(products.transpose(1, 2), queries.preMatrix, queries.preDiagonal, pre, hiding);
-  const weights = compose(softmax(logits), queries.postMatrix, queries.postDiagonal, post);
+  const logits = scope(() => compose(products.transpose(1, 2), queries.preMatrix, queries.preDiagonal, pre, hiding));
+  products.dispose();
+  const weights = scope(() => compose(softmax(logits), queries.postMatrix, queries.postDiagonal, post));
   return byHead(matmul(weights.transpose(1, 2), byHead(keys.v)));
 }
 
@@ -131,11 +138,12 @@ function rowsOf({ queries, keys, hiding }: BlockOf<Inputs>, scale: number): Wide
  * RMS over heads (epsilon 1e-6). Xiao et al., "Improving Transformers with Dynamically Composable Multi-Head Attention" (2024),
  * arXiv:2405.08553, as DCFormer's PyTorch code computes it, with as many rows of down as of up.
  *
- * All heads of a pair are needed at once, which no fused kernel has: queries are taken in blocks of 2^19 logits over all
- * heads, or one by one where they have more, each with the keys that it sees alone; a block computes its logits, compositions and
- * softmax in memory, and once more for its gradient. Memory grows with seq (heads^2 numbers a token among it). Each of the two
- * compositions takes 2 heads (heads + 2 rank) operations a pair and 3 rank + 2 passes over a block, and is most of the time.
- * Values and states must be finite, also where they are hidden.
+ * All heads of a pair are needed at once, which no fused kernel has: queries are taken in blocks of 64, or of as many as have
+ * 2^20 logits over all heads where those are more, each with the keys that it sees alone; a block computes logits, compositions
+ * and softmax in memory, and once more for its gradient. Memory beside the inputs is that of several blocks, 256 bytes times heads
+ * times keys each where the keys are many, and 2 heads^2 numbers a token: it grows with seq; time grows with its square, or with
+ * seq times window. Each of the two compositions takes 2 heads (heads + 2 rank) operations a pair and 3 rank + 2 passes over a
+ * block, which are most of the time. Values and states must be finite, also where they are hidden.
  *
  * @param q [batch, seq, heads, dim]
  * @param k [batch, seq, heads, dim]

@@ -27,7 +27,6 @@ export {
 } from '../linear/featureMaps.js';
 export { type AftOptions, aftFull } from './aft.js';
 export { type BasedOptions, basedAttention } from './basedAttention.js';
-// Attention and layers whose numbers have few bits.
 export { type BiBertOptions, type BiBertWeights, biBertSelfAttention } from './biBert.js';
 export {
   BinaryPartition,
@@ -40,7 +39,6 @@ export {
   binaryPartitionGraphAttention,
 } from './binaryPartition.js';
 export { BitLinear, type BitLinearOptions, bitLinear1, bitLinear158, bitLinear158Codes } from './bitLinear.js';
-// Gates of channels and places, convolutions with kernels of softmaxes, and layers of curves.
 export { bSplines } from './bSpline.js';
 export {
   CBAM,
@@ -149,7 +147,6 @@ export {
 } from './lightweightConv.js';
 export { type LinearAttentionOptions, type LinearOptions, linearAttention } from './linearAttention.js';
 export { LinearAttention, type LinearAttentionLayerOptions, type LinearAttentionState } from './linearLayer.js';
-// Attention through matrices of low rank, memories beyond a segment, and positions.
 export { type LinformerOptions, linformerAttention } from './linformer.js';
 export { LinformerAttention, type LinformerLayerOptions } from './linformerLayer.js';
 export { type LowRankSvdOptions, type LowRankSvdResult, lowRankSvdAttention } from './lowRankSvd.js';
@@ -219,7 +216,6 @@ export {
   RecurrentMemoryTransformer,
   recurrentMemory,
 } from './recurrentMemory.js';
-
 export {
   type LshHashing,
   type LshOptions,
@@ -231,7 +227,6 @@ export {
   type RotationDraw,
   reformerAttention,
 } from './reformer.js';
-
 export * from './regrouped.js';
 export {
   type GatedRetentionOptions,
@@ -295,7 +290,6 @@ export {
   type TransformerXLStep,
 } from './transformerXLLayer.js';
 export { type TransnarOptions, type TransnarWeights, transnarCrossAttention } from './transnar.js';
-
 export {
   type TTTLinearWeights,
   type TTTMlpWeights,

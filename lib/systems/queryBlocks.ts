@@ -8,8 +8,11 @@ import { filled } from '../tape/arithmetic.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Wide } from './inputs.js';
 
-/** Logits of a block, over all heads, unless those of one query are more: 2 MB. */
-const mostLogits = 2 ** 19;
+/**
+ * Logits that a block may have over all heads, 4 MB, and how many queries it takes though theirs are more: products of fewer
+ * spend their time on reading the keys. Tests make them smaller.
+ */
+export const blockLimit = { logits: 2 ** 20, queries: 64 };
 
 type Range = readonly [from: number, to: number];
 
@@ -62,8 +65,11 @@ function* blocksOf(
   const offset = keys - queries;
   // A block of r queries meets r - 1 keys more than a query alone.
   const met = causal ? Math.min(keys, window + 1) : keys;
-  const most = mostLogits / Math.max(1, heads);
-  const rows = Math.max(1, Math.floor(met < keys ? (Math.sqrt(met ** 2 + 4 * most) - met) / 2 : most / met));
+  const most = blockLimit.logits / Math.max(1, heads);
+  const rows = Math.max(
+    blockLimit.queries,
+    Math.floor(met < keys ? (Math.sqrt(met ** 2 + 4 * most) - met) / 2 : most / met),
+  );
   const left = queries - first;
   const entries = rows < left ? 1 : Math.floor(rows / left);
   for (let b = 0; b < batch; b += entries)
@@ -157,5 +163,6 @@ export function inQueryBlocks<I extends BlockInputs & { queries: { q: Wide }; ke
       [0, 0],
     ]) as Wide;
   const seeing = entries.length === 1 ? entries[0] : (concat(entries, 0) as Wide);
-  return blind > 0 ? (pad(seeing, before) as Wide) : seeing;
+  const all = blind > 0 ? (pad(seeing, before) as Wide) : seeing;
+  return all.isContiguous ? all : all.contiguous();
 }

@@ -1,0 +1,255 @@
+/** Talking-heads attention, against its definition pair by pair. */
+import { type DeviceName, memory, noGrad, parameter, scope, sum, type Tensor, tensor, zeros } from 'flashattn';
+import { type TalkingHeadsOptions, talkingHeadsAttention } from 'flashattn/systems';
+import { afterEach, describe, expect, it } from 'vitest';
+import { blockLimit } from '../../lib/systems/queryBlocks.js';
+import { maxError } from '../../verify/oracle/compare.js';
+import { type TalkingHeadsCase, type TalkingHeadsInputs, talkingHeads } from '../../verify/oracle/headMixing.js';
+import { errorOf } from '../support/codeOf.js';
+import { testDevices } from '../support/devices.js';
+import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
+
+const usual = { ...blockLimit };
+/** Blocks of at most so many logits, or of one query. */
+const limit = (logits: number | undefined) =>
+  Object.assign(blockLimit, logits === undefined ? usual : { logits, queries: 1 });
+afterEach(() => {
+  limit(undefined);
+});
+
+type Mixing = 'logitsProjection' | 'logitsBias' | 'weightsProjection' | 'weightsBias';
+const everything: readonly Mixing[] = ['logitsProjection', 'logitsBias', 'weightsProjection', 'weightsBias'];
+const projections: readonly Mixing[] = ['logitsProjection', 'weightsProjection'];
+
+interface Case extends TalkingHeadsCase {
+  readonly mixing: readonly Mixing[];
+  /** At most in a block. */
+  readonly logits?: number;
+}
+
+const base = { batch: 2, queries: 7, keys: 7, dim: 3, valueDim: 4, heads: 3, softmaxHeads: 3, valueHeads: 3 };
+const paper = { ...base, softmaxHeads: 5, valueHeads: 2 };
+
+const cases: readonly Case[] = [
+  { ...base, causal: false, mixing: everything },
+  { ...base, causal: true, mixing: everything },
+  { ...paper, causal: true, mixing: projections, scale: 0.7 },
+  { ...paper, valueHeads: 5, causal: false, mixing: ['logitsProjection', 'logitsBias'] },
+  { ...base, valueHeads: 1, causal: true, mixing: ['weightsProjection', 'weightsBias'] },
+  { ...base, causal: true, mixing: [] },
+  // Blocks of 2 queries, the last of 1; of 1 query, which has more logits than a block may have.
+  { ...base, causal: false, mixing: everything, logits: 50 },
+  { ...base, causal: true, mixing: everything, logits: 50 },
+  { ...paper, causal: true, mixing: projections, logits: 1 },
+  // Whole batch entries at a time, the last block with fewer.
+  { ...base, batch: 5, causal: true, mixing: everything, logits: 2 * 3 * 49 },
+  // More keys than queries, and more queries than keys.
+  { ...paper, queries: 5, keys: 9, causal: true, mixing: everything, logits: 100 },
+  { ...paper, queries: 9, keys: 5, causal: true, mixing: everything, logits: 60 },
+  { ...paper, queries: 9, keys: 5, causal: false, mixing: everything, logits: 60 },
+  { ...base, queries: 1, keys: 6, causal: true, mixing: everything },
+  { ...base, heads: 1, softmaxHeads: 1, valueHeads: 1, dim: 1, valueDim: 1, causal: true, mixing: everything },
+];
+
+function inputsOf(c: Case): Inputs {
+  const all: Inputs = {
+    q: input([c.batch, c.queries, c.heads, c.dim], 1),
+    k: input([c.batch, c.keys, c.heads, c.dim], 2),
+    v: input([c.batch, c.keys, c.valueHeads, c.valueDim], 3),
+    logitsProjection: input([c.softmaxHeads, c.heads], 4),
+    logitsBias: input([c.softmaxHeads], 5),
+    weightsProjection: input([c.valueHeads, c.softmaxHeads], 6),
+    weightsBias: input([c.valueHeads], 7),
+  };
+  const absent = everything.filter((name) => !c.mixing.includes(name));
+  return Object.fromEntries(Object.entries(all).filter(([name]) => !absent.includes(name as Mixing)));
+}
+
+function attend({ q, k, v, ...mixing }: Named<Tensor>, { causal, scale }: TalkingHeadsCase): Tensor {
+  const options = { ...mixing, causal, ...(scale !== undefined && { scale }) } as TalkingHeadsOptions;
+  return talkingHeadsAttention(q as Tensor, k as Tensor, v as Tensor, options);
+}
+
+const exact = (c: Case, values: Named<Float64Array>) => talkingHeads(c, values as unknown as TalkingHeadsInputs);
+
+describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
+  describe.skipIf(!present)(title('talking heads'), () => {
+    it.each(cases)('%j', (c) => {
+      limit(c.logits);
+      checkSystem(
+        device,
+        inputsOf(c),
+        (t) => attend(t, c),
+        (values) => exact(c, values),
+      );
+    });
+
+    it.skipIf(isSlow)('gives the same in one block and in several', () => {
+      const c: Case = { ...paper, queries: 130, keys: 150, causal: true, mixing: everything };
+      const inputs = inputsOf(c);
+      const cotangents = { out: input([c.batch * c.queries * c.valueHeads * c.valueDim], 10).data };
+      const inBlocksOf = (logits: number | undefined) => {
+        limit(logits);
+        return run(device, inputs, (t) => ({ out: attend(t, c) }), cotangents);
+      };
+      expectSame(inBlocksOf(undefined), inBlocksOf(7000));
+    });
+
+    it('views as inputs, and a contiguous result', () => {
+      const c = { ...base, causal: true, mixing: everything } as const;
+      const headsFirst: Inputs = Object.fromEntries(
+        Object.entries(inputsOf(c)).map(([name, t]) => [
+          name,
+          t.shape.length === 4 ? { ...t, shape: [0, 2, 1, 3].map((axis) => t.shape[axis] as number) } : t,
+        ]),
+      );
+      const swapped = (t: Named<Tensor>) =>
+        Object.fromEntries(
+          Object.entries(t).map(([name, x]) => [name, x.shape.length === 4 ? x.transpose(1, 2) : x.transpose(0, -1)]),
+        );
+      noGrad(() => {
+        const before = memory(device).tensors;
+        scope(() => {
+          const t = Object.fromEntries(
+            Object.entries(headsFirst).map(([name, { shape, data }]) => [
+              name,
+              tensor(Float32Array.from(data), shape, { device }) as Tensor,
+            ]),
+          );
+          const views = swapped(t);
+          const copies = Object.fromEntries(Object.entries(views).map(([name, x]) => [name, x.contiguous()]));
+          const out = attend(views, c);
+          expect(out.isContiguous).toBe(true);
+          expect(out.toFloat32Sync()).toEqual(attend(copies, c).toFloat32Sync());
+        });
+        expect(memory(device).tensors).toBe(before);
+      });
+    });
+
+    it.each(['float16', 'bfloat16'] as const)('%s', (dtype) => {
+      const c: Case = { ...paper, causal: true, mixing: everything, logits: 50 };
+      limit(50);
+      const before = memory(device).tensors;
+      const owned: Tensor[] = [];
+      scope(() => {
+        const t = Object.fromEntries(
+          Object.entries(inputsOf(c)).map(([name, { shape, data }]) => {
+            const leaf = parameter(tensor(Float32Array.from(data), shape, { device, dtype }) as Tensor);
+            owned.push(leaf);
+            return [name, leaf];
+          }),
+        );
+        const out = attend(t, c);
+        expect(out.dtype).toBe(dtype);
+        const values = Object.fromEntries(
+          Object.entries(t).map(([name, x]) => [name, Float64Array.from(x.toFloat32Sync())]),
+        );
+        expect(maxError(out.toFloat32Sync(), exact(c, values))).toBeLessThan(dtype === 'float16' ? 2 ** -7 : 2 ** -4);
+        sum(out).backward();
+        for (const [name, x] of Object.entries(t)) {
+          expect(x.grad?.dtype, name).toBe(dtype);
+          expect(x.grad?.toFloat32Sync().every(Number.isFinite), name).toBe(true);
+        }
+      });
+      for (const leaf of owned) leaf.dispose();
+      expect(memory(device).tensors).toBe(before);
+    });
+
+    it('takes empty sequences and batches', () => {
+      for (const causal of [true, false]) {
+        for (const sizes of [{ queries: 0 }, { queries: 0, keys: 0 }, { batch: 0 }]) {
+          const c = { ...base, ...sizes, causal, mixing: everything };
+          const cotangents = { out: new Float64Array(0) };
+          expect(run(device, inputsOf(c), (t) => ({ out: attend(t, c) }), cotangents).outputs.out).toHaveLength(0);
+        }
+        const c = { ...base, keys: 0, causal, mixing: everything };
+        const size = c.batch * c.queries * c.valueHeads * c.valueDim;
+        const { outputs, gradients } = run(device, inputsOf(c), (t) => ({ out: attend(t, c) }), {
+          out: new Float64Array(size).fill(1),
+        });
+        expect(outputs.out).toEqual(new Float64Array(size));
+        for (const values of Object.values(gradients)) expect(values.every((x) => x === 0)).toBe(true);
+      }
+    });
+
+    it.skipIf(isSlow)('holds a block and not all logits', () => {
+      limit(2 ** 14);
+      const [seq, heads] = [512, 2];
+      scope(() => {
+        const t = Object.fromEntries(
+          Object.entries(
+            inputsOf({
+              ...base,
+              batch: 1,
+              queries: seq,
+              keys: seq,
+              heads,
+              softmaxHeads: heads,
+              valueHeads: heads,
+              causal: false,
+              mixing: projections,
+            }),
+          ).map(([name, { shape, data }]) => [
+            name,
+            parameter(tensor(Float32Array.from(data), shape, { device }) as Tensor),
+          ]),
+        );
+        attend(t, { ...base, causal: false }).dispose(); // the first launch of a device makes room for its threads
+        const before = memory(device).bytesInUse;
+        const out = attend(t, { ...base, causal: false });
+        out.detach().dataSync(); // what launches hold until they have run counts too
+        expect(memory(device).bytesInUse - before).toBeLessThan((4 * heads * seq * seq) / 4);
+        for (const leaf of Object.values(t)) leaf.dispose();
+      });
+    });
+  });
+});
+
+describe('bad arguments of talking heads', () => {
+  const device: DeviceName = 'wasm';
+  const of = (...shape: number[]): never => zeros(shape, { device }) as Tensor as never;
+  const half = (...shape: number[]): never => zeros(shape, { device, dtype: 'float16' }) as Tensor as never;
+
+  it.each<[string, object, RegExp]>([
+    [
+      'a projection of other heads',
+      { logitsProjection: of(4, 2) },
+      /^ERR_SHAPE: logitsProjection has shape \[4, 2\]; it must be \[any, 3\], \[softmax heads, heads of q\]/,
+    ],
+    ['a projection of one axis', { logitsProjection: of(3) }, /^ERR_SHAPE: logitsProjection has shape \[3\]/],
+    ['a projection that is none', { weightsProjection: 2 }, /^ERR_OPTION: weightsProjection is 2; it must be a tensor/],
+    [
+      'a projection to other heads',
+      { weightsProjection: of(4, 3) },
+      /^ERR_SHAPE: weightsProjection has shape \[4, 3\]; it must be \[3, 3\]/,
+    ],
+    [
+      'a bias of other heads',
+      { logitsProjection: of(3, 3), logitsBias: of(2) },
+      /^ERR_SHAPE: logitsBias has shape \[2\]; it must be \[3\]/,
+    ],
+    ['a bias alone', { weightsBias: of(3) }, /^ERR_OPTION: weightsBias is .* without a weightsProjection/],
+    [
+      'softmax heads that v has not',
+      { logitsProjection: of(5, 3) },
+      /^ERR_SHAPE: v has 3 heads and the softmax 5; give a weightsProjection \[3, 5\]/,
+    ],
+    ['causal', { causal: 1 }, /^ERR_OPTION: causal is 1/],
+    ['scale', { scale: Number.NaN }, /^ERR_OPTION: scale is NaN/],
+    ['an unknown option', { logitProjection: of(3, 3) }, /^ERR_OPTION: .*did you mean "logitsProjection"/],
+  ])('%s', (_, options, message) => {
+    const q = of(2, 5, 3, 4);
+    const before = memory(device).tensors;
+    expect(errorOf(() => talkingHeadsAttention(q, q, q, options))).toMatch(message);
+    expect(memory(device).tensors).toBe(before);
+  });
+
+  it('names shapes and dtypes that do not fit', () => {
+    const q = of(2, 5, 3, 4);
+    expect(errorOf(() => talkingHeadsAttention(of(5, 3, 4), q, q))).toMatch(/^ERR_SHAPE: q has shape/);
+    expect(errorOf(() => talkingHeadsAttention(q, of(2, 5, 3, 5), q))).toMatch(/^ERR_SHAPE: k has shape/);
+    expect(errorOf(() => talkingHeadsAttention(q, q, of(2, 6, 3, 4)))).toMatch(/^ERR_SHAPE: v has shape/);
+    expect(errorOf(() => talkingHeadsAttention(q, q, half(2, 5, 3, 4)))).toMatch(/^ERR_DTYPE: v is float16/);
+    expect(errorOf(() => talkingHeadsAttention(3 as never, q, q))).toMatch(/^ERR_OPTION: q is 3/);
+  });
+});
