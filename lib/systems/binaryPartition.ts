@@ -1,5 +1,5 @@
 import { attention, type Shape4 } from '../attention/attention.js';
-import { checkBoolean, checkInteger, checkObject, checkOptions } from '../base/check.js';
+import { checkBoolean, checkInteger, checkObject, checkOptions, mustBe } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
 import { add, mul } from '../ops/elementwise.js';
@@ -141,8 +141,7 @@ export interface BptOptions {
 }
 
 function checkGraph(graph: unknown, relative: unknown, argument: string, nodes: number, dim: number, like: Tensor) {
-  if (!(graph instanceof BinaryPartition))
-    throw shapeError(`graph is ${show(graph)}; it must be what binaryPartition gives`);
+  if (!(graph instanceof BinaryPartition)) throw mustBe('graph', graph, 'what binaryPartition gives');
   if (graph.nodes !== nodes) throw shapeError(`graph has ${graph.nodes} nodes, and there are ${nodes}`);
   checkAlike(relative, argument, [-1, dim], 'types, dim', like);
   if (relative.shape[0] < graph.types)

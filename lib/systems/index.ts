@@ -258,6 +258,7 @@ export {
   sharedRoutingAttention,
   updateRoutingMeans,
 } from './routing.js';
+export { RoutingAttention, type RoutingLayerOptions } from './routingLayer.js';
 export {
   type Rwkv4Options,
   type Rwkv4Result,

@@ -17,6 +17,7 @@ import { checkQkv, checkShaped, narrow, type Sequence, type Wide, wide } from '.
 import { checkOptions as checkScaled, type ScaleOption } from './saved.js';
 import {
   attendBlocks,
+  attendOwnBlocks,
   blockAt,
   blocksOf,
   countUp,
@@ -24,7 +25,6 @@ import {
   noBlocks,
   queriesAtOnce,
   ranges,
-  rowsOf,
   staircase,
 } from './selectedBlocks.js';
 
@@ -58,8 +58,8 @@ export interface NsaResult<D extends FloatDType = FloatDType> {
   readonly selected: Tensor<D, Shape4>;
   readonly sliding?: Tensor<D, Shape4>;
   /**
-   * int32 [batch, seq, kv heads, slots]: which blocks each query has selected, the most important first and its own last, and -1
-   * where there are no more.
+   * int32 [batch, seq, kv heads, slots]: which blocks each query has selected, the most important first, -1 where there are no
+   * more, and its own in the last slot.
    */
   readonly blockIndices: Indices;
 }
@@ -76,9 +76,8 @@ const ranked = fused((importance, block, own, initial, local) =>
     ),
 );
 
-/** Of the slots before its own block a query fills as many as there are blocks before it. */
-const filledSlot = fused((slot, own, block) => slot.less(own).where(block, own));
-const shownSlot = fused((slot, own, block) => own.less(slot).where(-1, block));
+/** Of its slots a query fills as many as there are blocks before its own. */
+const filledSlot = fused((slot, own, block) => slot.less(own).where(block, -1));
 
 interface Selecting {
   readonly scale: number;
@@ -89,8 +88,7 @@ interface Selecting {
 }
 
 /**
- * The blocks of the queries from `from` on: [batch, queries, kv heads, slots], its own in the last slot that is in use and in
- * all behind it.
+ * The blocks of the queries from `from` on: [batch, queries, kv heads, slots], -1 for none, its own in the last slot.
  *
  * @param q [batch, queries, heads, dim]
  * @param keys [batch, complete blocks, kv heads, dim]
@@ -114,27 +112,14 @@ function select(q: Tensor, keys: Tensor, lse: Tensor, from: number, options: Sel
   return concat([filledSlot(countUp(chosen, q), ownOfAll, best), ownOfAll], 3) as Wide;
 }
 
+const joinedAlong = (parts: readonly Tensor[]): Tensor => concat(parts, 1);
+
 const joined = fused((ofCompressed, compressed, ofSelected, selected) =>
   ofCompressed.mul(compressed).add(ofSelected.mul(selected)),
 );
 const added = fused((sum, gate, branch) => gate.mul(branch).add(sum));
 
-/** How many keys of its slots each query sees: all of the blocks before its own, and of that the tokens up to itself. */
-function visibleKeys(
-  batch: number,
-  [from, to]: readonly [number, number],
-  kvHeads: number,
-  size: number,
-  slots: number,
-) {
-  const ofQuery = (i: number) => size * Math.min(slots - 1, Math.floor(i / size)) + (i % size) + 1;
-  const queries = to - from;
-  return Int32Array.from({ length: batch * queries * kvHeads }, (_, at) =>
-    ofQuery(from + (Math.floor(at / kvHeads) % queries)),
-  );
-}
-
-function readOptions(q: Tensor, k: Tensor, options: NsaOptions) {
+function readOptions(q: Tensor, options: NsaOptions) {
   checkScaled(options, ['gates', 'blockSize', 'blockCount', 'window', 'initialBlocks', 'localBlocks']);
   const { gates, blockSize = 64, blockCount = 16, window = 512, initialBlocks = 0, localBlocks = 1 } = options;
   const [batch, seq, heads, dim] = q.shape as readonly number[];
@@ -153,7 +138,7 @@ function readOptions(q: Tensor, k: Tensor, options: NsaOptions) {
     throw optionError('gates.sliding is given, but window is 0: there is no sliding branch');
   const slots = Math.max(1, Math.min(blockCount, Math.ceil(seq / blockSize)));
   const { scale = 1 / Math.sqrt(dim) } = options;
-  return { batch, seq, kvHeads: k.shape[2], scale, gates, size: blockSize, slots, window, initialBlocks, localBlocks };
+  return { batch, seq, scale, gates, size: blockSize, slots, window, initialBlocks, localBlocks };
 }
 
 /**
@@ -166,10 +151,10 @@ function readOptions(q: Tensor, k: Tensor, options: NsaOptions) {
  * Yuan et al., "Native Sparse Attention" (2025), arXiv:2502.11089, as fla's naive_nsa_with_compression computes it: means where
  * the paper has an MLP over overlapping blocks.
  *
- * Selection happens on the device, in float32. Time is that of seq^2 / blockSize pairs, twice, and of seq * blockCount * blockSize
- * pairs; the keys and values that queries have selected are copied, for all heads that share them once, as many queries at a time as
- * fit 2^24 elements, and where that is not all of them at once, they are copied again for gradients rather than kept. What is not
- * finite reaches no query before it, but for other queries of its block.
+ * Selection happens on the device, in float32. Time is that of seq^2 / blockSize pairs, twice, and of about seq * blockCount *
+ * blockSize pairs. For the selected branch queries are sorted by the blocks that they have selected: a query is copied for
+ * each of its blocks, a block for every 64 queries that have selected it, and results are merged. That is done for as many queries at a
+ * time as fit 2^25 elements; where these are not all, it is done once more for gradients, rather than kept.
  *
  * @param q [batch, seq, heads, dim]
  * @param k [batch, seq, kv heads, dim], kv heads dividing heads
@@ -184,11 +169,7 @@ export function nativeSparseAttention<D extends FloatDType>(
 ): NsaResult<D> {
   const [query, key, value] = [q, k, v] as unknown as readonly [Tensor, Tensor, Tensor];
   checkQkv(query, key, value, { grouped: true, self: true });
-  const { batch, seq, kvHeads, scale, gates, size, slots, window, initialBlocks, localBlocks } = readOptions(
-    query,
-    key,
-    options,
-  );
+  const { batch, seq, scale, gates, size, slots, window, initialBlocks, localBlocks } = readOptions(query, options);
   return scope(() => {
     if (query.size === 0) {
       const [out, compressed, selected, sliding] = Array.from({ length: 4 }, () => emptyLike(query, value));
@@ -200,36 +181,20 @@ export function nativeSparseAttention<D extends FloatDType>(
     const { out: compressed, lse } = attention(query, keys, means(value), { scale, mask: staircase(size) });
 
     const blocks = blocksOf(key, value, size);
+    const near = attendOwnBlocks(query, key, value, size, scale);
     const selecting = { scale, size, slots, initial: initialBlocks, local: localBlocks };
-    const elements = kvHeads * slots * size * (key.shape[3] + value.shape[3]) + query.shape[2] * (seq / size);
-    const parts = ranges(seq, queriesAtOnce(batch * elements)).map((range) => {
-      const [from, to] = range;
+    const elements = query.shape[2] * ((slots - 1) * (key.shape[3] + 2 * value.shape[3]) + seq / size);
+    const parts = ranges(seq, queriesAtOnce(batch * elements)).map(([from, to]) => {
       const own = query.slice(1, from, to);
       const chosen = scope(() => select(own.detach(), keys.detach(), lse.detach().slice(2, from, to), from, selecting));
-      const rows = rowsOf(chosen, blocks);
-      const kLens = visibleKeys(batch, range, kvHeads, size, slots);
-      const attend = (q: Tensor, keys: Tensor, values: Tensor, rows: Indices) =>
-        attendBlocks(q, rows, { ...blocks, keys, values }, { scale, kLens });
-      const all = [own, blocks.keys, blocks.values, rows] as const;
-      const out = to - from === seq ? attend(...all) : checkpoint(attend, ...all);
-      const shown = shownSlot(
-        countUp(slots, own),
-        blockAt(countUp(to - from, own, from), size).reshape([to - from, 1, 1]),
-        chosen,
-      );
-      return { out, shown };
+      const attend = (q: Tensor, keys: Tensor, values: Tensor, out: Tensor, lse: Tensor, chosen: Tensor) =>
+        attendBlocks(q, chosen.slice(3, 0, slots - 1), { ...blocks, keys, values }, { out, lse }, scale);
+      const [out, ownLse] = [near.out.slice(1, from, to), near.lse.slice(1, from, to)];
+      const all = [own, blocks.keys, blocks.values, out, ownLse, chosen] as const;
+      return { out: to - from === seq ? attend(...all) : checkpoint(attend, ...all), chosen };
     });
-    const selected = concat(
-      parts.map(({ out }) => out),
-      1,
-    );
-    const blockIndices = cast(
-      concat(
-        parts.map(({ shown }) => shown),
-        1,
-      ),
-      'int32',
-    );
+    const selected = narrow(joinedAlong(parts.map(({ out }) => out)), query);
+    const blockIndices = cast(joinedAlong(parts.map(({ chosen }) => chosen)), 'int32');
     const gate = (t: Tensor) => wide(t.contiguous()).reshape([...t.shape, 1]);
     const both = joined(gate(gates.compressed), compressed, gate(gates.selected), selected);
     const branches = { compressed, selected, blockIndices };

@@ -4,7 +4,7 @@ import { checkBoolean, checkInteger, checkObject, checkOptions, mustBe } from '.
 import type { FloatDType } from '../base/dtype.js';
 import { cast } from '../ops/cast.js';
 import { concat } from '../ops/concat.js';
-import { add, fused, mul } from '../ops/elementwise.js';
+import { add, fused } from '../ops/elementwise.js';
 import type { Indices } from '../ops/embedding.js';
 import { matmul } from '../ops/matmul.js';
 import { mean } from '../ops/reduce.js';
@@ -20,7 +20,7 @@ import { checkAlike, checkQkv, checkShaped, narrow, type Sequence, type Wide, wi
 import { checkOptions as checkScaled, type ScaleOption } from './saved.js';
 import {
   attendBlocks,
-  type Blocks,
+  attendOwnBlocks,
   blockAt,
   blocksOf,
   countUp,
@@ -28,7 +28,6 @@ import {
   noBlocks,
   queriesAtOnce,
   ranges,
-  rowsOf,
   staircase,
 } from './selectedBlocks.js';
 
@@ -100,20 +99,14 @@ function compress(t: Tensor, { memory, positions, W1, b1, W2, b2 }: NsaCompressi
 
 const visibleBlock = fused((logit, block, own) => block.less(own).where(logit, Number.NEGATIVE_INFINITY));
 const chosenSlot = fused((block, p) => p.greater(leastProbability).where(block, -1));
-const slotSize = fused((block, size) => block.less(0).where(0, size));
-const tokensSeen = fused((position, own, size) => position.sub(own.mul(size)).add(1));
-const hidden = fused((token, seen) => token.less(seen).where(0, Number.NEGATIVE_INFINITY));
 /** 1, with the gradient of p. */
 const straightThrough = fused((p, constant) => p.sub(constant).add(1));
-const atLeastFirst = fused((block) => block.maximum(0));
 
 interface Selection {
   /** [batch, queries, kv heads, slots], -1 for none; the last is the query's own. */
   readonly blocks: Wide;
   /** Probabilities of those but the own one. */
   readonly probabilities: Sequence | undefined;
-  /** [batch, queries, kv heads, slots, size]: 0, and -Infinity for tokens that the query does not see. */
-  readonly bias: Sequence;
 }
 
 /**
@@ -125,10 +118,8 @@ function select(q: Tensor, keys: Tensor, from: number, size: number, count: numb
   const [, blocks, kvHeads] = keys.shape as readonly number[];
   const positions = countUp(queries, q, from).reshape([queries, 1, 1]);
   const own = blockAt(positions, size).expand([batch, queries, kvHeads, 1]).contiguous() as Wide;
-  const seenOfOwn = tokensSeen(positions, own, size);
-  const biasOf = (seen: Sequence) => hidden(countUp(size, q), seen.reshape([...seen.shape, 1]));
   const chosen = Math.min(count, blocks);
-  if (chosen === 0) return { blocks: own, probabilities: undefined, bias: biasOf(seenOfOwn) };
+  if (chosen === 0) return { blocks: own, probabilities: undefined };
   const query = mean(wide(q.contiguous()).reshape([batch, queries, kvHeads, heads / kvHeads, dim]), 3).transpose(1, 2);
   const key = wide(keys).permute([0, 2, 3, 1]);
   const logits = matmul(query, key, { alpha: scale });
@@ -138,8 +129,7 @@ function select(q: Tensor, keys: Tensor, from: number, size: number, count: numb
   const { values, indices } = topK(all, chosen);
   const [p, best] = [values, cast(indices, 'float32')].map((t) => (t as Sequence).transpose(1, 2).contiguous());
   const selected = chosenSlot(best, p.detach());
-  const seen = concat([slotSize(selected, size), seenOfOwn], 3);
-  return { blocks: concat([selected, own], 3) as Wide, probabilities: p, bias: biasOf(seen) };
+  return { blocks: concat([selected, own], 3) as Wide, probabilities: p };
 }
 
 function checkCompression(c: unknown, argument: string, t: Tensor, windows: number | undefined, memories?: number) {
@@ -240,43 +230,36 @@ export function nativeSparseAttentionLucidrains<D extends FloatDType>(
     const blocks = blocksOf(turnedK, value, blockSize);
     const slots = Math.min(blockCount, count) + 1;
 
-    const elements = kvHeads * slots * blockSize * (dim + value.shape[3]) + heads * count;
+    const near = attendOwnBlocks(turnedQ, turnedK, value, blockSize, scale);
+    const elements = heads * ((slots - 1) * (dim + 2 * value.shape[3]) + count);
     const parts = ranges(seq, queriesAtOnce(batch * elements)).map(([from, to]) => {
-      const attend = (own: Tensor, turned: Tensor, means: Tensor, keys: Tensor, values: Tensor) => {
+      const attend = (...[own, turned, means, keys, values, out, lse]: readonly Tensor[]) => {
         const judged = [own, means].map((t) => (differentiableTopK ? t : t.detach())) as [Tensor, Tensor];
-        const { blocks: chosen, probabilities, bias } = select(...judged, from, blockSize, blockCount, scale);
-        const table = { ...blocks, keys, values } satisfies Blocks;
-        const rows = rowsOf(atLeastFirst(chosen), table);
-        const weights = differentiableTopK && probabilities ? weightsOf(probabilities) : undefined;
-        const weighted = (t: Tensor) => (weights ? narrow(mul(t, weights) as Sequence, t) : t);
-        const entries = batch * (to - from) * kvHeads;
-        const out = attendBlocks(turned, rows, table, { scale, bias: bias.reshape([entries, 1, 1, -1]) }, weighted);
-        return [out, chosen] as const;
+        const { blocks: chosen, probabilities: p } = select(...judged, from, blockSize, blockCount, scale);
+        const weights = differentiableTopK && p ? straightThrough(p, p.detach()) : undefined;
+        const others = chosen.slice(3, 0, slots - 1);
+        const table = { ...blocks, keys, values };
+        return [attendBlocks(turned, others, table, { out, lse }, scale, weights), chosen] as const;
       };
-      const inputs = [query.slice(1, from, to), turnedQ.slice(1, from, to), means, blocks.keys, blocks.values] as const;
+      const [own, turned, out, lse] = [query, turnedQ, near.out, near.lse].map((t) => t.slice(1, from, to)) as [
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      const inputs = [own, turned, means, blocks.keys, blocks.values, out, lse] as const;
       return to - from === seq ? attend(...inputs) : checkpoint(attend, ...inputs);
     });
-    const selected = concat(
-      parts.map(([out]) => out as Tensor),
-      1,
-    );
-    const blockIndices = cast(
+    const joined = (at: 0 | 1) =>
       concat(
-        parts.map(([, chosen]) => chosen as Tensor),
+        parts.map((part) => part[at] as Tensor),
         1,
-      ),
-      'int32',
-    );
+      );
+    const selected = narrow(joined(0), query);
+    const blockIndices = cast(joined(1), 'int32');
     const { out: sliding } = attention(turnedQ, turnedK, value, { scale, causal: true, window: [window, 0] });
     const gate = (branch: number) => wide(gates.slice(3, branch, branch + 1));
     const out = added(gated(compressed, gate(0), selected, gate(1)), gate(2), sliding);
     return { out: narrow(out, query), compressed, selected, sliding, blockIndices };
   }) as unknown as NsaLucidrainsResult<D>;
-}
-
-/** 1 for each slot, the own one included, as [..., slots, 1]. */
-function weightsOf(p: Sequence): Sequence {
-  const ones = filled(p.backend, [...p.shape.slice(0, -1), 1], 'float32', 1) as Sequence;
-  const all = concat([straightThrough(p, p.detach()), ones], 3);
-  return all.reshape([...all.shape, 1]);
 }

@@ -259,7 +259,7 @@ function windowsOf(t: Tensor, rows: Indices, window: number, step: number): Tens
  * other buckets within their chunks.
  *
  * Sorted on the device; time is that of rounds * seq * chunkLength * (chunksBefore + 1 + chunksAfter) pairs, memory that of
- * rounds * seq tokens, and with `duplicates: 'share'` that of these pairs.
+ * rounds * seq tokens, and with `duplicates: 'share'` that of these pairs. At most 2^24 entries in all batch entries and heads.
  *
  * @param qk [batch, seq, heads, dim]
  * @param v [batch, seq, heads, value dim], of the dtype of qk

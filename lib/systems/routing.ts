@@ -52,7 +52,8 @@ const mostCounted = 2 ** 24;
 const toItself = -5e4;
 
 const overRoot = fused((x, squares) => x.mul(squares.maximum(1e-24).rsqrt()));
-const unit = (x: Sequence): Sequence => overRoot(x, sum(square(x) as Sequence, -1, { keepDims: true }));
+/** The direction of each row; 0 of 0. */
+export const unit = (x: Sequence): Sequence => overRoot(x, sum(square(x) as Sequence, -1, { keepDims: true }));
 
 /** The cosine of each token and each centroid: [batch, heads, clusters, seq]. */
 function nearness(x: Tensor, means: Tensor): Sequence {

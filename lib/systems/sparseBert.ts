@@ -89,7 +89,7 @@ export interface SparseBertOptions {
  * Attention of SparseBERT with a mask that is learned by distance: softmax_j(q_i . k_j / sqrt(dim) + attentionMask - 10,000
  * (1 - keep[head, |i - j|])) v, with gradients of keep. Shi et al., "SparseBERT" (2021), arXiv:2102.12871, as the authors' code has it;
  * it makes the gradients of keep 10,000 times as large as those of the probabilities, which the paper multiplies by the
- * mask. A query whose keys are all dropped sees all of them.
+ * mask. A query whose keys are all dropped sees all of them, with logits that float32 rounds to a thousandth.
  *
  * Never holds pairs: the mask is a table of distances.
  *

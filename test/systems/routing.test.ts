@@ -1,6 +1,21 @@
 /** Routing attention, against its definition cluster by cluster. */
-import { cast, type DeviceName, memory, noGrad, scope, type Tensor, tensor, zeros } from 'flashattn';
-import { routingAttention, sharedRoutingAttention, updateRoutingMeans } from 'flashattn/systems';
+import {
+  attention,
+  cast,
+  concat,
+  type DeviceName,
+  matmul,
+  memory,
+  noGrad,
+  parameter,
+  scope,
+  square,
+  sum,
+  type Tensor,
+  tensor,
+  zeros,
+} from 'flashattn';
+import { RoutingAttention, routingAttention, sharedRoutingAttention, updateRoutingMeans } from 'flashattn/systems';
 import { describe, expect, it } from 'vitest';
 import { maxError } from '../../verify/oracle/compare.js';
 import { movedMeans, type RoutingCase, routing, taken } from '../../verify/oracle/routing.js';
@@ -222,6 +237,84 @@ describe.each(testDevices)('$device', ({ device, present, title }) => {
   });
 });
 
+describe.each(testDevices)('$device', ({ device, present, title }) => {
+  describe.skipIf(!present)(title('the layer of routing attention'), () => {
+    const options = { width: 12, heads: 3, localHeads: 1, clusters: 2, window: 4, localWindow: 2, seed: 3, device };
+    const x = input([2, 9, 12], 1);
+
+    it.each([false, true])('has local and routed heads, causal %s', (causal) => {
+      const before = memory(device).tensors;
+      const layer = new RoutingAttention({ ...options, causal });
+      expect([...layer.namedParameters().keys()].includes('memoryKeys')).toBe(causal);
+      const { outputs } = run(
+        device,
+        { x },
+        (t) => {
+          const own = t.x as Tensor;
+          const heads = ({ weight }: { weight: Tensor }) =>
+            matmul(own, weight.transpose(0, 1)).reshape([2, 9, 3, 4]) as Tensor;
+          const [q, k, v] = [layer.qProj, layer.kProj, layer.vProj].map(heads) as [Tensor, Tensor, Tensor];
+          const part = (t: Tensor, from: number, to: number) => tokens(t.slice(2, from, to));
+          const local = attention(part(q, 0, 1), part(k, 0, 1), part(v, 0, 1), { window: [2, causal ? 0 : 2] }).out;
+          const { out: routed } = routingAttention(part(q, 1, 3), part(k, 1, 3), part(v, 1, 3), {
+            means: layer.means,
+            window: 4,
+            causal,
+            ...(layer.memoryKeys && { memory: { keys: layer.memoryKeys, values: layer.memoryValues as Tensor } }),
+          });
+          const joined = concat([local as Tensor as Tensor, routed as Tensor as Tensor], 2).reshape([2, 9, 12]);
+          return { own: matmul(joined, layer.outProj.weight.transpose(0, 1)), layer: layer.forward(own) };
+        },
+        undefined,
+      );
+      expect(maxError(outputs.layer ?? [], outputs.own ?? new Float64Array())).toBeLessThan(1e-6);
+      scope(() => {
+        const leaf = parameter(tensor(Float32Array.from(x.data), x.shape, { device }) as Tensor);
+        sum(square(layer.forward(leaf))).backward();
+        expect(leaf.grad?.toFloat32Sync().every(Number.isFinite)).toBe(true);
+        leaf.dispose();
+      });
+      for (const [name, t] of layer.namedParameters()) expect(t.grad !== undefined, name).toBe(name !== 'means');
+      layer.dispose();
+      expect(memory(device).tensors).toBe(before);
+    });
+
+    it('does not see what is not real, and moves its centroids in place', () => {
+      const before = memory(device).tensors;
+      const layer = new RoutingAttention({ ...options, localHeads: 2 });
+      const real = { ...base, batch: 2, seq: 9, real: 5 };
+      const data = x.data.slice().fill(3, 14 * 12);
+      const [a, b] = [x.data, data].map((values) =>
+        run(
+          device,
+          { x: { shape: x.shape, data: values } },
+          (t) => ({ out: layer.forward(t.x as Tensor, { mask: maskOf(real, device) }) }),
+          undefined,
+        ).outputs.out?.subarray(0, 14 * 12),
+      );
+      expect(a).toEqual(b);
+      noGrad(() => {
+        const means = layer.means.toFloat32Sync();
+        scope(() => {
+          const t = tensor(Float32Array.from(x.data), x.shape, { device }) as Tensor;
+          const other = tensor(Float32Array.from(data), x.shape, { device }) as Tensor;
+          const part = (projection: { forward(x: Tensor): Tensor }) =>
+            projection.forward(t).reshape([2, 9, 3, 4]).slice(2, 2, 3);
+          const both = concat([part(layer.qProj), part(layer.kProj)], 1);
+          const mask = maskOf(real, device);
+          const twice = cast(concat([cast(mask, 'float32'), cast(mask, 'float32')], 1), 'bool');
+          const expected = updateRoutingMeans(both, layer.means, { decay: 0.5, mask: twice }).dataSync();
+          layer.updateMeans(other, { decay: 0.5, mask });
+          expect(maxError(layer.means.toFloat32Sync(), Float64Array.from(expected))).toBeLessThan(1e-6);
+        });
+        expect(layer.means.toFloat32Sync()).not.toEqual(means);
+      });
+      layer.dispose();
+      expect(memory(device).tensors).toBe(before);
+    });
+  });
+});
+
 describe('bad arguments of routing attention', () => {
   const device: DeviceName = 'wasm';
   const of = (...shape: number[]) => zeros(shape, { device }) as Tensor as Tensor<'float32'> as never;
@@ -245,6 +338,17 @@ describe('bad arguments of routing attention', () => {
     const before = memory(device).tensors;
     expect(errorOf(() => routingAttention(t, t, t, all as never))).toMatch(message);
     expect(errorOf(() => sharedRoutingAttention(t, t, all as never))).toMatch(message);
+    expect(memory(device).tensors).toBe(before);
+  });
+
+  it.each<[string, object, RegExp]>([
+    ['only local heads', { localHeads: 3 }, /^ERR_OPTION: localHeads is 3; it must be an integer from 0 to 2/],
+    ['a width without whole heads', { width: 13 }, /^ERR_OPTION: width 13 is no multiple of heads 3/],
+    ['no clusters', { clusters: undefined }, /^ERR_OPTION: clusters is undefined/],
+  ])('of the layer: %s', (_, options, message) => {
+    const before = memory(device).tensors;
+    const all = { width: 12, heads: 3, clusters: 2, window: 4, device, ...options };
+    expect(errorOf(() => new RoutingAttention(all as never))).toMatch(message);
     expect(memory(device).tensors).toBe(before);
   });
 

@@ -13,7 +13,7 @@ export function number(file: GoldenFile, name: string): number {
   return value;
 }
 
-export const heads = (input: Inputs): [q: Tokens, k: Tokens, v: Tokens] => {
+const heads = (input: Inputs): [q: Tokens, k: Tokens, v: Tokens] => {
   const of = (name: string) => input(name) as Tensor<'float32'> as Tokens;
   return [of('q'), of('k'), of('v')];
 };
