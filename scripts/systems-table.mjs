@@ -32,7 +32,7 @@ const cell = (text) => `${text}`.replaceAll('|', '\\|');
 const rowOf = (system) =>
   [
     `${system.title}, ${code(system.name)}`,
-    `${link(system.paper)}, ${system.year}`,
+    [link(system.paper), system.year].filter(Boolean).join(', '),
     importOf(system),
     runsOf(system),
     system.cost,

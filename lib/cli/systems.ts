@@ -30,7 +30,7 @@ function find(name: string): SystemEntry {
 function printAll(): void {
   const columns = [
     widest('system', ({ name }) => name),
-    widest('year', ({ year }) => `${year}`),
+    widest('year', ({ year = '-' }) => `${year}`),
     widest('what runs', runsOf),
     widest('title', ({ title }) => title),
     widest('cost', ({ cost }) => cost),
@@ -48,7 +48,7 @@ function printOne(entry: SystemEntry): void {
   const imports = Object.entries(entry.imports).map(([point, names]) => `${names.join(', ')} (${point})`);
   const checked = Object.entries(golden).map(([system, files]) => `${files} of ${system}`);
   const rows: (readonly [string, string])[] = [
-    ['paper', `${paper}, ${year}`],
+    ['paper', year === undefined ? paper : `${paper}, ${year}`],
     ['import', imports.join('; ')],
     ['formula', formula],
     ['cost', `${cost} (N: sequence length, D: head dim)`],

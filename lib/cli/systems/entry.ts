@@ -3,7 +3,8 @@ export interface SystemEntry {
   /** As one would type it: 'performer'. */
   readonly name: string;
   readonly title: string;
-  readonly year: number;
+  /** Of what it is from; left out where a definition is all that there is. */
+  readonly year?: number;
   /** 'arXiv:<number>', or where else it is from. */
   readonly paper: string;
   /** Names that belong to the system, by their entry point; with a dot for what is in a namespace: 'patterns.bigBird'. */
@@ -62,7 +63,7 @@ export const qkv = (shape = '[1, 32, 2, 16]'): string =>
   `const [q, k, v] = [1, 2, 3].map((seed) => normal(${shape}, { seed }));`;
 
 /** Names of one entry point. */
-export const namesOf = ({ imports }: SystemEntry, point: EntryPoint): readonly string[] => imports[point] ?? [];
+const namesOf = ({ imports }: SystemEntry, point: EntryPoint): readonly string[] => imports[point] ?? [];
 
 /** All names of a system, as a user writes them. */
 export const allNamesOf = (entry: SystemEntry): readonly string[] =>

@@ -478,8 +478,7 @@ const systems: readonly SystemEntry[] = [
   {
     name: 'hybrid-gated',
     title: 'Hybrid of a window and linear attention',
-    year: 2024,
-    paper: 'a gate for each head',
+    paper: 'no paper',
     imports: { 'flashattn/systems': ['hybridGatedWindowLinear'] },
     runs: ['attention', 'recurrence'],
     cost: 'N (w + D) D',

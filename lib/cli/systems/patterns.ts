@@ -54,8 +54,7 @@ const masks: readonly SystemEntry[] = [
   mask({
     name: 'circular-window',
     title: 'Window on a ring',
-    year: 2020,
-    paper: 'positions modulo N',
+    paper: 'no paper',
     names: ['masks.circularWindow'],
     make: 'masks.circularWindow(16, 16)',
     cost: 'N w D',
@@ -188,7 +187,7 @@ const masks: readonly SystemEntry[] = [
     paper: 'arXiv:1904.10509',
     names: ['patterns.sqrtN'],
     make: 'patterns.sqrtN({ length: 256, strided: true })',
-    cost: 'N sqrt(N) D; strided in blocks N^2 D',
+    cost: 'N sqrt(N) D, strided in blocks',
     formula: 'same block of ceil(sqrt(N)) tokens or, strided, same offset in any block',
     options: { strided: 'whether the same offset is seen too', block: 'tokens of a block', causal: 'only j <= i' },
     golden: { sqrtn: 3 },
@@ -254,8 +253,7 @@ const masks: readonly SystemEntry[] = [
   mask({
     name: 'tree-edges',
     title: 'One level of a tree',
-    year: 2024,
-    paper: 'edges of a forest',
+    paper: 'no paper',
     names: ['patterns.treeEdges'],
     make: "patterns.treeEdges([-1, 0, 0, 1, 1, 2], 'siblings')",
     tokens: 6,

@@ -98,7 +98,9 @@ const systems: readonly SystemEntry[] = [
     title: 'Routing Transformer',
     year: 2020,
     paper: 'arXiv:2003.05997',
-    imports: { 'flashattn/systems': ['routingAttention', 'sharedRoutingAttention', 'updateRoutingMeans'] },
+    imports: {
+      'flashattn/systems': ['routingAttention', 'sharedRoutingAttention', 'updateRoutingMeans', 'RoutingAttention'],
+    },
     runs: ['attention'],
     cost: 'clusters (N + w^2) D, w tokens of each',
     formula: 'each centroid takes the w queries and keys nearest to it, which attend to each other',
