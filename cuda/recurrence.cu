@@ -16,7 +16,6 @@ recurrence_kernel(FLASHATTN_CONSTANT const RecurrenceLaunch launch) {
 
 cudaError_t launch_recurrence(const RecurrenceParams& p, const DeviceLimits& limits, cudaStream_t stream) {
   if (p.batch == 0 || p.heads == 0) return cudaSuccess;
-  if (p.update == Update::LowRank) return cudaErrorNotSupported;  // lib/linear/recurrence.ts says so before
   return with_walk(p, kind_of(p, is_narrow(p)), limits, [&](auto value_tile, auto kind) {
     return launch_walk<value_tile()>("recurrence", recurrence_kernel<value_tile(), kind()>, p, {}, stream);
   });

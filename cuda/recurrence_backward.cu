@@ -10,7 +10,7 @@ namespace {
 RecurrenceScratch scratch_of(const RecurrenceParams& p) {
   const int64_t rows = p.chunk_rows + p.batch, states = p.heads * rows * p.key_dim * p.padded_columns();
   const int64_t positions = int64_t{p.offsets ? 1 : p.batch} * p.length;
-  const int64_t values = p.update == Update::Delta ? positions * p.heads * p.value_dim : 0;
+  const int64_t values = p.update != Update::Add ? positions * p.heads * p.value_dim : 0;
   float* const begin = p.chunk_states;
   return {begin, begin + states, begin + 2 * states, begin + 2 * states + values, begin + 2 * (states + values), rows};
 }

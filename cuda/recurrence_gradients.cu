@@ -1,7 +1,7 @@
 // The gradients of chunks, a block for each. Sums over chunks are added up in order at the end, so that nothing depends on
 // who comes first.
 #include "launch.h"
-#include "sm80/recurrence_gradients.cuh"
+#include "sm80/recurrence_low_rank.cuh"
 
 namespace flashattn {
 
@@ -30,7 +30,8 @@ recurrence_gradients_kernel(FLASHATTN_CONSTANT const RecurrenceLaunch launch) {
     s = index / chunks;
     chunk = index % chunks;
   }
-  RecurrenceGradients<kKind>(launch, s, h, chunk).run();
+  using Gradients = std::conditional_t<kKind == RecurrenceKind::LowRank, LowRankGradients, RecurrenceGradients<kKind>>;
+  Gradients(launch, s, h, chunk).run();
 }
 
 /** Of a state, the sums over its chunks. */
@@ -71,9 +72,10 @@ cudaError_t launch_recurrence_gradients(const RecurrenceParams& p, const Recurre
   if (chunks > 0) {
     const cudaError_t error = with_kind(kind, [&](auto constant) {
       constexpr const char* kName = "recurrence gradients";
+      constexpr int kShared = RecurrenceGradientTiles<constant() == RecurrenceKind::LowRank>::kSharedBytes;
       return launched(kName,
                       ptx::launch(recurrence_gradients_kernel<constant()>, kName, dim3(static_cast<uint32_t>(chunks)),
-                                  kRecurrenceThreads, RecurrenceGradientTiles::kSharedBytes, stream, launch));
+                                  kRecurrenceThreads, kShared, stream, launch));
     });
     if (error) return error;
   }

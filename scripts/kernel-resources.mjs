@@ -21,7 +21,7 @@ const enumerators = {
   MatmulTile: ['Large', 'Small', 'Thin'], // of cuda/sm80/matmul_tiles.cuh
   Along: ['Inner', 'Outer'],
   // of cuda/sm80/recurrence_parts.h
-  RecurrenceKind: ['Channels', 'Positions', 'NarrowPositions', 'Delta', 'NarrowDelta'],
+  RecurrenceKind: ['Channels', 'Positions', 'NarrowPositions', 'Delta', 'NarrowDelta', 'LowRank'],
 };
 const sharedMemoryFloor = 99 * 1024; // what a block can have on every architecture
 const sharedMemoryCeiling = 227 * 1024; // on any

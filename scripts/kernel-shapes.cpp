@@ -78,19 +78,18 @@ void print_element(const std::string& element) {
 }
 
 /** With as wide keys as there are. */
-template <int kValueTile>
+template <int kValueTile, bool kLowRank>
 void print_walks(const std::string& kind, int key_dim) {
   for (const char* kernel : {"recurrence_kernel", "recurrence_states_kernel", "recurrence_d_states_kernel"})
     print(kernel, std::to_string(kValueTile) + ", " + kind, kRecurrenceThreads,
-          RecurrenceWalkTiles<kValueTile>::shared_bytes(key_dim));
+          RecurrenceWalkTiles<kValueTile, kLowRank>::shared_bytes(key_dim));
 }
 
-void print_recurrence() {
-  for (const char* kind : {"Channels", "Positions", "NarrowPositions", "Delta", "NarrowDelta"}) {
-    print_walks<kWideValueTile>(kind, kMostWideKeyDim);
-    print_walks<kNarrowValueTile>(kind, kMostKeyDim);
-    print("recurrence_gradients_kernel", kind, kRecurrenceThreads, RecurrenceGradientTiles::kSharedBytes);
-  }
+template <bool kLowRank = false>
+void print_recurrence(const std::string& kind) {
+  print_walks<kWideValueTile, kLowRank>(kind, most_wide_key_dim(kLowRank));
+  print_walks<kNarrowValueTile, kLowRank>(kind, kMostKeyDim);
+  print("recurrence_gradients_kernel", kind, kRecurrenceThreads, RecurrenceGradientTiles<kLowRank>::kSharedBytes);
 }
 
 }  // namespace
@@ -100,6 +99,7 @@ int main() {
   print_element<Float16>("Float16");
   print_element<BFloat16>("BFloat16");
   print_element<Float32>("Float32");
-  print_recurrence();
+  for (const char* kind : {"Channels", "Positions", "NarrowPositions", "Delta", "NarrowDelta"}) print_recurrence(kind);
+  print_recurrence<true>("LowRank");
   std::printf("\n}\n");
 }

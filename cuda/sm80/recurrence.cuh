@@ -60,6 +60,15 @@ FLASHATTN_DEVICE float load_scalar(const TensorRef& t, int b, int row, int head)
 inline constexpr int kVotesBytes = 2 * RecurrenceTiles::kWarps * 4;    // see RecurrenceBlock::meet
 inline constexpr int kTotalsBytes = kRecurrenceBlocks * kKeyTile * 4;  // of ChannelTiles
 
+/** Which rows are queries, and which are keys. */
+struct RowSets {
+  static constexpr int kNone = -1, kReads = -2;
+  int queries;          // a head of queries, or one of these
+  bool writes = false;  // instead of keys
+
+  FLASHATTN_DEVICE bool has_queries() const { return queries != kNone; }
+};
+
 // A block -------------------------------------------------------------------------------------------------------------
 
 /** The decays of a chunk, where they are not by channel, and beta. */
@@ -115,9 +124,18 @@ class RecurrenceBlock {
 
   FLASHATTN_DEVICE int chunks() const { return divide_up(length_, kRecurrenceChunk); }
   FLASHATTN_DEVICE int count(int chunk) const { return min_of(length_ - chunk * kRecurrenceChunk, kRecurrenceChunk); }
-  FLASHATTN_DEVICE static constexpr bool by_channel() { return kKind == RecurrenceKind::Channels; }
+  FLASHATTN_DEVICE static constexpr bool is_low_rank() { return kKind == RecurrenceKind::LowRank; }
+  FLASHATTN_DEVICE static constexpr bool by_channel() { return kKind == RecurrenceKind::Channels || is_low_rank(); }
   FLASHATTN_DEVICE static constexpr bool is_delta() {
     return kKind == RecurrenceKind::Delta || kKind == RecurrenceKind::NarrowDelta;
+  }
+  FLASHATTN_DEVICE static constexpr bool are_reads(RowSets sets) {
+    return is_low_rank() && sets.queries == RowSets::kReads;
+  }
+  FLASHATTN_DEVICE static constexpr bool are_writes(RowSets sets) { return is_low_rank() && sets.writes; }
+  /** Whether queries read the state before their own position. */
+  FLASHATTN_DEVICE bool is_exclusive(RowSets sets) const {
+    return is_low_rank() ? are_reads(sets) : p_.bonus != nullptr;
   }
   FLASHATTN_DEVICE int head_of(int heads) const { return static_cast<int>(int64_t{h_} * heads / p_.heads); }
   FLASHATTN_DEVICE int out_head(int g) const { return h_ * p_.group() + g; }
@@ -200,11 +218,13 @@ class RecurrenceBlock {
     return fetch(head_rows(from, batch_, begin_ + chunk * kRecurrenceChunk, head), fetched_row(), count(chunk), column,
                  dim);
   }
-  FLASHATTN_DEVICE Fetched fetch_keys(int chunk, int column) const {
+  FLASHATTN_DEVICE Fetched fetch_keys(int chunk, int column, RowSets sets) const {
+    if (are_writes(sets)) return fetch(p_.write, head_of(p_.write_heads), chunk, column, p_.key_dim);
     return fetch(p_.key, head_of(p_.key_heads), chunk, column, p_.key_dim);
   }
-  FLASHATTN_DEVICE Fetched fetch_queries(int chunk, int column, int g) const {
-    return fetch(p_.query, query_head(g), chunk, column, p_.key_dim);
+  FLASHATTN_DEVICE Fetched fetch_queries(int chunk, int column, RowSets sets) const {
+    if (are_reads(sets)) return fetch(p_.read, head_of(p_.read_heads), chunk, column, p_.key_dim);
+    return fetch(p_.query, query_head(sets.queries), chunk, column, p_.key_dim);
   }
   FLASHATTN_DEVICE Fetched fetch_decays(int chunk, int column) const {
     return fetch(p_.decay, head_of(p_.decay_heads), chunk, column, p_.key_dim);
@@ -245,10 +265,10 @@ class RecurrenceBlock {
     put_fetched(to, fetched_row(), fetched, [](float x) { return x; });
   }
   /** Decays by channel meet scaled queries, others leave the scale to what comes of products: so their factors stay exact. */
-  FLASHATTN_DEVICE float query_factor() const { return by_channel() ? p_.scale : 1.0f; }
+  FLASHATTN_DEVICE float query_factor(RowSets sets) const { return by_channel() && !are_reads(sets) ? p_.scale : 1.0f; }
   FLASHATTN_DEVICE float product_factor() const { return by_channel() ? 1.0f : p_.scale; }
-  FLASHATTN_DEVICE void put_queries(KeyTileOfChunk to, const Fetched& fetched) {
-    const float factor = query_factor();
+  FLASHATTN_DEVICE void put_queries(KeyTileOfChunk to, const Fetched& fetched, RowSets sets) {
+    const float factor = query_factor(sets);
     put_fetched(to, fetched_row(), fetched, [factor](float x) { return x * factor; });
   }
   /** e^g by channel, 1 beyond what there is. */
@@ -330,10 +350,11 @@ class RecurrenceBlock {
 
   /**
    * Adds what a tile of channels has of the scores of each block with itself, key by key. A group of four lanes has a key,
-   * and decays it from query to query. `bonus` [key dim] or null, from the tile's first channel on.
+   * and decays it from query to query. `bonus` [key dim] or null, from the tile's first channel on: of queries that are
+   * exclusive, what they meet their own key with.
    */
   FLASHATTN_DEVICE void add_block_scores(const ChannelTiles& tiles, ScoresOfChunk scores, bool first_tile,
-                                         const float* bonus, int channels) {
+                                         bool exclusive, const float* bonus, int channels) {
     constexpr int kParts = kRecurrenceThreads / kRecurrenceChunk, kDims = kKeyTile / kParts;
     static_assert(kParts == 4);
     const int s = thread_ / kParts, part = thread_ % kParts;
@@ -348,13 +369,14 @@ class RecurrenceBlock {
       const int t = s + j;
       float sum = 0;
       if (t < end) {
-        const int decayed_by = bonus ? t - 1 : t;
+        const int decayed_by = exclusive ? t - 1 : t;
 #pragma unroll
         for (int d = 0; d < kDims; ++d) {
           if (decayed_by > s) key[d] *= tiles.decay(decayed_by, part + kParts * d);
           const float x = tiles.query(t, part + kParts * d) * key[d];
-          const bool own = bonus && j == 0;
-          sum += own ? (part + kParts * d < channels ? x * ptx::load_global(bonus + part + kParts * d) : 0.0f) : x;
+          const bool own = exclusive && j == 0;
+          const bool has_bonus = !is_low_rank() && part + kParts * d < channels;
+          sum += own ? (has_bonus ? x * ptx::load_global(bonus + part + kParts * d) : 0.0f) : x;
         }
       }
       sum += ptx::shuffle_xor(sum, 1);
@@ -364,10 +386,10 @@ class RecurrenceBlock {
   }
 
   /** Queries are decayed from the beginning of their block on, keys to its end. */
-  FLASHATTN_DEVICE void decay_within_blocks(const ChannelTiles& tiles, bool has_queries) {
+  FLASHATTN_DEVICE void decay_within_blocks(const ChannelTiles& tiles, RowSets sets) {
     const int b = thread_ / kKeyTile, d = thread_ % kKeyTile, first = b * kRecurrenceBlock;
     if (b >= kRecurrenceBlocks) return;
-    const bool exclusive = p_.bonus != nullptr;
+    const bool has_queries = sets.has_queries(), exclusive = is_exclusive(sets);
     float product = 1;
 #pragma unroll 4
     for (int t = first; t < first + kRecurrenceBlock; ++t) {
@@ -413,14 +435,15 @@ class RecurrenceBlock {
     }
   }
 
-  /** All of that, from loaded tiles; ends with a meeting. `scores`: base 0 where none are wanted. */
-  FLASHATTN_DEVICE void decay_channels(const ChannelTiles& tiles, ScoresOfChunk scores, bool has_queries, int column) {
+  /** All of that, from loaded tiles; ends with a meeting. There are scores where there are queries. */
+  FLASHATTN_DEVICE void decay_channels(const ChannelTiles& tiles, ScoresOfChunk scores, RowSets sets, int column) {
+    const bool has_queries = sets.has_queries();
     if (has_queries) {
       const float* const bonus = p_.bonus ? p_.bonus + int64_t{h_} * p_.key_dim + column : nullptr;
-      add_block_scores(tiles, scores, column == 0, bonus, p_.key_dim - column);
+      add_block_scores(tiles, scores, column == 0, is_exclusive(sets), bonus, p_.key_dim - column);
       ptx::sync_threads();
     }
-    decay_within_blocks(tiles, has_queries);
+    decay_within_blocks(tiles, sets);
     meet();
     if (has_queries) {
       add_earlier_scores(tiles, scores, column == 0);

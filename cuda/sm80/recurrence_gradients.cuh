@@ -7,6 +7,7 @@
 
 namespace flashattn {
 
+template <bool kLowRank = false>
 struct RecurrenceGradientTiles {
   static constexpr int kKeyBytes = KeyTileOfChunk::bytes(kRecurrenceChunk);
   static constexpr int kStateBytes = KeyTileOfChunk::bytes(kKeyTile), kLineBytes = kRecurrenceChunk * 4;
@@ -19,8 +20,8 @@ struct RecurrenceGradientTiles {
   static constexpr int kSecond = kFirst + kKeyBytes;
   static constexpr int kState = kSecond + kKeyBytes;
   static constexpr int kStateGradient = kState + kStateBytes;
-  static constexpr int kTable = kStateGradient + kStateBytes;
-  static constexpr int kLines = kTable + ScalarDecays::kTableBytes;
+  static constexpr int kTable = kStateGradient + kStateBytes;  // or gradients of keys and of writes
+  static constexpr int kLines = kTable + (kLowRank ? 2 * kKeyBytes : ScalarDecays::kTableBytes);
   static constexpr int kOwn = kLines + ScalarDecays::kLines * 4;
   static constexpr int kGate = kOwn + kLineBytes;
   static constexpr int kCarry = kGate + kLineBytes;
@@ -31,12 +32,14 @@ struct RecurrenceGradientTiles {
 };
 
 template <RecurrenceKind kKind>
-class RecurrenceGradients : RecurrenceBlock<kKind> {
-  using Tiles = RecurrenceGradientTiles;
+class RecurrenceGradients : protected RecurrenceBlock<kKind> {
+ protected:
+  using Tiles = RecurrenceGradientTiles<kKind == RecurrenceKind::LowRank>;
   using Base = RecurrenceBlock<kKind>;
+  using Base::are_reads, Base::are_writes, Base::is_exclusive, Base::is_low_rank;
   using Base::batch_, Base::begin_, Base::h_, Base::p_, Base::thread_, Base::warp_;
   using Base::by_channel, Base::chunks, Base::count, Base::fetch, Base::global_row, Base::has_scores;
-  using Base::is_delta, Base::kept_begin, Base::kept_row, Base::load_d_out, Base::load_scalar_decays, Base::load_values;
+  using Base::is_delta, Base::kept_begin, Base::kept_row, Base::load_scalar_decays;
   using Base::meet, Base::out_head, Base::product, Base::put_fetched, Base::score_column, Base::score_row;
   using Base::store_scores;
   using typename Base::ChannelTiles, typename Base::Fetched;
@@ -77,17 +80,9 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
     for (int first = 0; first < p_.key_dim; first += kKeyTile) {
       clear_sums();
       for (int g = 0; g < p_.group(); ++g) {
-        if (g > 0 || first == 0 || p_.group() > 1) make_scores(g);
-        meet_states(first, g);
-        const Fetched queries = this->fetch_queries(chunk_, first, g), keys = this->fetch_keys(chunk_, first);
-        this->put_queries(query_, queries);
-        put_fetched(key_, keys);
-        if (by_channel()) {
-          this->put_queries(first_, queries);
-          put_fetched(second_, keys);
-          this->put_decays(decay_, this->fetch_decays(chunk_, first));
-        }
-        meet();
+        if (g > 0 || first == 0 || p_.group() > 1) make_scores({g});
+        meet_states(first, {g}, true, g == 0);
+        load_rows(first, {g});
         if (by_channel())
           pass_channels(first, g);
         else
@@ -97,7 +92,7 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
     if (!by_channel() && p_.decay_kind != Decay::None) store_gates();
   }
 
- private:
+ protected:
   const RecurrenceScratch& scratch_;
   const int chunk_, row_, column_;
   const ScoresOfChunk scores_, error_scores_;
@@ -147,13 +142,30 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
     return fetch(kept_rows(from), this->fetched_row(), rows(), column, p_.value_dim);
   }
   /** What the state is added to with; beta is still to come. */
-  FLASHATTN_DEVICE Fetched fetch_updates(int column) const {
-    return is_delta() ? fetch_kept(scratch_.errors, column) : this->fetch_values(chunk_, column);
+  FLASHATTN_DEVICE Fetched fetch_updates(int column, RowSets sets) const {
+    return is_delta() || are_writes(sets) ? fetch_kept(scratch_.errors, column) : this->fetch_values(chunk_, column);
+  }
+  /** The gradient of what has been read of the state. */
+  FLASHATTN_DEVICE Fetched fetch_d_out(int column, RowSets sets) const {
+    return are_reads(sets) ? fetch_kept(scratch_.d_updates, column) : Base::fetch_d_out(chunk_, column, sets.queries);
   }
   FLASHATTN_DEVICE void put_kept(KeyTileOfChunk to, const Fetched& fetched) {
     const float factor = is_delta() ? decays_.beta()(this->fetched_row()) : 1.0f;
     put_fetched(to, this->fetched_row(), fetched, [factor](float x) { return factor * x; });
   }
+  /** A tile of channels; ends with a meeting. By channel there are two of queries and keys each, one of which will decay. */
+  FLASHATTN_DEVICE void load_rows(int first, RowSets sets) {
+    const Fetched queries = this->fetch_queries(chunk_, first, sets), keys = this->fetch_keys(chunk_, first, sets);
+    this->put_queries(query_, queries, sets);
+    put_fetched(key_, keys);
+    if (by_channel()) {
+      this->put_queries(first_, queries, sets);
+      put_fetched(second_, keys);
+      this->put_decays(decay_, this->fetch_decays(chunk_, first));
+    }
+    meet();
+  }
+
   /** Half of the threads have the state before the chunk, half the gradient of the one behind. */
   FLASHATTN_DEVICE Fetched fetch_states(int first, int column) const {
     float* const from = this->fetched_row() < kKeyTile ? scratch_.states : scratch_.d_states;
@@ -186,21 +198,21 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
     Fetched first, second;
   };
 
-  FLASHATTN_DEVICE void make_scores(int g) {
+  FLASHATTN_DEVICE void make_scores(RowSets sets) {
     WarpSums<2> sums;
     sums.clear();
     for_each_column_tile(
         [&](int column) {
-          return Pair{this->fetch_d_out(chunk_, column, g), fetch_updates(column)};
+          return Pair{fetch_d_out(column, sets), fetch_updates(column, sets)};
         },
         [&](const Pair& pair) {
           put_fetched(first_, pair.first);
           put_kept(second_, pair.second);
         },
         [&](int) { this->template add_scores<Base::kExactUpdates ? Exact::Both : kFirst>(sums, first_, second_); });
-    const bool exclusive = p_.bonus != nullptr;
+    const bool exclusive = is_exclusive(sets);
     if (has_scores()) {
-      if (exclusive)
+      if (exclusive && !is_low_rank())
         for_each_sum<2>(sums, score_row(), score_column(), [&](int t, int s, float sum) {
           if (t == s) own_.set(t, sum);
         });
@@ -247,39 +259,44 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
     Fetched d_out, updates, d_updates, states;
   };
 
-  /** Starts the gradients of a tile of channels with what the states at both ends give to them. */
-  FLASHATTN_DEVICE void meet_states(int first, int g) {
+  /**
+   * Starts the gradients of a tile of channels with what the states at both ends give to them: those of queries, those of keys,
+   * or both. With the first keys comes what the state at the end owes to its decays.
+   */
+  FLASHATTN_DEVICE void meet_states(int first, RowSets sets, bool queries, bool keys) {
     d_query_.clear();
     float carry = 0;
+    const bool carries = keys && !are_writes(sets);
     for_each_column_tile(
         [&](int column) {
           Ends ends;
-          ends.d_out = this->fetch_d_out(chunk_, column, g);
+          if (queries) ends.d_out = fetch_d_out(column, sets);
           ends.states = fetch_states(first, column);
-          if (g == 0) ends.updates = fetch_updates(column);
-          if (g == 0 && is_delta()) ends.d_updates = fetch_kept(scratch_.d_updates, column);
+          if (keys) ends.updates = fetch_updates(column, sets);
+          if (keys && is_delta()) ends.d_updates = fetch_kept(scratch_.d_updates, column);
           return ends;
         },
         [&](const Ends& ends) {
-          put_fetched(first_, ends.d_out);
+          if (queries) put_fetched(first_, ends.d_out);
           put_states(ends.states);
-          if (g == 0) put_kept(second_, ends.updates);
-          if (g == 0 && is_delta()) put_kept(decay_, ends.d_updates);
+          if (keys) put_kept(second_, ends.updates);
+          if (keys && is_delta()) put_kept(decay_, ends.d_updates);
         },
         [&](int column) {
           const auto by_state = [&](int c, int d) { return state_(d, c); };
-          multiply_warp<Reach::All, kFirst>(
-              d_query_, part(0, kKeyTile), [&](int t, int c) { return first_(t, c); }, by_state);
-          if (g > 0) return;
+          if (queries)
+            multiply_warp<Reach::All, kFirst>(
+                d_query_, part(0, kKeyTile), [&](int t, int c) { return first_(t, c); }, by_state);
+          if (!keys) return;
           multiply_warp<Reach::All, kUpdates>(
               d_key_, part(0, kKeyTile), [&](int s, int c) { return second_(s, c); },
               [&](int c, int d) { return d_state_(d, c); });
           if (is_delta())
             multiply_warp(
                 later_, part(0, kKeyTile), [&](int t, int c) { return decay_(t, c); }, by_state);
-          carry += carry_part(first, column);
+          if (carries) carry += carry_part(first, column);
         });
-    if (g > 0) return;
+    if (!carries) return;
     carry_sum_ += carry;
     for (int mask = 1; mask < kVector; mask *= 2) carry += ptx::shuffle_xor(carry, mask);
     if (thread_ % kVector == 0) carry_.set(thread_ / kVector, carry);
@@ -381,21 +398,26 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
 
   // Decays by channel ---------------------------------------------------------------------------------------------------
 
-  FLASHATTN_DEVICE void pass_channels(int first, int g) {
-    const bool last = g + 1 == p_.group();
-    this->decay_within_blocks(decayed_, true);
+  /** What blocks owe to other ones, by tensor cores. `starts`: gradients of queries or keys are what states gave to them. */
+  FLASHATTN_DEVICE void meet_blocks(RowSets sets, bool starts_queries, bool starts_keys) {
+    this->decay_within_blocks(decayed_, sets);
     meet();
     const int block = row_ / kRecurrenceBlock;
-    for_each(d_query_, [&](int, int d, float& sum) { sum *= decayed_.total(0, block, d); });
+    if (starts_queries) for_each(d_query_, [&](int, int d, float& sum) { sum *= decayed_.total(0, block, d); });
     multiply_warp(
         d_query_, part(0, row_), [&](int t, int s) { return scores_(t, s); },
         [&](int s, int d) { return second_(s, d) * decayed_.total(s / kRecurrenceBlock + 1, block, d); });
-    if (g == 0)
+    if (starts_keys)
       for_each(d_key_, [&](int, int d, float& sum) { sum *= decayed_.total(block + 1, kRecurrenceBlocks, d); });
     multiply_warp(
         d_key_, part(row_ + kRecurrenceBlock, kRecurrenceChunk), [&](int s, int t) { return scores_(t, s); },
         [&](int t, int d) { return first_(t, d) * decayed_.total(block + 1, t / kRecurrenceBlock, d); });
     ptx::sync_threads();
+  }
+
+  FLASHATTN_DEVICE void pass_channels(int first, int g) {
+    const bool last = g + 1 == p_.group();
+    meet_blocks({g}, true, g == 0);
     for_each(d_query_, [&](int t, int d, float sum) { first_.set(t, d, sum); });
     if (last) for_each(d_key_, [&](int s, int d, float sum) { second_.set(s, d, sum); });
     ptx::sync_threads();
@@ -405,8 +427,20 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
     if (has_channel) {
       const float bonus =
           p_.bonus && first + d < p_.key_dim ? ptx::load_global(p_.bonus + int64_t{h_} * p_.key_dim + first + d) : 0.0f;
-      finish_queries(b * kRecurrenceBlock, d, bonus, g == 0);
-      add_block_keys(b * kRecurrenceBlock, d, bonus);
+      const bool exclusive = p_.bonus != nullptr;
+      for_each_block_query(b * kRecurrenceBlock, d, exclusive, [&](int t, float key, float sum) {
+        const float query = query_(t, d), gate = query * sum;
+        gates_.set(t, d, g == 0 ? gate : gates_(t, d) + gate);
+        if (exclusive) sum += own_(t) * bonus * key;
+        first_.set(t, d, sum);
+      });
+      for_each_block_key(b * kRecurrenceBlock, d, exclusive, [&](int r, int s, float query, float sum) {
+        if (exclusive) {
+          block_bonus_[r] += own_(s) * bonus * query;
+          bonus_sum_ += own_(s) * query * key_(s, d);
+        }
+        block_key_[r] += sum;
+      });
       if (last) {
         block_gates.set(thread_, finish_keys(b * kRecurrenceBlock, d));
         block_sums.set(thread_, bonus_sum_);
@@ -428,14 +462,14 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
     ptx::sync_threads();
   }
 
-  /** The queries of a block: what they owe to its own keys, their gates, and the bonus. */
-  FLASHATTN_DEVICE void finish_queries(int first, int d, float bonus, bool first_head) {
-    const bool exclusive = p_.bonus != nullptr;
+  /** f(position, its key, its gradient by keys before it) for the queries of a block, with those of the block itself. */
+  template <class F>
+  FLASHATTN_DEVICE void for_each_block_query(int first, int d, bool exclusive, F f) {
     float decayed[kRecurrenceBlock], product = 1;
 #pragma unroll
     for (int r = 0; r < kRecurrenceBlock; ++r) {
       const int t = first + r;
-      const float decay = decay_(t, d), with_own = product * decay, key = key_(t, d), query = query_(t, d);
+      const float decay = decay_(t, d), with_own = product * decay, key = key_(t, d);
       float sum = first_(t, d) * (exclusive ? product : with_own);
       product = with_own;
 #pragma unroll
@@ -446,16 +480,13 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
       }
       decayed[r] = key;
       if (!exclusive) sum += scores_(t, t) * key;
-      const float gate = query * sum;
-      gates_.set(t, d, first_head ? gate : gates_(t, d) + gate);
-      if (exclusive) sum += own_(t) * bonus * key;
-      first_.set(t, d, sum);
+      f(t, key, sum);
     }
   }
 
-  /** What the keys of a block owe to its own queries. */
-  FLASHATTN_DEVICE void add_block_keys(int first, int d, float bonus) {
-    const bool exclusive = p_.bonus != nullptr;
+  /** f(place in the block, position, its query, its gradient by the queries of its block), the last key first. */
+  template <class F>
+  FLASHATTN_DEVICE void for_each_block_key(int first, int d, bool exclusive, F f) {
     float decayed[kRecurrenceBlock];
 #pragma unroll
     for (int r = kRecurrenceBlock - 1; r >= 0; --r) {
@@ -465,18 +496,13 @@ class RecurrenceGradients : RecurrenceBlock<kKind> {
       const float decay = r + 1 < kRecurrenceBlock ? decay_(s + 1, d) : 1.0f;
 #pragma unroll
       for (int t = r + 1; t < kRecurrenceBlock; ++t) {
-        // With a bonus the next query reads the state as it was left.
+        // When exclusive, the next query reads the state as it was left.
         if (!exclusive || t > r + 1) decayed[t] *= decay;
         sum += scores_(first + t, s) * decayed[t];
       }
       decayed[r] = query;
-      if (exclusive) {
-        block_bonus_[r] += own_(s) * bonus * query;
-        bonus_sum_ += own_(s) * query * key_(s, d);
-      } else {
-        sum += scores_(s, s) * query;
-      }
-      block_key_[r] += sum;
+      if (!exclusive) sum += scores_(s, s) * query;
+      f(r, s, query, sum);
     }
   }
 

@@ -69,6 +69,7 @@ cudaError_t with_kind(RecurrenceKind kind, F f) {
     case Kind::Positions: return f(std::integral_constant<Kind, Kind::Positions>{});
     case Kind::NarrowPositions: return f(std::integral_constant<Kind, Kind::NarrowPositions>{});
     case Kind::Delta: return f(std::integral_constant<Kind, Kind::Delta>{});
+    case Kind::LowRank: return f(std::integral_constant<Kind, Kind::LowRank>{});
     default: return f(std::integral_constant<Kind, Kind::NarrowDelta>{});
   }
 }
@@ -93,8 +94,11 @@ FLASHATTN_DEVICE void for_each_sum(WarpSums<kPairs>& sums, int row, int column, 
       f(row + lane.group + e / 2 * 8, column + n * 8 + 2 * lane.quad + e % 2, sums.s[0][n][e]);
 }
 
-/** Which inner positions a row of a product meets: all, those up to its own, those from its own on. */
-enum class Reach { All, Past, Future };
+/** Which inner positions a row of a product meets: all, those up to its own or before it, those from its own on or behind it. */
+enum class Reach { All, Past, Before, Future, After };
+
+inline constexpr bool reaches_back(Reach reach) { return reach == Reach::Past || reach == Reach::Before; }
+inline constexpr bool reaches_on(Reach reach) { return reach == Reach::Future || reach == Reach::After; }
 
 /** Which factors of a product are tf32 numbers as they are. */
 enum class Exact { Neither, First, Second, Both };
@@ -129,15 +133,15 @@ FLASHATTN_DEVICE void multiply_warp(Sums<1, kHalves>& sums, const WarpProduct& a
   constexpr bool kExactB = kExact == Exact::Second || kExact == Exact::Both;
   if (at.careful) {
     for_each_sum<kPairs>(sums, at.row, at.column, [&](int row, int column, float& sum) {
-      const int begin = kReach == Reach::Future ? max_of(at.begin, row) : at.begin;
-      const int end = kReach == Reach::Past ? min_of(at.end, row + 1) : at.end;
+      const int begin = reaches_on(kReach) ? max_of(at.begin, kReach == Reach::After ? row + 1 : row) : at.begin;
+      const int end = reaches_back(kReach) ? min_of(at.end, kReach == Reach::Before ? row : row + 1) : at.end;
 #pragma unroll 1
       for (int k = begin; k < end; ++k) sum += a(row, k) * b(k, column);
     });
     return;
   }
-  const int begin = kReach == Reach::Future ? max_of(at.begin, at.row) : at.begin;
-  const int end = kReach == Reach::Past ? min_of(at.end, at.row + 16) : at.end;
+  const int begin = reaches_on(kReach) ? max_of(at.begin, at.row) : at.begin;
+  const int end = reaches_back(kReach) ? min_of(at.end, at.row + 16) : at.end;
   const Lane lane = lane_here();
   const int row = at.row + lane.group, column = at.column + lane.group;
 #pragma unroll 1

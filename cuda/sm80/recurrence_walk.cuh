@@ -4,21 +4,25 @@
 //   forwards   out_t = q~_t S + sum_{s <= t} P_ts u_s        S <- D S + sum_s k~_s u_s^T
 //   backwards  d_u_s = k~_s dS + sum_{t >= s} P_ts d_out_t   dS <- D dS + sum_t q~_t d_out_t^T
 //
-// with the scores P_ts of a chunk, decayed, which each block computes for itself.
+// with the scores P_ts of a chunk, decayed, which each block computes for itself. Corrections of rank one (the processor's
+// low_rank.h) are a second set of keys, writes, with what is read as values, and reads are a second set of queries, which meet
+// the state before their own position. Each pair of sets passes through the same tiles.
 #pragma once
 #include "recurrence.cuh"
 
 namespace flashattn {
 
-template <int kValueTile>
+template <int kValueTile, bool kLowRank = false>
 struct RecurrenceWalkTiles {
   static constexpr int kKeyBytes = KeyTileOfChunk::bytes(kRecurrenceChunk);
   static constexpr int kScoreBytes = ScoresOfChunk::bytes(kRecurrenceChunk);
+  static constexpr int kValueBytes = FloatTile<kValueTile>::bytes(kRecurrenceChunk);
   static constexpr int kQuery = 0, kKey = kQuery + kKeyBytes;
   static constexpr int kDecay = kKey + kKeyBytes;  // by channel, or the table of those that are not
   static constexpr int kScores = kDecay + kKeyBytes;
   static constexpr int kValue = kScores + kScoreBytes;
-  static constexpr int kTotals = kValue + FloatTile<kValueTile>::bytes(kRecurrenceChunk);
+  static constexpr int kSolved = kLowRank ? kValue + kValueBytes : kValue;
+  static constexpr int kTotals = kSolved + kValueBytes;
   static constexpr int kLines = kTotals + kTotalsBytes;
   static constexpr int kVotes = kLines + ScalarDecays::kLines * 4;
   static constexpr int kState = kVotes + kVotesBytes;
@@ -30,16 +34,19 @@ struct RecurrenceWalkTiles {
 };
 
 /** Columns of the state that a block has: as many as fit beside the rest in 99 KB. */
-inline constexpr int kWideValueTile = 64, kNarrowValueTile = 32, kMostWideKeyDim = 128, kMostKeyDim = 256;
-static_assert(RecurrenceWalkTiles<kWideValueTile>::shared_bytes(kMostWideKeyDim) <= 99 * 1024);
+inline constexpr int kWideValueTile = 64, kNarrowValueTile = 32, kMostKeyDim = 256;
+constexpr int most_wide_key_dim(bool low_rank) { return low_rank ? 64 : 128; }
+static_assert(RecurrenceWalkTiles<kWideValueTile>::shared_bytes(most_wide_key_dim(false)) <= 99 * 1024);
 static_assert(RecurrenceWalkTiles<kNarrowValueTile>::shared_bytes(kMostKeyDim) <= 99 * 1024);
+static_assert(RecurrenceWalkTiles<kWideValueTile, true>::shared_bytes(most_wide_key_dim(true)) <= 99 * 1024);
+static_assert(RecurrenceWalkTiles<kNarrowValueTile, true>::shared_bytes(kMostKeyDim) <= 99 * 1024);
 
 /** f(columns of a block, kind), both as constants: wide tiles where there is a block of them for every multiprocessor. */
 template <class F>
 cudaError_t with_walk(const RecurrenceParams& p, RecurrenceKind kind, const DeviceLimits& limits, F f) {
   const int64_t wide_blocks = int64_t{p.batch} * p.heads * divide_up(p.state_columns(), kWideValueTile);
-  const bool wide =
-      p.key_dim <= kMostWideKeyDim && p.state_columns() > kNarrowValueTile && wide_blocks >= limits.multiprocessors;
+  const bool wide = p.key_dim <= most_wide_key_dim(kind == RecurrenceKind::LowRank) &&
+                    p.state_columns() > kNarrowValueTile && wide_blocks >= limits.multiprocessors;
   return with_kind(kind, [&](auto constant) {
     return wide ? f(std::integral_constant<int, kWideValueTile>{}, constant)
                 : f(std::integral_constant<int, kNarrowValueTile>{}, constant);
@@ -51,8 +58,9 @@ cudaError_t launch_walk(const char* name, void (*kernel)(RecurrenceLaunch), cons
                         const RecurrenceScratch& scratch, cudaStream_t stream) {
   const int tiles = divide_up(p.state_columns(), kValueTile);
   const dim3 grid(static_cast<uint32_t>(int64_t{p.batch} * p.heads * tiles));
-  return launched(name, ptx::launch(kernel, name, grid, kRecurrenceThreads,
-                                    RecurrenceWalkTiles<kValueTile>::shared_bytes(p.key_dim), stream,
+  const int shared = p.update == Update::LowRank ? RecurrenceWalkTiles<kValueTile, true>::shared_bytes(p.key_dim)
+                                                 : RecurrenceWalkTiles<kValueTile>::shared_bytes(p.key_dim);
+  return launched(name, ptx::launch(kernel, name, grid, kRecurrenceThreads, shared, stream,
                                     RecurrenceLaunch{p, scratch, tiles, 0}));
 }
 
@@ -70,10 +78,10 @@ template <int kValueTile, RecurrenceKind kKind>
 class RecurrenceWalk : public RecurrenceBlock<kKind> {
  public:
   using Base = RecurrenceBlock<kKind>;
-  using Base::by_channel, Base::count, Base::decay_channels, Base::global_row, Base::is_delta, Base::product, Base::put;
-  using Base::h_, Base::kNarrow, Base::p_, Base::thread_, Base::warp_;
+  using Base::by_channel, Base::count, Base::decay_channels, Base::global_row, Base::is_delta, Base::is_low_rank;
+  using Base::h_, Base::kNarrow, Base::p_, Base::product, Base::put, Base::thread_, Base::warp_;
   using typename Base::ChannelTiles, typename Base::Fetched;
-  using Tiles = RecurrenceWalkTiles<kValueTile>;
+  using Tiles = RecurrenceWalkTiles<kValueTile, kKind == RecurrenceKind::LowRank>;
   using Values = FloatTile<kValueTile>;
   static constexpr int kPairs = kValueTile / 32;
 
@@ -83,6 +91,7 @@ class RecurrenceWalk : public RecurrenceBlock<kKind> {
         column_(place.column),
         state_{ptx::shared_base() + Tiles::kState},
         values_{ptx::shared_base() + Tiles::kValue},
+        solved_{ptx::shared_base() + Tiles::kSolved},
         scores_{ptx::shared_base() + Tiles::kScores},
         tiles_{{ptx::shared_base() + Tiles::kQuery},
                {ptx::shared_base() + Tiles::kKey},
@@ -95,6 +104,8 @@ class RecurrenceWalk : public RecurrenceBlock<kKind> {
   const int column_;
   const Values state_;   // [key dim, kValueTile]
   const Values values_;  // [kRecurrenceChunk, kValueTile]
+  const Values solved_;  // the same, of triangular systems: what the delta rule makes of values, in their place; of
+                         // corrections of rank one what is read, or its gradient
   const ScoresOfChunk scores_;
   const ChannelTiles tiles_;
   const ScalarDecays decays_;
@@ -135,29 +146,29 @@ class RecurrenceWalk : public RecurrenceBlock<kKind> {
     Fetched query, key, decay;
   };
 
-  FLASHATTN_DEVICE void fetch_channels(Channels& next, int chunk, int tile, int g) const {
+  FLASHATTN_DEVICE void fetch_channels(Channels& next, int chunk, int tile, RowSets sets) const {
     if (tile >= key_tiles()) return;
-    if (g >= 0) next.query = this->fetch_queries(chunk, tile * kKeyTile, g);
-    next.key = this->fetch_keys(chunk, tile * kKeyTile);
+    if (sets.has_queries()) next.query = this->fetch_queries(chunk, tile * kKeyTile, sets);
+    next.key = this->fetch_keys(chunk, tile * kKeyTile, sets);
     if (by_channel()) next.decay = this->fetch_decays(chunk, tile * kKeyTile);
   }
 
   /**
-   * `f(first)` for each tile of channels, when it has been loaded, and decayed where that is by channel, to scores too; g is
-   * the head of queries, or -1: none. The next tile is on its way meanwhile. f ends with all having read what it has.
+   * `f(first)` for each tile of channels, when it has been loaded, and decayed where that is by channel, to scores too. The
+   * next tile is on its way meanwhile. f ends with all having read what it has.
    */
   template <class F>
-  FLASHATTN_DEVICE void for_each_tile(int chunk, int g, F f) {
+  FLASHATTN_DEVICE void for_each_tile(int chunk, RowSets sets, F f) {
     Channels next;
-    fetch_channels(next, chunk, 0, g);
+    fetch_channels(next, chunk, 0, sets);
 #pragma unroll 1
     for (int tile = 0; tile < key_tiles(); ++tile) {
-      if (g >= 0) this->put_queries(tiles_.query, next.query);
+      if (sets.has_queries()) this->put_queries(tiles_.query, next.query, sets);
       this->put_fetched(tiles_.key, next.key);
       if (by_channel()) this->put_decays(tiles_.decay, next.decay);
       this->meet();
-      fetch_channels(next, chunk, tile + 1, g);
-      if (by_channel()) decay_channels(tiles_, scores_, g >= 0, tile * kKeyTile);
+      fetch_channels(next, chunk, tile + 1, sets);
+      if (by_channel()) decay_channels(tiles_, scores_, sets, tile * kKeyTile);
       f(tile * kKeyTile);
     }
   }
@@ -171,7 +182,8 @@ class RecurrenceWalk : public RecurrenceBlock<kKind> {
 
   /** A tile of the state <- kept times it + factor times its rows^T values, of scalar decays with `line` besides. */
   template <Exact kExact>
-  FLASHATTN_DEVICE void update_state(KeyTileOfChunk rows, int first, FloatLine line, bool decays, float factor) {
+  FLASHATTN_DEVICE void update_state(KeyTileOfChunk rows, Values values, int first, FloatLine line, bool decays,
+                                     float factor) {
     constexpr int kAcross = kValueTile / 16;
     const int d0 = warp_ / kAcross * 16, c0 = warp_ % kAcross * 16;
     if (d0 >= kKeyTile) return;
@@ -181,7 +193,7 @@ class RecurrenceWalk : public RecurrenceBlock<kKind> {
     multiply_warp<Reach::All, kExact>(
         sums, product(d0, c0, 0, kRecurrenceChunk),
         [&](int d, int t) { return scalar ? rows(t, d) * line(t) : rows(t, d); },
-        [&](int t, int c) { return values_(t, c); });
+        [&](int t, int c) { return values(t, c); });
     const float all = scalar && decays ? decays_.all() : 1.0f;
     for_each_sum<1>(sums, d0, c0, [&](int d, int c, float sum) {
       const float decay = scalar || !decays ? all : tiles_.total(0, kRecurrenceBlocks, d);
@@ -200,8 +212,9 @@ class RecurrenceWalk : public RecurrenceBlock<kKind> {
 template <int kValueTile, RecurrenceKind kKind>
 class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
   using Base = RecurrenceWalk<kValueTile, kKind>;
-  using Base::by_channel, Base::is_delta, Base::count, Base::p_, Base::decays_, Base::tiles_, Base::scores_;
-  using Base::state_, Base::values_, Base::scratch_, Base::column_, Base::thread_, Base::warp_, Base::kPairs;
+  using Base::by_channel, Base::is_delta, Base::is_low_rank, Base::count, Base::p_, Base::decays_, Base::tiles_;
+  using Base::column_, Base::kPairs, Base::scores_, Base::scratch_, Base::solved_, Base::state_, Base::thread_;
+  using Base::values_, Base::warp_;
 
   static constexpr Exact kScores = Base::kNarrow ? Exact::Both : Exact::Neither;
   static constexpr Exact kUpdates = Base::kExactUpdates ? Exact::Second : Exact::Neither;
@@ -217,7 +230,8 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
       if (keeps) keep_state(chunk);
       this->load_values(values_, chunk, column_);
       this->load_scalar_decays(decays_, chunk);
-      if (is_delta()) solve(chunk, keeps);
+      if (is_delta()) solve_updates(chunk, keeps);
+      if (is_low_rank()) solve_reads(chunk, keeps);
       if (keeps)
         pass_keys(chunk);
       else
@@ -235,10 +249,18 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
   }
 
   FLASHATTN_DEVICE void pass_keys(int chunk) {
-    this->for_each_tile(chunk, -1, [&](int first) {
-      this->template update_state<kUpdates>(tiles_.key, first, decays_.after(), true, 1);
+    this->for_each_tile(chunk, {RowSets::kNone}, [&](int first) {
+      this->template update_state<kUpdates>(tiles_.key, values_, first, decays_.after(), true, 1);
       ptx::sync_threads();
     });
+    if (!is_low_rank()) return;
+    this->for_each_tile(chunk, {RowSets::kNone, true}, [&](int first) { write_back(first); });
+  }
+
+  /** What has been read is added to the state, which has decayed. */
+  FLASHATTN_DEVICE void write_back(int first) {
+    this->template update_state<kUpdates>(tiles_.key, solved_, first, decays_.after(), false, 1);
+    ptx::sync_threads();
   }
 
   FLASHATTN_DEVICE void pass_queries(int chunk, int g) {
@@ -247,12 +269,12 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
     WarpSums<kPairs> out;
     scores.clear();
     out.clear();
-    this->for_each_tile(chunk, g, [&](int first) {
+    this->for_each_tile(chunk, {g}, [&](int first) {
       if (!by_channel()) this->template add_scores<kScores>(scores, tiles_.query, tiles_.key);
       this->add_state(out, tiles_.query, first);
       ptx::sync_threads();
       if (!last) return;
-      this->template update_state<kUpdates>(tiles_.key, first, decays_.after(), true, 1);
+      this->template update_state<kUpdates>(tiles_.key, values_, first, decays_.after(), true, 1);
       ptx::sync_threads();
     });
     if (!by_channel()) {
@@ -263,6 +285,15 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
     multiply_warp<Reach::Past, kUpdates>(
         out, this->product(this->row(), this->column(), 0, kRecurrenceChunk),
         [&](int t, int s) { return scores_(t, s); }, [&](int s, int c) { return values_(s, c); });
+    if (is_low_rank()) {
+      this->for_each_tile(chunk, {g, true}, [&](int first) {
+        if (last) write_back(first);
+      });
+      this->meet();
+      multiply_warp<Reach::Past>(
+          out, this->product(this->row(), this->column(), 0, kRecurrenceChunk),
+          [&](int t, int s) { return scores_(t, s); }, [&](int s, int c) { return solved_(s, c); });
+    }
     store_out(out, chunk, g);
     ptx::sync_threads();
   }
@@ -279,14 +310,14 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
 
   /**
    * The delta rule: values become what is added to the state, u_t = beta_t e_t, with the errors e_t = v_t - (D_t S)^T k_t
-   * - sum_{s < t} D_ts (k_t . k_s) u_s. Block by block, by tensor cores, and position by position within a block.
+   * - sum_{s < t} D_ts (k_t . k_s) u_s.
    */
-  FLASHATTN_DEVICE void solve(int chunk, bool keeps) {
+  FLASHATTN_DEVICE void solve_updates(int chunk, bool keeps) {
     WarpSums<2> scores;
     WarpSums<kPairs> seen;
     scores.clear();
     seen.clear();
-    this->for_each_tile(chunk, -1, [&](int first) {
+    this->for_each_tile(chunk, {RowSets::kNone}, [&](int first) {
       this->template add_scores<kScores>(scores, tiles_.key, tiles_.key);
       this->add_state(seen, tiles_.key, first);
       ptx::sync_threads();
@@ -296,6 +327,36 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
     for_each_sum<kPairs>(seen, this->row(), this->column(),
                          [&](int t, int c, float sum) { this->put(values_, t, c, values_(t, c) - sum); });
     this->meet();
+    solve(chunk, keeps);
+  }
+
+  /**
+   * What corrections of rank one read of the state, p_t = a~_t S + sum_{s < t} D_ts ((a_t . k_s) v_s + (a_t . w_s) p_s), with
+   * reads a and writes w, and the decays before t in D.
+   */
+  FLASHATTN_DEVICE void solve_reads(int chunk, bool keeps) {
+    // One loop, as two walks over tiles would take registers from each other: last come the scores with writes.
+#pragma unroll 1
+    for (int writes = 0; writes < 2; ++writes) {
+      WarpSums<kPairs> seen;
+      seen.clear();
+      this->for_each_tile(chunk, {RowSets::kReads, writes > 0}, [&](int first) {
+        if (writes > 0) return;
+        this->add_state(seen, tiles_.query, first);
+        ptx::sync_threads();
+      });
+      if (writes > 0) break;
+      multiply_warp<Reach::Before>(
+          seen, this->product(this->row(), this->column(), 0, kRecurrenceChunk),
+          [&](int t, int s) { return scores_(t, s); }, [&](int s, int c) { return values_(s, c); });
+      for_each_sum<kPairs>(seen, this->row(), this->column(),
+                           [&](int t, int c, float sum) { this->put(solved_, t, c, sum); });
+    }
+    solve(chunk, keeps);
+  }
+
+  /** solved_ += scores_ below the diagonal times it: block by block, by tensor cores, and position by position within a block. */
+  FLASHATTN_DEVICE void solve(int chunk, bool keeps) {
     for (int first = 0; first < kRecurrenceChunk; first += kRecurrenceBlock) {
       if (first > 0) {
         if (warp_ < kValueTile / 16) {
@@ -303,9 +364,9 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
           sums.clear();
           multiply_warp(
               sums, this->product(first, warp_ * 16, 0, first), [&](int t, int s) { return scores_(t, s); },
-              [&](int s, int c) { return values_(s, c); });
+              [&](int s, int c) { return solved_(s, c); });
           for_each_sum<1>(sums, first, warp_ * 16,
-                          [&](int t, int c, float sum) { this->put(values_, t, c, values_(t, c) + sum); });
+                          [&](int t, int c, float sum) { this->put(solved_, t, c, solved_(t, c) + sum); });
         }
         this->meet();
       }
@@ -321,12 +382,12 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
 #pragma unroll
     for (int r = 0; r < kRecurrenceBlock; ++r) {
       const int t = first + r;
-      float error = values_(t, thread_);
+      float error = solved_(t, thread_);
 #pragma unroll
       for (int s = 0; s < r; ++s) error += scores_(t, first + s) * update[s];
       if (stores && t < count(chunk)) errors.store(error, t, column_ + thread_);
-      update[r] = decays_.beta()(t) * error;
-      this->put(values_, t, thread_, update[r]);
+      update[r] = is_delta() ? decays_.beta()(t) * error : t < count(chunk) ? error : 0.0f;
+      this->put(solved_, t, thread_, update[r]);
     }
   }
 };
@@ -336,8 +397,9 @@ class ForwardWalk : RecurrenceWalk<kValueTile, kKind> {
 template <int kValueTile, RecurrenceKind kKind>
 class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
   using Base = RecurrenceWalk<kValueTile, kKind>;
-  using Base::by_channel, Base::is_delta, Base::count, Base::p_, Base::decays_, Base::tiles_, Base::scores_;
-  using Base::state_, Base::values_, Base::scratch_, Base::column_, Base::thread_, Base::warp_, Base::kPairs;
+  using Base::by_channel, Base::is_delta, Base::is_low_rank, Base::count, Base::p_, Base::decays_, Base::tiles_;
+  using Base::column_, Base::kPairs, Base::scores_, Base::scratch_, Base::solved_, Base::state_, Base::thread_;
+  using Base::values_, Base::warp_;
 
   static constexpr Exact kScores = Base::kNarrow ? Exact::Both : Exact::Neither;
   static constexpr Exact kSecond = Base::kNarrow ? Exact::Second : Exact::Neither;
@@ -351,6 +413,7 @@ class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
     for (int chunk = this->chunks(); chunk-- > 0;) {
       this->store_state(scratch_.d_states + this->kept_begin(scratch_, chunk), p_.padded_columns());
       this->load_scalar_decays(decays_, chunk);
+      if (is_low_rank()) pass_writes(chunk);
       pass(chunk);
     }
     if (p_.d_initial) this->store_state(p_.d_initial + this->state_begin(), p_.state_columns());
@@ -366,14 +429,15 @@ class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
       WarpSums<2> scores;
       scores.clear();
       this->load_d_out(values_, chunk, column_, g);
-      this->for_each_tile(chunk, g, [&](int first) {
+      this->for_each_tile(chunk, {g}, [&](int first) {
         if (!by_channel()) this->template add_scores<kScores>(scores, tiles_.query, tiles_.key);
         if (g == 0) {
           if (is_delta()) this->template add_scores<kScores>(key_scores, tiles_.key, tiles_.key);
           this->add_state(d_updates, tiles_.key, first);
           ptx::sync_threads();
         }
-        this->template update_state<kSecond>(tiles_.query, first, decays_.before(), g == 0, this->product_factor());
+        this->template update_state<kSecond>(tiles_.query, values_, first, decays_.before(), g == 0,
+                                             this->product_factor());
         ptx::sync_threads();
       });
       if (!by_channel()) {
@@ -387,6 +451,7 @@ class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
       ptx::sync_threads();
     }
     if (is_delta()) return pass_errors(chunk, key_scores, d_updates);
+    if (is_low_rank()) pass_reads(chunk, d_updates);
     this->store_sums(d_updates, d_values(chunk), count(chunk), p_.value_dim);
   }
 
@@ -403,6 +468,57 @@ class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
     for_each_sum<kPairs>(d_updates, this->row(), this->column(),
                          [&](int s, int c, float sum) { this->put(values_, s, c, sum); });
     this->meet();
+    solve(chunk);
+    this->for_each_tile(chunk, {RowSets::kNone}, [&](int first) {
+      this->template update_state<Exact::Neither>(tiles_.key, values_, first, decays_.before(), false, -1);
+      ptx::sync_threads();
+    });
+  }
+
+  /**
+   * The gradient of what corrections of rank one have read, d_p_s = w~_s dS + sum_{t >= s} D_ts (q_t . w_s) d_out_t
+   * + sum_{t > s} D_ts (a_t . w_s) d_p_t, while dS is that of the state at the chunk's end.
+   */
+  FLASHATTN_DEVICE void pass_writes(int chunk) {
+    WarpSums<kPairs> d_reads;
+    d_reads.clear();
+    // One loop, as above: last come the scores of reads.
+#pragma unroll 1
+    for (int g = 0; g <= p_.group(); ++g) {
+      const bool reads = g == p_.group();
+      if (!reads) this->load_d_out(values_, chunk, column_, g);
+      this->for_each_tile(chunk, {reads ? RowSets::kReads : g, true}, [&](int first) {
+        if (g > 0) return;
+        this->add_state(d_reads, tiles_.key, first);
+        ptx::sync_threads();
+      });
+      if (reads) break;
+      multiply_warp<Reach::Future>(
+          d_reads, this->product(this->row(), this->column(), 0, kRecurrenceChunk),
+          [&](int s, int t) { return scores_(t, s); }, [&](int t, int c) { return values_(t, c); });
+      ptx::sync_threads();
+    }
+    for_each_sum<kPairs>(d_reads, this->row(), this->column(),
+                         [&](int s, int c, float sum) { this->put(solved_, s, c, sum); });
+    this->meet();
+    solve(chunk);
+  }
+
+  /** What reads give to the values before them and to the state. */
+  FLASHATTN_DEVICE void pass_reads(int chunk, WarpSums<kPairs>& d_values) {
+    this->for_each_tile(chunk, {RowSets::kReads}, [&](int first) {
+      this->template update_state<Exact::Neither>(tiles_.query, solved_, first, decays_.before(), false, 1);
+      ptx::sync_threads();
+    });
+    this->meet();
+    multiply_warp<Reach::After>(
+        d_values, this->product(this->row(), this->column(), 0, kRecurrenceChunk),
+        [&](int s, int t) { return scores_(t, s); }, [&](int t, int c) { return solved_(t, c); });
+    ptx::sync_threads();
+  }
+
+  /** solved_ += scores_^T above the diagonal times it, the last block first. */
+  FLASHATTN_DEVICE void solve(int chunk) {
     for (int first = kRecurrenceChunk - kRecurrenceBlock; first >= 0; first -= kRecurrenceBlock) {
       const int end = first + kRecurrenceBlock;
       if (end < kRecurrenceChunk) {
@@ -411,19 +527,15 @@ class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
           sums.clear();
           multiply_warp(
               sums, this->product(first, warp_ * 16, end, kRecurrenceChunk),
-              [&](int s, int t) { return scores_(t, s); }, [&](int t, int c) { return values_(t, c); });
+              [&](int s, int t) { return scores_(t, s); }, [&](int t, int c) { return solved_(t, c); });
           for_each_sum<1>(sums, first, warp_ * 16,
-                          [&](int s, int c, float sum) { this->put(values_, s, c, values_(s, c) + sum); });
+                          [&](int s, int c, float sum) { this->put(solved_, s, c, solved_(s, c) + sum); });
         }
         this->meet();
       }
       if (thread_ < kValueTile) solve_block(chunk, first);
       this->meet();
     }
-    this->for_each_tile(chunk, -1, [&](int first) {
-      this->template update_state<Exact::Neither>(tiles_.key, first, decays_.before(), false, -1);
-      ptx::sync_threads();
-    });
   }
 
   FLASHATTN_DEVICE void solve_block(int chunk, int first) {
@@ -433,14 +545,14 @@ class BackwardWalk : RecurrenceWalk<kValueTile, kKind> {
 #pragma unroll
     for (int r = kRecurrenceBlock - 1; r >= 0; --r) {
       const int s = first + r;
-      float sum = values_(s, thread_);
+      float sum = solved_(s, thread_);
 #pragma unroll
       for (int t = r + 1; t < kRecurrenceBlock; ++t) sum += scores_(first + t, s) * d_error[t];
-      d_error[r] = decays_.beta()(s) * sum;
-      this->put(values_, s, thread_, d_error[r]);
+      d_error[r] = is_delta() ? decays_.beta()(s) * sum : s < count(chunk) ? sum : 0.0f;
+      this->put(solved_, s, thread_, d_error[r]);
       if (!stores || s >= count(chunk)) continue;
       kept.store(sum, s, column_ + thread_);
-      to.store(d_error[r], s, column_ + thread_);
+      if (is_delta()) to.store(d_error[r], s, column_ + thread_);
     }
   }
 };

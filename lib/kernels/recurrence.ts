@@ -143,15 +143,15 @@ const chunkRows = ({ batch, length, packed }: RecurrenceProblem): number =>
 
 /**
  * Floats that backward keeps the states before chunks in. GPUs keep those behind the last ones and the gradients of all of
- * them too, with the delta rule what it adds at every position and the gradients of that, and sums of chunks that are added
- * up at the end (cuda/recurrence_backward.cu): so every chunk has a block of its own.
+ * them too, with updates that read the state what they have of it at every position and the gradients of that, and sums of
+ * chunks that are added up at the end (cuda/recurrence_backward.cu): so every chunk has a block of its own.
  */
 export function chunkStateElements(problem: RecurrenceProblem, onProcessor: boolean): number {
   const { batch, length, heads, keyDim, valueDim, packed, update, decay } = problem;
   const state = heads * keyDim * roundedUp(stateColumns(problem));
   if (onProcessor) return chunkRows(problem) * state;
   const rows = chunkRows(problem) + batch;
-  const values = update === 'delta' ? (packed ? 1 : batch) * length * heads * valueDim : 0;
+  const values = update !== 'add' ? (packed ? 1 : batch) * length * heads * valueDim : 0;
   const sums = decay === 'channel' ? keyDim : decay === 'head' ? 1 : 0;
   return 2 * (rows * state + values) + rows * heads * sums;
 }

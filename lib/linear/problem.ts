@@ -25,7 +25,7 @@ export type UpdateOptions =
   | { readonly kind: 'delta'; readonly beta: Tensor<FloatDType, Shape> }
   /**
    * k v^T + write (S^T read)^T, with the state S before its decay (RWKV-7). Both [batch, seq, heads, key dim], of the dtype of
-   * q. Only with decays by channel, and on the devices cpu and wasm.
+   * q. Only with decays by channel.
    */
   | { readonly kind: 'lowRank'; readonly read: Tensor<FloatDType, Shape>; readonly write: Tensor<FloatDType, Shape> };
 

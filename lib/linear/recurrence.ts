@@ -1,6 +1,5 @@
 // The engine of linear and recurrent attention.
 import type { FloatDType } from '../base/dtype.js';
-import { FlashAttnError } from '../base/errors.js';
 import type { Backend } from '../kernels/device.js';
 import type { DeviceBuffer } from '../kernels/memory.js';
 import type { Flat, View } from '../kernels/operand.js';
@@ -8,7 +7,6 @@ import {
   chunkStateElements,
   type DecayKind,
   outHeads,
-  type RecurrenceProblem,
   recurrenceBackward as recurrenceBackwardOperation,
   recurrence as recurrenceOperation,
   stateColumns,
@@ -114,20 +112,10 @@ const rowsOf = ({ q, layout }: Inputs): Shape => q.shape.slice(0, layout === 'ba
 
 const isProcessor = ({ device }: Backend): boolean => device === 'cpu' || device === 'wasm';
 
-/** @throws ERR_DEVICE where the device has no kernels for the update */
-function checkUpdate({ backend }: Tensor, { update }: RecurrenceProblem): void {
-  if (update !== 'lowRank' || isProcessor(backend)) return;
-  throw new FlashAttnError(
-    'ERR_DEVICE',
-    `update.kind is 'lowRank', for which ${backend.device} has no kernels yet: use the devices cpu or wasm`,
-  );
-}
-
 /** @internal @param into where the final state goes: [sequences, heads, key dim, state columns]. Default: a new tensor */
 export function forward(x: Inputs, into?: Tensor): { out: Tensor; state: Tensor; normalizer: Tensor | undefined } {
   const { backend } = x.q;
   const { problem } = x;
-  checkUpdate(x.q, problem);
   const operands = new Rows(backend, x.layout);
   try {
     const inputs = inputOperands(x, operands);

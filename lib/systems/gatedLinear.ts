@@ -114,7 +114,7 @@ export interface Rwkv7Options extends RecurrentOptions {
 
 /**
  * The WKV of RWKV-7 (Peng et al., "RWKV-7 Goose", 2025, arXiv:2503.14456):
- * S_t = diag(e^(w_t)) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T, out_t = S_t^T r_t. No scale. On the devices cpu and wasm.
+ * S_t = diag(e^(w_t)) S_{t-1} + b_t (S_{t-1}^T a_t)^T + k_t v_t^T, out_t = S_t^T r_t. No scale.
  *
  * @param r the receptance [batch, seq, heads, key dim]
  * @param k [batch, seq, heads, key dim]

@@ -216,6 +216,7 @@ export {
   RecurrentMemoryTransformer,
   recurrentMemory,
 } from './recurrentMemory.js';
+
 export {
   type LshHashing,
   type LshOptions,
@@ -227,6 +228,7 @@ export {
   type RotationDraw,
   reformerAttention,
 } from './reformer.js';
+
 export * from './regrouped.js';
 export {
   type GatedRetentionOptions,
@@ -291,6 +293,7 @@ export {
   type TransformerXLStep,
 } from './transformerXLLayer.js';
 export { type TransnarOptions, type TransnarWeights, transnarCrossAttention } from './transnar.js';
+
 export {
   type TTTLinearWeights,
   type TTTMlpWeights,

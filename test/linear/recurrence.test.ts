@@ -196,13 +196,9 @@ const kinds: Record<string, Partial<Case>> = {
   'a correction of rank one': { lowRank: true, per: 'channel' },
 };
 
-/** Of the rest, `recurrenceShapes.test.ts` holds that they say so. */
-const hasLowRank = (device: string) => device === 'cpu' || device === 'wasm';
-
 for (const { device, present, title, isSlow } of testDevices)
   describe.skipIf(!present)(title('a recurrence'), () => {
     for (const [name, kind] of Object.entries(kinds)) {
-      if (kind.lowRank && !hasLowRank(device)) continue;
       for (const length of [1, 15, 16, 17, 64, 65, 150])
         it(`of ${length} with ${name}`, () => check(device, { ...base, length, ...kind, initial: length % 2 === 0 }));
       for (const gate of ['keep', 'clear', 'steep', 'mixed'] as const)

@@ -73,16 +73,7 @@ const part = (t: Tensor, axis: number, begin: number, end: number): Tensor => t.
 
 for (const { device, present, title } of testDevices)
   describe.skipIf(!present)(title('a recurrence'), () => {
-    const hasLowRank = device === 'cpu' || device === 'wasm';
-    it.skipIf(hasLowRank)('says that it has no correction of rank one', () => {
-      const x = inputs(device, [1, 4], 'lowRank');
-      expect(errorOf(() => recurrence(x.q, x.k, x.v, x.options))).toMatch(
-        /^ERR_DEVICE: update\.kind is 'lowRank', for which .* has no kernels yet: use the devices cpu or wasm$/,
-      );
-    });
-
     for (const kind of kinds) {
-      if (kind === 'lowRank' && !hasLowRank) continue;
       it(`of packed sequences is each of them, bit for bit: ${kind}`, async () => {
         const lengths = [70, 0, 1, 64, 33];
         const total = lengths.reduce((a, b) => a + b, 0);

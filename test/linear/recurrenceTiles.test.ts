@@ -29,6 +29,9 @@ interface Case {
     readonly v: number;
     readonly log?: number;
     readonly beta?: number;
+    /** Of corrections of rank one. */
+    readonly read?: number;
+    readonly write?: number;
   };
   readonly keyDim: number;
   readonly valueDim: number;
@@ -49,22 +52,26 @@ const tolerances = {
 function make(c: Case) {
   const { heads, keyDim, valueDim, per, dtype = 'float32' } = c;
   const rows = c.lengths.reduce((a, b) => a + b, 0);
-  const states = Math.max(heads.k, heads.v, heads.log ?? 0, heads.beta ?? 0);
+  const { read = 0, write = 0 } = heads;
+  const states = Math.max(heads.k, heads.v, heads.log ?? 0, heads.beta ?? 0, read, write);
   const outs = Math.max(heads.q, states);
   const columns = valueDim + (c.normalizer ? 1 : 0);
   const logs = heads.log ?? 0;
+  /** What the state is read by is no longer than 1, so that it stays small. A power of two keeps what a dtype can hold. */
+  const short = (values: Float32Array) => values.map((x) => x * 2 ** -Math.ceil(Math.log2(keyDim) / 2));
   const k = noise(rows * heads.k * keyDim, 2, dtype);
-  if (heads.beta) for (let n = 0; n < k.length; n++) k[n] = (k[n] as number) * 2 ** -Math.ceil(Math.log2(keyDim) / 2);
   return {
     rows,
     states,
     outs,
     columns,
     q: noise(rows * heads.q * keyDim, 1, dtype),
-    k,
+    k: heads.beta ? short(k) : k,
     v: noise(rows * heads.v * valueDim, 3, dtype),
     log: per && noise({ head: 1, position: rows, channel: rows * keyDim }[per] * logs, 4).map((x) => -0.5 * (x + 1)),
     beta: heads.beta ? noise(rows * heads.beta, 5).map((x) => (x + 1) / 2) : undefined,
+    read: read ? short(noise(rows * read * keyDim, 11, dtype)) : undefined,
+    write: write ? short(noise(rows * write * keyDim, 12, dtype)) : undefined,
     bonus: c.bonus ? noise(states * keyDim, 6) : undefined,
     initial: c.initial ? noise(c.lengths.length * states * keyDim * columns, 7) : undefined,
     dOut: noise(rows * outs * valueDim, 8, dtype),
@@ -105,6 +112,8 @@ function expectedOf(c: Case, x: Made) {
     v: new Float64Array(x.v.length),
     log: new Float64Array(x.log?.length ?? 0),
     beta: new Float64Array(x.beta?.length ?? 0),
+    read: new Float64Array(x.read?.length ?? 0),
+    write: new Float64Array(x.write?.length ?? 0),
     bonus: new Float64Array(x.bonus?.length ?? 0),
     initial: new Float64Array(x.initial?.length ?? 0),
   };
@@ -144,6 +153,8 @@ function expectedOf(c: Case, x: Made) {
           return x.log?.[per === 'channel' ? at * keyDim + (n % keyDim) : at] as number;
         }),
       beta: x.beta && spread(x.beta, from, length, heads.beta ?? 1, outs, 1),
+      read: x.read && spread(x.read, from, length, heads.read ?? 1, outs, keyDim),
+      write: x.write && spread(x.write, from, length, heads.write ?? 1, outs, keyDim),
       bonus: x.bonus && spread(x.bonus, 0, 1, states, outs, keyDim),
       initial: state(x.initial, false),
     };
@@ -172,6 +183,8 @@ function expectedOf(c: Case, x: Made) {
       else for (const [n, value] of byHead.entries()) e.log[Math.floor(((n % outs) * logs) / outs)] += value;
     }
     if (heads.beta) gather(e.beta, g.dBeta, from, heads.beta, outs, 1);
+    if (heads.read) gather(e.read, g.dRead, from, heads.read, outs, keyDim);
+    if (heads.write) gather(e.write, g.dWrite, from, heads.write, outs, keyDim);
     if (x.bonus) gather(e.bonus, g.dBonus, 0, states, outs, keyDim);
     if (x.initial) gather(e.initial.subarray(b * states * stateSize), g.dInitial, 0, states, outs, stateSize);
     from += length;
@@ -196,6 +209,8 @@ async function run(device: string, c: Case, x: Made): Promise<Results> {
     v: on(x.v, [...rows, heads.v, valueDim], dtype),
     log: x.log && on(x.log, per === 'head' ? [logs] : [...rows, logs, ...(per === 'channel' ? [keyDim] : [])]),
     beta: x.beta && on(x.beta, [...rows, heads.beta as number]),
+    read: x.read && on(x.read, [...rows, heads.read as number, keyDim], dtype),
+    write: x.write && on(x.write, [...rows, heads.write as number, keyDim], dtype),
     bonus: x.bonus && on(x.bonus, [x.states, keyDim]),
     initial: x.initial && on(x.initial, [sequences, x.states, keyDim, x.columns]),
   };
@@ -203,6 +218,7 @@ async function run(device: string, c: Case, x: Made): Promise<Results> {
     scale: 0.5,
     ...(per && p.log ? { decay: { per, log: p.log } } : {}),
     ...(p.beta ? { update: { kind: 'delta', beta: p.beta } } : {}),
+    ...(p.read && p.write ? { update: { kind: 'lowRank', read: p.read, write: p.write } } : {}),
     ...(p.bonus ? { bonus: p.bonus as Tensor<'float32'> } : {}),
     ...(p.initial ? { initialState: p.initial as Tensor<'float32'> } : {}),
     ...(c.normalizer ? { normalizer: true } : {}),
@@ -268,6 +284,21 @@ const cases: Record<string, Case> = {
     per: 'head',
     initial: true,
   },
+  'queries in groups, with corrections of rank one': {
+    lengths: [83],
+    heads: { q: 6, k: 2, v: 1, log: 2, read: 1, write: 2 },
+    keyDim: 40,
+    valueDim: 20,
+    per: 'channel',
+    initial: true,
+  },
+  'queries and keys that states with corrections of rank one share': {
+    lengths: [40],
+    heads: { q: 1, k: 1, v: 2, log: 1, read: 2, write: 1 },
+    keyDim: 16,
+    valueDim: 16,
+    per: 'channel',
+  },
   'shared queries and keys': {
     lengths: [40],
     heads: { q: 1, k: 2, v: 4, log: 4 },
@@ -302,6 +333,15 @@ const cases: Record<string, Case> = {
     bonus: true,
     initial: true,
   },
+  'packed sequences with corrections of rank one': {
+    lengths: [65, 0, 63, 17, 0],
+    packed: true,
+    heads: { q: 2, k: 2, v: 2, log: 2, read: 2, write: 2 },
+    keyDim: 36,
+    valueDim: 40,
+    per: 'channel',
+    initial: true,
+  },
   'packed sequences with the gated delta rule': {
     lengths: [65, 2, 130],
     packed: true,
@@ -329,7 +369,31 @@ for (const [keyDim, valueDim] of [
     normalizer: true,
     initial: true,
   };
+for (const [keyDim, valueDim] of [
+  [1, 1],
+  [32, 33],
+  [64, 64],
+  [65, 31],
+  [256, 32],
+] as const)
+  cases[`corrections of rank one, a key dim of ${keyDim} and a value dim of ${valueDim}`] = {
+    lengths: [66],
+    heads: { ...one, log: 1, read: 1, write: 1 },
+    keyDim,
+    valueDim,
+    per: 'channel',
+    initial: true,
+  };
 for (const dtype of ['float16', 'bfloat16'] as const) {
+  cases[`${dtype} with corrections of rank one`] = {
+    lengths: [90],
+    heads: { q: 2, k: 2, v: 2, log: 2, read: 2, write: 2 },
+    keyDim: 48,
+    valueDim: 40,
+    per: 'channel',
+    initial: true,
+    dtype,
+  };
   cases[`${dtype} with decays by channel`] = {
     lengths: [90],
     heads: { q: 2, k: 2, v: 2, log: 2 },
@@ -388,7 +452,10 @@ const families: Record<string, Partial<Case>> = {
   'decays by channel': { heads: { ...one, log: 1 }, per: 'channel' },
   'decays by channel and a bonus': { heads: { ...one, log: 1 }, per: 'channel', bonus: true },
   'the delta rule': { heads: { ...one, beta: 1 } },
+  'corrections of rank one': { heads: { ...one, log: 1, read: 1, write: 1 }, per: 'channel' },
 };
+/** Those of its inputs that have rows, by name. */
+const gateRows = ['log', 'beta', 'read', 'write'] as const;
 
 for (const { device, present, title } of testDevices)
   describe.skipIf(!present)(title('shapes of a recurrence'), () => {
@@ -403,11 +470,10 @@ for (const { device, present, title } of testDevices)
         const alone = { ...base, lengths: [70] };
         const rows = (values: Float32Array) => values.slice((values.length / 109) * 30, (values.length / 109) * 100);
         const mine = { ...x, rows: 70, q: rows(x.q), k: rows(x.k), v: rows(x.v), dOut: rows(x.dOut) } as Made;
-        if (x.log) mine.log = rows(x.log);
-        if (x.beta) mine.beta = rows(x.beta);
+        for (const name of gateRows) if (x[name]) mine[name] = rows(x[name]);
         mine.dState = x.dState.slice(x.dState.length / 3, (x.dState.length / 3) * 2);
         const its = await run(device, alone, mine);
-        for (const name of ['out', 'd q', 'd k', 'd v', ...(x.log ? ['d log'] : []), ...(x.beta ? ['d beta'] : [])])
+        for (const name of ['out', 'd q', 'd k', 'd v', ...gateRows.filter((n) => x[n]).map((n) => `d ${n}`)])
           expect({ name, same: rows(all[name] as Float32Array) }).toEqual({ name, same: its[name] });
       }
     });
@@ -430,8 +496,7 @@ for (const { device, present, title } of testDevices)
               dOut: rows(x.dOut),
               initial,
             };
-            if (x.log) made.log = rows(x.log);
-            if (x.beta) made.beta = rows(x.beta);
+            for (const name of gateRows) if (x[name]) made[name] = rows(x[name]);
             return run(device, { ...c, lengths: [to - from], initial: initial !== undefined }, made as Made);
           };
           const first = await part(0, at);
@@ -449,7 +514,7 @@ for (const { device, present, title } of testDevices)
         const x = make(c);
         const clean = await run(device, c, x);
         const at = 77;
-        for (const input of ['q', 'k', 'v', 'log', 'beta'] as const)
+        for (const input of ['q', 'k', 'v', ...gateRows] as const)
           for (const poison of [NaN, Infinity]) {
             const values = x[input];
             if (!values || (input === 'log' && poison === Infinity)) continue;
@@ -492,6 +557,7 @@ async function bitsWith(multiprocessors: string): Promise<string> {
       fa.recurrence(q, k, v, { decay: { per: 'position', log }, normalizer: true }),
       fa.recurrence(q, k, v, { decay: { per: 'channel', log: channels } }),
       fa.recurrence(q, small, v, { update: { kind: 'delta', beta } }),
+      fa.recurrence(q, k, v, { decay: { per: 'channel', log: channels }, update: { kind: 'lowRank', read: small, write: small } }),
     ];
     let loss;
     for (const { out, state } of calls) {
@@ -500,7 +566,7 @@ async function bitsWith(multiprocessors: string): Promise<string> {
     }
     loss.backward();
     const sums = [];
-    for (const t of [calls[0].out, calls[1].out, calls[2].out, calls[0].state, q.grad, k.grad, v.grad])
+    for (const t of [...calls.map(({ out }) => out), calls[0].state, q.grad, k.grad, v.grad])
       sums.push(Buffer.from((await t.data()).buffer).toString('base64'));
     console.log(sums.join(' '));`;
   const { code, stdout, stderr } = await runScript(script, { FLASHATTN_MULTIPROCESSORS: multiprocessors });

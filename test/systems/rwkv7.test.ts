@@ -14,7 +14,7 @@ function wave(n: number, seed: number): Float32Array {
 }
 
 for (const { device, present, title } of testDevices)
-  describe.skipIf(!present || (device !== 'cpu' && device !== 'wasm'))(title('RWKV-7'), () => {
+  describe.skipIf(!present)(title('RWKV-7'), () => {
     it('that takes out what it writes anew is the delta rule', () => {
       const size = batch * seq * heads * dim;
       const unit = wave(size, 2);

@@ -275,7 +275,7 @@ const systems: readonly SystemEntry[] = [
   },
   {
     name: 'rwkv7',
-    title: 'RWKV-7 (cpu and wasm alone)',
+    title: 'RWKV-7',
     year: 2025,
     paper: 'arXiv:2503.14456',
     imports: { 'flashattn/systems': ['rwkv7Wkv'] },

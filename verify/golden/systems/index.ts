@@ -130,6 +130,8 @@ const ADAPTERS: readonly Adapter[] = [
   biBert,
   kvCache,
   bitLinears,
+  talkingHeads,
+  dcmhaAdapter,
   nsa,
   nsaLucidrains,
   reformer,
@@ -138,8 +140,6 @@ const ADAPTERS: readonly Adapter[] = [
   bptGraph,
   sparseBert,
   sparseBertUnstructured,
-  talkingHeads,
-  dcmhaAdapter,
 ];
 
 /** System -> the adapter that computes it. */
