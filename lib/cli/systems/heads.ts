@@ -9,7 +9,7 @@ const systems: readonly SystemEntry[] = [
     imports: { 'flashattn/systems': ['talkingHeadsAttention'] },
     runs: [],
     because:
-      'All heads of a pair are needed at once, which no fused kernel has: blocks of queries with 2^19 logits over all heads at a time.',
+      'All heads of a pair are needed at once, which no fused kernel has: their logits are in memory, for blocks of 64 queries or a few more.',
     cost: 'N^2 (D + 2 H)',
     formula: 'weights = Pw softmax(Pl (scale q k^T) + bl) + bw, with Pl and Pw across heads',
     options: {
@@ -31,8 +31,7 @@ const systems: readonly SystemEntry[] = [
     paper: 'arXiv:2405.08553',
     imports: { 'flashattn/systems': ['dcmha'] },
     runs: [],
-    because:
-      'As talking heads, with mixtures that differ from token to token: blocks of queries with 2^19 logits at a time.',
+    because: 'As talking heads, with mixtures that differ from token to token.',
     cost: 'N^2 (D + 4 (H + 2 R)), R ranks',
     formula: 'compose(softmax(compose(scale q . k))) v, compose(a) = a (1 + sw + M(x_query) + M(x_key)) across heads',
     options: { window: 'keys before its own; default all', scale: 'default 1 / sqrt(D)' },

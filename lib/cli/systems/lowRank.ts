@@ -56,7 +56,7 @@ const systems: readonly SystemEntry[] = [
     name: 'lowrank-svd',
     title: 'The best attention of low rank',
     year: 1936,
-    paper: 'Eckart and Young (1936)',
+    paper: 'Eckart and Young',
     imports: { 'flashattn/systems': ['lowRankSvdAttention'] },
     runs: [],
     because:
