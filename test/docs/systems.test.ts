@@ -28,4 +28,9 @@ describe('docs/systems.md', () => {
     const text = readFileSync(new URL(`../../${file}`, import.meta.url), 'utf8');
     expect(text).toContain(file === 'README.md' ? '(docs/systems.md)' : '(systems.md)');
   });
+
+  it('is counted in the README', () => {
+    const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8');
+    expect(readme).toContain(`[all ${families.flatMap(({ systems }) => systems).length} systems](docs/systems.md)`);
+  });
 });

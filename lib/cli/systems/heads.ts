@@ -9,7 +9,7 @@ const systems: readonly SystemEntry[] = [
     imports: { 'flashattn/systems': ['talkingHeadsAttention'] },
     runs: [],
     because:
-      'All heads of a pair are needed at once, which no fused kernel has: their logits are in memory, for blocks of 64 queries or a few more.',
+      'All heads of a pair are needed at once, which no fused kernel has: their logits are in memory, for blocks of 64 queries, or of 2^20 logits where that is more.',
     cost: 'N^2 (D + 2 H)',
     formula: 'weights = Pw softmax(Pl (scale q k^T) + bl) + bw, with Pl and Pw across heads',
     options: {
