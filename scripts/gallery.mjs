@@ -26,6 +26,7 @@ writeFileSync(
 
 Every named pattern at ${length} tokens, in blocks of 64. Made by \`npm run gallery\`; draw your own with
 \`npx flashattn mask <name> --svg out.svg\`, or any mask with \`blockMask(mask, { nq }).toSVG()\`.
+[All systems](systems.md), these and others, with their papers and costs.
 
 ${sections.join('\n')}`,
 );

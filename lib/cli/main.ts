@@ -6,6 +6,7 @@ import { doctor } from './doctor.js';
 import { exitCode } from './exit.js';
 import { explainCommand } from './explain.js';
 import { maskCommand } from './mask.js';
+import { systemsCommand } from './systems.js';
 import { UsageError } from './usage.js';
 import { verifyCommand } from './verify.js';
 
@@ -30,6 +31,9 @@ const usage = `flashattn ${version}: exact attention for Node.js
   flashattn mask <name> [--seq 1024] [--block 64|128] [--head 0] [--svg out.svg]
       Draws a named attention pattern; without a name lists them.
 
+  flashattn systems [<name>] [--json]
+      Every attention system of the package: paper, what runs and cost. With a name its formula, options and an example.
+
   flashattn --version | --help
 
 Exit codes: 0 fine, 1 failed, 2 the requested device cannot be used, 64 the command line is wrong.
@@ -41,6 +45,7 @@ const commands: Record<string, (args: string[]) => Promise<number>> = {
   bench: benchCommand,
   explain: explainCommand,
   mask: maskCommand,
+  systems: systemsCommand,
 };
 
 async function main([name, ...args]: string[]): Promise<number> {

@@ -1,9 +1,10 @@
 /** Every example of the documentation compiles against the package. */
 import { readdirSync, readFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import ts from 'typescript';
 import { describe, expect, it } from 'vitest';
+import { diagnose, pathOf } from '../support/compile.js';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 
@@ -55,33 +56,9 @@ function moduleOf({ code }: Example): string {
   return `${code}\n${lines.join('\n')}\nexport {};\n`;
 }
 
-/** What the compiler says of modules, by their paths; all in one program. */
-function diagnose(modules: ReadonlyMap<string, string>): string[] {
-  const { config } = ts.readConfigFile(join(root, 'tsconfig.json'), ts.sys.readFile);
-  const { options } = ts.parseJsonConfigFileContent({ ...config, include: [], files: [] }, ts.sys, root);
-  const host = ts.createCompilerHost(options);
-  const { fileExists, readFile, getSourceFile } = host;
-  host.fileExists = (path) => modules.has(path) || fileExists.call(host, path);
-  host.readFile = (path) => modules.get(path) ?? readFile.call(host, path);
-  host.getSourceFile = (path, language, ...rest) => {
-    const code = modules.get(path);
-    if (code !== undefined) return ts.createSourceFile(path, code, language, true);
-    return getSourceFile.call(host, path, language, ...rest);
-  };
-  // Examples show calls and not all of what they return.
-  const lenient = { ...options, noUnusedLocals: false, noUnusedParameters: false };
-  const program = ts.createProgram([...modules.keys()], lenient, host);
-  return [...modules.keys()].flatMap((path) => {
-    const source = program.getSourceFile(path);
-    const found = [...program.getSyntacticDiagnostics(source), ...program.getSemanticDiagnostics(source)];
-    return found.map(({ messageText, start = 0 }) => {
-      const line = source ? source.getLineAndCharacterOfPosition(start).line + 1 : 0;
-      return `${path.slice(dirname(path).length + 1)}, line ${line}: ${ts.flattenDiagnosticMessageText(messageText, ' ')}`;
-    });
-  });
-}
+// Examples show calls and not all of what they return.
+const lenient = { noUnusedLocals: false, noUnusedParameters: false };
 
-const pathOf = (place: string) => join(root, 'docs', `${place.replaceAll(/[^\w.]/g, '_')}.ts`).replaceAll('\\', '/');
 const documents = [
   'README.md',
   ...readdirSync(join(root, 'docs'))
@@ -97,12 +74,14 @@ describe('the examples of the documentation', () => {
   });
 
   it('compile', () => {
-    expect(diagnose(new Map(examples.map((example) => [pathOf(example.place), moduleOf(example)])))).toEqual([]);
+    expect(diagnose(new Map(examples.map((example) => [pathOf(example.place), moduleOf(example)])), lenient)).toEqual(
+      [],
+    );
   });
 
   it('would not if they were wrong', () => {
     const wrong = { place: 'wrong.md:1', code: "import { attention } from 'flashattn';\nattention(q, k, 3);\n" };
-    expect(diagnose(new Map([[pathOf(wrong.place), moduleOf(wrong)]]))).toEqual([
+    expect(diagnose(new Map([[pathOf(wrong.place), moduleOf(wrong)]]), lenient)).toEqual([
       expect.stringMatching(/^wrong\.md_1\.ts, line 2: .*not assignable to .*Tensor/),
     ]);
   });
