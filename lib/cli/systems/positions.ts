@@ -19,7 +19,7 @@ const systems: readonly SystemEntry[] = [
       'const { out } = attention(q, k, v, { rope: { cos: cos(angles), sin: sin(angles) }, causal: true });',
       'console.log(out.shape);',
     ],
-    golden: {},
+    golden: { rope: 3 },
   },
   {
     name: 'yarn',
