@@ -29,6 +29,7 @@ export default defineConfig([
       'bench/peers': 'bench/peers.ts',
       'bench/small': 'bench/small.ts',
       'bench/sparse': 'bench/sparse.ts',
+      'bench/systems': 'bench/systems/systems.ts',
       'bench/train': 'bench/train/train.ts',
       'bench/visit': 'bench/gpu/visit.ts',
       'device/verify': 'verify/device/verify.ts',
