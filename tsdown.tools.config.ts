@@ -22,6 +22,7 @@ export default defineConfig([
     entry: {
       'bench/attention': 'bench/attention.ts',
       'bench/gpu': 'bench/gpu/attention.ts',
+      'bench/knn': 'bench/knn.ts',
       'bench/linear': 'bench/linear.ts',
       'bench/matmul': 'bench/matmul/matmul.ts',
       'bench/merge': 'bench/gpu/merge.ts',

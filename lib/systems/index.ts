@@ -305,6 +305,7 @@ export {
 } from './ttt.js';
 export { type TTTLayerOptions, TTTLinear, TTTMlp } from './tttLayer.js';
 export { type UnlimiformerOptions, type UnlimiformerResult, unlimiformerAttention } from './unlimiformer.js';
+export { type SearchOptions, VectorIndex, type VectorIndexOptions } from './vectorIndex.js';
 export type { Weight } from './weights.js';
 export { type XposOptions, type XposTableOptions, type XposTables, xpos, xposAttention, xposTables } from './xpos.js';
 export { type RopeFrequencyOptions, ropeFrequencies, type YarnOptions, yarnScale } from './yarn.js';
