@@ -110,9 +110,10 @@ const systems: readonly SystemEntry[] = [
     options: { count: 'how many', metric: "'dot' (default) or 'euclidean'", mask: 'which keys may be found' },
     example: [
       'const keys = normal([2, 100, 16], { seed: 1 });',
-      'console.log(knn(normal([2, 8, 16], { seed: 2 }), keys, { count: 4 }).indices.shape);',
+      'const exact = knn(normal([2, 8, 16], { seed: 2 }), keys, { count: 4 });',
       'const index = VectorIndex.build(keys.reshape([200, 16]), { lists: 8 });',
-      'console.log(index.search(normal([3, 16], { seed: 3 }), { count: 4, probes: 2 }).indices.shape);',
+      'const near = index.search(normal([3, 16], { seed: 3 }), { count: 4, probes: 2 });',
+      'console.log(exact.indices.shape, near.indices.shape);',
     ],
     golden: {},
   },
