@@ -1,5 +1,5 @@
 /** Steps through systems with memories and inner models, recorded once and run again. */
-import { capture, type DeviceName, mul, normal, parameter, scope, sum, type Tensor, tensor, zeros } from 'flashattn';
+import { type DeviceName, normal, parameter, type Tensor, zeros } from 'flashattn';
 import {
   hybridGatedWindowLinear,
   hybridLocalLinear,
@@ -7,8 +7,9 @@ import {
   infiniAttention,
   TTTLinear,
 } from 'flashattn/systems';
-import { describe, expect, it } from 'vitest';
+import { describe, it } from 'vitest';
 import { testDevices } from '../support/devices.js';
+import { compareCaptured } from './compareCaptured.js';
 
 type Tokens = Tensor<'float32', readonly [number, number, number, number]>;
 
@@ -44,32 +45,7 @@ describe.each(testDevices)('$device', ({ device, present, title }) => {
       '%s',
       (name) => {
         const { x, all } = systems(device);
-        const run = all[name] as () => Tensor;
-        const step = () => {
-          const out = run();
-          const loss = sum(mul(out, out) as Tensor);
-          loss.backward();
-          return loss;
-        };
-        const one = scope(step).toFloat32Sync()[0] as number;
-        const first = x.grad?.toFloat32Sync();
-        x.grad = undefined;
-        using captured = capture(() => {
-          x.grad = undefined;
-          return { loss: step(), gradient: x.grad };
-        });
-        const { loss, gradient } = captured.replay();
-        expect(loss.toFloat32Sync()[0]).toBeCloseTo(one, 5);
-        expect((gradient as unknown as Tensor).toFloat32Sync()).toEqual(first);
-        const doubled = tensor(
-          x.toFloat32Sync().map((value) => 2 * value),
-          x.shape,
-          { device },
-        );
-        doubled.copyInto(x.detach());
-        const two = captured.replay().loss.toFloat32Sync()[0] as number;
-        expect(two).toBeCloseTo(scope(() => sum(mul(run(), run()) as Tensor)).toFloat32Sync()[0] as number, 4);
-        expect(Math.abs(two - one)).toBeGreaterThan(1e-3);
+        compareCaptured(x as Tensor, all[name] as () => Tensor);
       },
     );
   });

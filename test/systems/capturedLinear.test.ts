@@ -1,5 +1,5 @@
 /** Steps through linear and gated attention and systems of pairs, recorded once and run again. */
-import { capture, type DeviceName, mul, normal, parameter, scope, sum, type Tensor, uniform } from 'flashattn';
+import { type DeviceName, mul, normal, parameter, type Tensor, uniform } from 'flashattn';
 import {
   aftFull,
   cosformerAttention,
@@ -14,8 +14,9 @@ import {
   randomFeatureAttention,
   randomFrequencies,
 } from 'flashattn/systems';
-import { describe, expect, it } from 'vitest';
+import { describe, it } from 'vitest';
 import { testDevices } from '../support/devices.js';
+import { compareCaptured } from './compareCaptured.js';
 
 function systems(device: DeviceName) {
   const x = parameter(normal([1, 12, 8], { seed: 1, device }) as Tensor);
@@ -65,27 +66,7 @@ describe.each(testDevices)('$device', ({ device, present, title }) => {
   describe.skipIf(!present)(title('captured steps'), () => {
     it.each(names)('%s', (name) => {
       const { x, all } = systems(device);
-      const run = all[name] as () => Tensor;
-      const step = () => {
-        const out = run();
-        const loss = sum(mul(out, out));
-        loss.backward();
-        return loss;
-      };
-      const one = scope(step).toFloat32Sync()[0] as number;
-      const first = x.grad?.toFloat32Sync();
-      x.grad = undefined;
-      using captured = capture(() => {
-        x.grad = undefined;
-        return { loss: step(), gradient: x.grad };
-      });
-      const replayed = captured.replay();
-      expect(replayed.loss.toFloat32Sync()[0]).toBe(one);
-      expect((replayed.gradient as unknown as Tensor).toFloat32Sync()).toEqual(first);
-      mul(x.detach(), 2).copyInto(x.detach());
-      const two = captured.replay().loss.toFloat32Sync()[0] as number;
-      expect(two).toBe(scope(step).toFloat32Sync()[0]);
-      expect(two).not.toBe(one);
+      compareCaptured(x as Tensor, all[name] as () => Tensor);
     });
   });
 });

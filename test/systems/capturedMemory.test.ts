@@ -1,5 +1,5 @@
 /** Steps through attention of low rank and with memories, recorded once and run again. */
-import { capture, cast, type DeviceName, mul, normal, ones, parameter, scope, sum, type Tensor, tanh } from 'flashattn';
+import { cast, type DeviceName, normal, ones, parameter, type Tensor, tanh } from 'flashattn';
 import {
   distanceSinusoids,
   linformerAttention,
@@ -15,8 +15,9 @@ import {
   xposAttention,
   xposTables,
 } from 'flashattn/systems';
-import { describe, expect, it } from 'vitest';
+import { describe, it } from 'vitest';
 import { testDevices } from '../support/devices.js';
+import { compareCaptured } from './compareCaptured.js';
 
 function systems(device: DeviceName) {
   const x = parameter(normal([1, 12, 8], { seed: 1, device }) as Tensor);
@@ -57,27 +58,7 @@ describe.each(testDevices)('$device', ({ device, present, title }) => {
   describe.skipIf(!present)(title('captured steps'), () => {
     it.each(names)('%s', (name) => {
       const { x, all } = systems(device);
-      const run = all[name] as () => Tensor;
-      const step = () => {
-        const out = run();
-        const loss = sum(mul(out, out));
-        loss.backward();
-        return loss;
-      };
-      const one = scope(step).toFloat32Sync()[0] as number;
-      const first = x.grad?.toFloat32Sync();
-      x.grad = undefined;
-      using captured = capture(() => {
-        x.grad = undefined;
-        return { loss: step(), gradient: x.grad };
-      });
-      const replayed = captured.replay();
-      expect(replayed.loss.toFloat32Sync()[0]).toBe(one);
-      expect((replayed.gradient as unknown as Tensor).toFloat32Sync()).toEqual(first);
-      mul(x.detach(), 2).copyInto(x.detach());
-      const two = captured.replay().loss.toFloat32Sync()[0] as number;
-      expect(two).toBe(scope(step).toFloat32Sync()[0]);
-      expect(two).not.toBe(one);
+      compareCaptured(x as Tensor, all[name] as () => Tensor);
     });
   });
 });

@@ -13,7 +13,7 @@ struct KernelTable {
   /** Whether it is faster here than the next simpler set. `now`: any clock. */
   bool (*pays)(double (*now)());
   /** Names of operations and fields of structs, ended by 0. */
-  void (*describe)(char* to /* [8192] */);
+  void (*describe)(char* to /* [kDescriptionBytes] */);
   /** AttentionShape -> AttentionPartition */
   void (*partition)(const void* shape, void* result, int threads);
   /** Items of a phase; -1: there is no such phase. */
