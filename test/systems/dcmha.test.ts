@@ -1,12 +1,12 @@
 /** DCMHA, against its definition pair by pair. */
-import { type DeviceName, memory, parameter, scope, sum, type Tensor, tensor, zeros } from 'flashattn';
+import { type DeviceName, memory, type Tensor, zeros } from 'flashattn';
 import { type DcmhaWeights, dcmha } from 'flashattn/systems';
 import { afterEach, describe, expect, it } from 'vitest';
 import { blockLimit } from '../../lib/systems/queryBlocks.js';
-import { maxError } from '../../verify/oracle/compare.js';
 import { type DcmhaCase, type DcmhaInputs, dcmha as definition } from '../../verify/oracle/headMixing.js';
 import { errorOf } from '../support/codeOf.js';
 import { testDevices } from '../support/devices.js';
+import { compareNarrow } from './compareNarrow.js';
 import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
 
 const usual = { ...blockLimit };
@@ -92,30 +92,15 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
     it.each(['float16', 'bfloat16'] as const)('%s', (dtype) => {
       const c: Case = { ...base, fixed: both, logits: 50 };
       limit(50);
-      const before = memory(device).tensors;
-      const owned: Tensor[] = [];
-      scope(() => {
-        const t = Object.fromEntries(
-          Object.entries(inputsOf(c)).map(([name, { shape, data }]) => {
-            const leaf = parameter(tensor(Float32Array.from(data), shape, { device, dtype }) as Tensor);
-            owned.push(leaf);
-            return [name, leaf];
-          }),
-        );
-        const out = attend(t, c);
-        expect(out.dtype).toBe(dtype);
-        const values = Object.fromEntries(
-          Object.entries(t).map(([name, x]) => [name, Float64Array.from(x.toFloat32Sync())]),
-        );
-        expect(maxError(out.toFloat32Sync(), exact(c, values))).toBeLessThan(dtype === 'float16' ? 2 ** -6 : 2 ** -3);
-        sum(out).backward();
-        for (const [name, x] of Object.entries(t)) {
-          expect(x.grad?.dtype, name).toBe(dtype);
-          expect(x.grad?.toFloat32Sync().every(Number.isFinite), name).toBe(true);
-        }
-      });
-      for (const leaf of owned) leaf.dispose();
-      expect(memory(device).tensors).toBe(before);
+      const tolerance = dtype === 'float16' ? 2 ** -6 : 2 ** -3;
+      compareNarrow(
+        device,
+        dtype,
+        inputsOf(c),
+        (t) => attend(t, c),
+        (values) => exact(c, values),
+        tolerance,
+      );
     });
 
     it('takes empty sequences and batches', () => {
