@@ -20,6 +20,7 @@
 #include "structs/rows_by_index.h"
 #include "structs/selective_scan.h"
 #include "structs/softmax.h"
+#include "structs/store_rows.h"
 #include "structs/svd.h"
 #include "structs/wkv.h"
 
@@ -38,6 +39,7 @@ cudaError_t launch_merge_backward(const MergeParams&, const DeviceLimits&, cudaS
 cudaError_t launch_gather(const GatherParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_take_rows(const RowsByIndexParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_add_rows(const RowsByIndexParams&, const DeviceLimits&, cudaStream_t);
+cudaError_t launch_store_rows(const StoreRowsParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_cross_entropy(const CrossEntropyParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_cross_entropy_backward(const CrossEntropyParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_argmax(const LinesParams&, const DeviceLimits&, cudaStream_t);
@@ -95,14 +97,15 @@ constexpr Operation operation(const char* name) {
 
 inline constexpr Operation kOperations[] = {
     operation<AttentionParams, launch_forward, TensorRef, BlockLists, BiasParams, AlibiParams, RelativeParams,
-              DropoutParams, ScoreProgram, ScoreTable, ScoreModParams, BlockMaskParams, AttentionShape,
-              AttentionPartition, AttentionParams>("attentionForward"),
+              RotaryAngles, RotaryParams, PageParams, DropoutParams, ScoreProgram, ScoreTable, ScoreModParams,
+              BlockMaskParams, AttentionShape, AttentionPartition, AttentionParams>("attentionForward"),
     operation<AttentionParams, launch_backward>("attentionBackward"),
     operation<MergeParams, launch_merge, MergePart, MergeParams>("merge"),
     operation<MergeParams, launch_merge_backward>("mergeBackward"),
     operation<GatherParams, launch_gather, GatherParams>("gather"),
     operation<RowsByIndexParams, launch_take_rows, RowsByIndexParams>("takeRows"),
     operation<RowsByIndexParams, launch_add_rows>("addRows"),
+    operation<StoreRowsParams, launch_store_rows, StoreRowsParams>("storeRows"),
     operation<CrossEntropyParams, launch_cross_entropy, CrossEntropyParams>("crossEntropy"),
     operation<CrossEntropyParams, launch_cross_entropy_backward>("crossEntropyBackward"),
     operation<LinesParams, launch_argmax, LinesParams>("argmax"),

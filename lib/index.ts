@@ -30,6 +30,7 @@ export type {
   CommonOptions,
   DenseOptions,
   Integers,
+  RotaryOption,
   VarlenOptions,
 } from './attention/options.js';
 export { type Captured, type Plan, type Problem, plan } from './attention/plan.js';

@@ -14,7 +14,7 @@ import { lseShape, outShape, viewOf } from './layout.js';
 import { checkInputs, expect, inputOperands } from './operands.js';
 import { type AttentionOptions, type DenseOptions, optionNames, type VarlenOptions } from './options.js';
 import { readProblem } from './problem.js';
-import { gradientsOfTurned, turned } from './rotary.js';
+import { gradientsOfTurned, rotaryTables, turned, withTables } from './rotary.js';
 import { checkTables, tablesOf } from './scoreMod.js';
 
 export type Shape2 = readonly [number, number];
@@ -97,8 +97,11 @@ function problemOf({ q, k, v }: Inputs, options: AttentionOptions): AttentionPro
 export function frozenCopy(options: AttentionOptions): Readonly<AttentionOptions> {
   if (!isRecord(options)) return options;
   const copy = { ...options };
-  // No kernel is given it: backward reads it once more.
-  if (isRecord(copy.rope)) copy.rope = Object.freeze({ ...copy.rope });
+  // Backward reads it once more.
+  if (isRecord(copy.rope)) {
+    const { keys } = copy.rope;
+    copy.rope = Object.freeze({ ...copy.rope, ...(isRecord(keys) && { keys: Object.freeze({ ...keys }) }) });
+  }
   return Object.freeze(copy);
 }
 
@@ -144,6 +147,7 @@ export function forwardOperands(
     relativeTable: extras.relativeTable,
     sink: extras.sink,
     scoreTables: extras.scoreTables,
+    angles: extras.angles,
   });
 }
 
@@ -187,14 +191,21 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
   // Inputs are checked before the outputs are allocated: an error leaves nothing behind.
   const operands = forwardOperands(problem, { q, k, v }, kept);
   const { rope } = kept;
-  if (!rope) return run(problem, { q, k, v }, kept, operands);
-  return tidying(
+  if (!rope || q.backend.turnsRows) return { ...run(problem, { q, k, v }, kept, operands), options: kept };
+  const { problem: behind, options: others } = behindRope(problem, kept);
+  const { out, lse } = tidying(
     () => {
       const inputs = { ...turned(problem, { q, k }, rope), v };
-      return run(problem, inputs, kept, forwardOperands(problem, inputs, kept));
+      return run(behind, inputs, others, forwardOperands(behind, inputs, others));
     },
     ({ out, lse }) => [out, lse],
   );
+  return { out, lse, options: kept };
+}
+
+/** What is left of a call whose q and k have been turned. */
+function behindRope(problem: AttentionProblem, { rope: _, ...options }: AttentionOptions) {
+  return { problem: { ...problem, rotary: undefined }, options };
 }
 
 function run(
@@ -202,14 +213,14 @@ function run(
   inputs: Inputs,
   options: Readonly<AttentionOptions>,
   operands: (outputs: Outputs) => ForwardOperands,
-): AttentionResult {
+): Outputs {
   const { q, k, v } = inputs;
   const { backend } = q;
   return allocating(backend, (allocate) => {
     const { out, lse } = allocateOutputs(problem, allocate);
     forward(backend, problem, operands({ out, lse }));
     recordAttention(problem, { q, k, v, out, lse, options });
-    return { out, lse, options };
+    return { out, lse };
   });
 }
 
@@ -218,8 +229,7 @@ function checkWithoutGradient({ attnMask, alibi, rope, scoreMod }: AttentionOpti
   for (const [name, t, instead] of [
     ['attnMask', attnMask, 'give it as bias, or '],
     ['alibi', alibi, 'give it as bias, or '],
-    ['rope.cos', rope?.cos, ''],
-    ['rope.sin', rope?.sin, ''],
+    ...Object.entries(rotaryTables(rope)).map(([name, t]) => [name, t, ''] as const),
   ] as const)
     if (isTensor(t) && needsRecord([t]))
       throw new FlashAttnError('ERR_AUTOGRAD', `${name} needs a gradient, and has none: ${instead}detach() it`);
@@ -234,16 +244,23 @@ function recordAttention(problem: AttentionProblem, saved: Saved & { readonly op
   if (!needsRecord(inputs)) return;
   const extras = { bias, table: relativeBias?.table, sink, attnMask, alibi };
   const names = (Object.keys(extras) as (keyof typeof extras)[]).filter((name) => isTensor(extras[name]));
+  const angles = Object.values(rotaryTables(options.rope)) as Tensor[];
   const tables = tablesOf(options.scoreMod);
-  const kept = [q, k, v, out, lse, ...names.map((name) => extras[name] as Tensor), ...tables];
+  const kept = [q, k, v, out, lse, ...names.map((name) => extras[name] as Tensor), ...angles, ...tables];
   record('attention', inputs, [out, lse], kept, ([dOut, dLse], tensors, needed) => {
     const [q, k, v, out, lse, ...others] = tensors as [Tensor, Tensor, Tensor, Tensor, Saved['lse'], ...Tensor[]];
-    const ownTables = others.splice(names.length);
+    const ownTables = others.splice(names.length + angles.length);
+    const ownAngles = others.splice(names.length);
     // The user may have disposed what the options hold; these are handles of the recorder's.
     const { table, ...own } = Object.fromEntries(names.map((name, i) => [name, others[i]])) as Partial<
       Record<keyof typeof extras, Tensor>
     >;
-    const used = { ...options, ...own, ...(relativeBias && table && { relativeBias: { ...relativeBias, table } }) };
+    const used = {
+      ...options,
+      ...own,
+      ...(relativeBias && table && { relativeBias: { ...relativeBias, table } }),
+      ...(options.rope && { rope: withTables(options.rope, ownAngles) }),
+    };
     const gradient = dOut ? readable(dOut) : filled(out.backend, out.shape, out.dtype, 0);
     const lseGradient = { ...(dLse && { dLse: dLse.contiguous() as Saved['lse'] }) };
     const savedOwn = { q, k, v, out, lse };
@@ -306,7 +323,7 @@ export function backwardOperands(
   tables?: readonly AnyTensor[],
 ): (gradients: Gradients) => BackwardOperands {
   const { backend } = saved.q;
-  const { query, key, value, out, lse, bias, alibi, relativeTable, sink, scoreTables } = forwardOperands(
+  const { query, key, value, out, lse, bias, alibi, relativeTable, sink, scoreTables, angles } = forwardOperands(
     problem,
     saved,
     options,
@@ -325,6 +342,7 @@ export function backwardOperands(
     relativeTable,
     sink,
     scoreTables,
+    angles,
     dOut: dOutView,
     dLse: dLseFlat,
     dQuery: viewOf(dq, problem.layout, 'dq', backend),
@@ -390,11 +408,13 @@ export function attentionBackward<D extends FloatDType, S extends Shape>(
   checkSaved(problem, dOut, saved, extras);
   const operands = backwardOperands(problem, dOut, saved, used, extras);
   const { rope } = used;
-  if (!rope) return runBackward(saved as Saved, problem, used, operands) as Gradients<D, S>;
+  if (!rope || saved.q.backend.turnsRows)
+    return runBackward(saved as Saved, problem, used, operands) as Gradients<D, S>;
+  const { problem: behind, options: others } = behindRope(problem, used);
   const all = () => {
     const { out, lse } = saved as Saved;
     const inputs = { ...withoutRecording(() => turned(problem, saved as Saved, rope)), v: saved.v as Tensor, out, lse };
-    const gradients = runBackward(inputs, problem, used, backwardOperands(problem, dOut, inputs, used, extras));
+    const gradients = runBackward(inputs, behind, others, backwardOperands(behind, dOut, inputs, others, extras));
     const { q, k } = gradientsOfTurned(problem, { q: gradients.dq, k: gradients.dk }, rope);
     return { ...gradients, dq: q, dk: k };
   };

@@ -13,7 +13,7 @@ export interface Explanation {
   readonly kernel: string;
   /** On CUDA, what multiplies matrices around attention (`matmul`, layers); attention itself is always `kernel`. */
   readonly matmul?: MatmulKernels;
-  /** Operations that make what the kernel reads, each with results in memory: see the option `rope`. */
+  /** Operations that make what the kernel reads, each with results in memory: see the option `rope`, on CUDA. */
   readonly composed: readonly ('rope(q)' | 'rope(k)')[];
   readonly dtype: FloatDType;
   /** Queries and keys that meet at a time. */
@@ -41,8 +41,8 @@ export interface Explanation {
   /** Instructions of `scoreMod` that run for each visible pair: forward, and backward with its derivative. */
   readonly scoreMod?: { readonly forward: number; readonly backward: number };
   /**
-   * Memory besides the tensors: the threads' tiles on WebAssembly, with `backward` the scratch of one run, and with `rope` q
-   * and k as they were turned.
+   * Memory besides the tensors: the threads' tiles on WebAssembly, with `backward` the scratch of one run, and on CUDA with
+   * `rope` q and k as they were turned.
    */
   readonly workspaceBytes: number;
 }
@@ -125,13 +125,14 @@ export function explain(description: Problem): Explanation {
   const queries = rows * p.queryRows * p.heads;
   const keys = rows * p.keyRows * p.kvHeads;
   const elements = queries * (p.headDim + p.valueDim) + keys * (p.headDim + p.valueDim);
-  const turned = options.rope ? bytesPerElement[p.dtype] * p.headDim * (queries + keys) : 0;
+  const composes = options.rope !== undefined && !backend.turnsRows;
+  const turned = composes ? bytesPerElement[p.dtype] * p.headDim * (queries + keys) : 0;
   const gradients = elements; // dq, dk, dv and dOut have the shapes of q, k, v and out
   return {
     device: backend.device,
     kernel: choice.kernel,
     ...(matmulKernels && { matmul: matmulKernels }),
-    composed: options.rope ? ['rope(q)', 'rope(k)'] : [],
+    composed: composes ? ['rope(q)', 'rope(k)'] : [],
     dtype: p.dtype,
     tiles: { query: choice.queryTile, key: choice.keyTile },
     items: choice.items,

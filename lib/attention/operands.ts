@@ -8,6 +8,7 @@ import { sameShape } from '../tensor/shape.js';
 import { type AnyTensor, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { viewOf } from './layout.js';
 import type { AttentionOptions } from './options.js';
+import { angleOperands } from './rotary.js';
 import { tableOperands, tablesOf } from './scoreMod.js';
 import { additiveTerm } from './terms.js';
 
@@ -56,6 +57,7 @@ function readExtras(options: AttentionOptions, backend: Backend, tables?: readon
     relativeTable: relativeBias?.table.flat('relativeBias.table', backend),
     sink: sink?.flat('sink', backend),
     scoreTables: tableOperands(tables ?? tablesOf(options.scoreMod), backend),
+    angles: angleOperands(options.rope, backend),
   };
 }
 

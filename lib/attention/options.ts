@@ -10,6 +10,12 @@ import type { ScoreMod } from './scoreMod.js';
 /** Integers given by the host, lengths and offsets: numbers, or a typed array of integers, 64-bit ones included. */
 export type Integers = IntegerList;
 
+/** See the option `rope`. */
+export interface RotaryOption extends RopeAngles, RopeOptions {
+  /** Of k, where they are not those of q; of the same shape. */
+  readonly keys?: RopeAngles;
+}
+
 /** Which keys each query sees, pair by pair; read when it is given. */
 export interface BooleanMask {
   /** true or nonzero where the key is visible, row-major. */
@@ -54,12 +60,15 @@ export interface CommonOptions {
   attnMask?: Tensor<FloatDType, Shape> | BooleanMask;
   /**
    * Turns q and k by the angles of their positions before the scores (Su et al., "RoFormer", 2021, arXiv:2104.09864), as the
-   * operation `rope` does and through it: the turned q and k are tensors in the dtype of q, which gradients keep. cos and sin
-   * [positions, at most dim / 2], a row a position, finite, without a gradient. Positions count from 0 within each batch
-   * entry or packed sequence: key j is at j, query i at i + diagonal, as `align` and `offset` have it, so that fewer queries
-   * than keys are by default the last positions. Not for keys that have been turned before.
+   * operation `rope` does. cos and sin [positions, at most dim / 2], a row a position, finite, without a gradient; `keys` are
+   * those of k where they differ, as in xPos. Positions count from 0 within each batch entry or packed sequence: key j is at j,
+   * query i at i + diagonal, as `align` and `offset` have it, so that fewer queries than keys are by default the last positions.
+   * Not for keys that have been turned before.
+   *
+   * On the processor rows are turned while they are loaded, in float32, and nothing that is turned is in memory. On CUDA `rope`
+   * itself makes tensors in the dtype of q, which gradients keep.
    */
-  rope?: RopeAngles & RopeOptions;
+  rope?: RotaryOption;
   /** s -> c * tanh(s / c) after the scale and before any bias (Gemma 2). 0: off; otherwise from 1.2e-38 to 2.3e38. */
   softcap?: number;
   /**

@@ -24,6 +24,7 @@ import {
 import { expect, optionOperands } from './operands.js';
 import type { AttentionOptions } from './options.js';
 import { readProblem } from './problem.js';
+import { rotaryTables } from './rotary.js';
 import { tableName, tablesOf } from './scoreMod.js';
 
 /** A call to attention without its tensors: shapes, dtype, device and the options of `attention`. */
@@ -135,9 +136,9 @@ export class Plan<D extends FloatDType = FloatDType> implements Disposable {
   /** @internal Use `plan`. */
   constructor(resolved: ResolvedProblem) {
     const { problem, options, shapes, backend, backward } = resolved;
-    if (options.rope !== undefined)
+    if (options.rope !== undefined && !backend.turnsRows)
       throw optionError(
-        'rope is given, and a plan holds the kernel alone: turn q and k with rope(), and run the plan with the results',
+        `rope is given, and on ${backend.device} a plan holds the kernel alone: turn q and k with rope(), and run the plan with the results`,
       );
     this.#resolved = resolved;
     const like = (shape: Shape) => ({ shape, dtype: problem.dtype });
@@ -288,13 +289,14 @@ export class Plan<D extends FloatDType = FloatDType> implements Disposable {
 }
 
 /** The tensors among the options. */
-function tensorsOf({ bias, attnMask, alibi, relativeBias, sink, scoreMod }: AttentionOptions): NamedTensors {
+function tensorsOf({ bias, attnMask, alibi, relativeBias, sink, scoreMod, rope }: AttentionOptions): NamedTensors {
   const named: Record<string, AnyTensor | undefined> = {
     bias,
     attnMask: isTensor(attnMask) ? attnMask : undefined,
     alibi: isTensor(alibi) ? alibi : undefined,
     'relativeBias.table': relativeBias?.table,
     sink,
+    ...rotaryTables(rope),
   };
   for (const [number, t] of tablesOf(scoreMod).entries()) named[tableName(number)] = t;
   return named;
@@ -302,7 +304,7 @@ function tensorsOf({ bias, attnMask, alibi, relativeBias, sink, scoreMod }: Atte
 
 /**
  * Prepares attention for one problem, to be run many times without allocating: results, gradients and scratch memory
- * are made here, once. The option `rope` is refused: it is an operation before the kernel, which makes tensors anew.
+ * are made here, once. On CUDA the option `rope` is refused: there it is an operation before the kernel, which makes tensors anew.
  *
  * @throws as `attention`
  */

@@ -5,7 +5,7 @@ import { type AttentionProblem, maxHeadDim } from '../kernels/attention.js';
 import type { Shape } from '../tensor/tensor.js';
 import { dimsOf, type Layout, orders, rankOf } from './layout.js';
 import { type AttentionOptions, optionNames } from './options.js';
-import { checkRope } from './rotary.js';
+import { readRope } from './rotary.js';
 import { traceScoreMod } from './scoreMod.js';
 import { readSequences } from './sequences.js';
 import { readAlibi, readBias, readDropout, readRelative, readScaling, readSink } from './terms.js';
@@ -117,7 +117,8 @@ export function readProblem(
     scoreMod: traceScoreMod(options.scoreMod)?.program,
     blockMask: readMask(options, heads, sequences),
     deterministic,
+    rotary: undefined,
   };
-  if (options.rope !== undefined) checkRope(options.rope, problem);
-  return problem;
+  const rotary = readRope(options.rope, problem);
+  return rotary ? { ...problem, rotary } : problem;
 }

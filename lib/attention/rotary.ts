@@ -1,13 +1,15 @@
-// Rotary positions as an option: q and k are turned by an operation of their own before the scores.
+// Rotary positions as an option: what kernels are told, and where they do not turn rows, an operation before them.
 import { checkOptions, checkWord } from '../base/check.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
 import { release } from '../base/released.js';
-import type { AttentionProblem } from '../kernels/attention.js';
+import type { AttentionExtras, AttentionProblem, RotaryProblem } from '../kernels/attention.js';
+import type { Backend } from '../kernels/device.js';
 import { gatherRows, RowMap } from '../ops/gather.js';
-import { type RopeAngles, type RopeOptions, rope, turnedBack } from '../ops/rope.js';
+import { type RopeAngles, rope, turnedBack } from '../ops/rope.js';
 import { withoutRecording } from '../tape/tape.js';
 import { sameShape } from '../tensor/shape.js';
 import { checkTensor, type Tensor } from '../tensor/tensor.js';
+import type { RotaryOption } from './options.js';
 import { diagonalOf } from './visibility.js';
 
 type Side = 'query' | 'key';
@@ -34,15 +36,30 @@ function spansOf(p: AttentionProblem, side: Side): readonly Span[] {
   }));
 }
 
+/** The tables of a call by their names. */
+export const rotaryTables = (given: RotaryOption | undefined): Readonly<Record<string, RopeAngles['cos']>> =>
+  given
+    ? {
+        'rope.cos': given.cos,
+        'rope.sin': given.sin,
+        ...(given.keys && { 'rope.keys.cos': given.keys.cos, 'rope.keys.sin': given.keys.sin }),
+      }
+    : {};
+
+/** The option with other handles of its tables, in the order of `rotaryTables`. */
+export const withTables = (given: RotaryOption, tables: readonly Tensor[]): RotaryOption => {
+  const [cos, sin, keyCos, keySin] = tables as readonly RopeAngles['cos'][];
+  return { ...given, cos, sin, ...(given.keys && { keys: { cos: keyCos, sin: keySin } }) } as RotaryOption;
+};
+
 /** @throws ERR_OPTION, ERR_SHAPE, ERR_DTYPE, ERR_DISPOSED */
-export function checkRope(given: RopeAngles & RopeOptions, p: AttentionProblem): void {
-  checkOptions(given, ['cos', 'sin', 'pairs'], 'rope');
-  const { cos, sin, pairs = 'half' } = given;
+export function readRope(given: RotaryOption | undefined, p: AttentionProblem): RotaryProblem | undefined {
+  if (given === undefined) return undefined;
+  checkOptions(given, ['cos', 'sin', 'pairs', 'keys'], 'rope');
+  const { cos, pairs = 'half', keys } = given;
   checkWord(pairs, 'rope.pairs', ['half', 'interleaved']);
-  for (const [name, t] of [
-    ['rope.cos', cos],
-    ['rope.sin', sin],
-  ] as const) {
+  if (keys !== undefined) checkOptions(keys, ['cos', 'sin'], 'rope.keys');
+  for (const [name, t] of Object.entries(rotaryTables(given))) {
     checkTensor(t, name);
     if (t.dtype !== 'float32') throw new FlashAttnError('ERR_DTYPE', `${name} is ${t.dtype}; angles are float32`);
     if (t.shape.length !== 2 || 2 * t.shape[1] > p.headDim)
@@ -50,9 +67,9 @@ export function checkRope(given: RopeAngles & RopeOptions, p: AttentionProblem):
         `${name} has shape ${show(t.shape)}; it must be [positions, at most dim / 2] with a head dim of ${p.headDim}`,
       );
     if (!t.isContiguous) throw shapeError(`${name} must be contiguous`);
+    if (!sameShape(cos.shape, t.shape))
+      throw shapeError(`${name} has shape ${show(t.shape)} and rope.cos ${show(cos.shape)}; they must be equal`);
   }
-  if (!sameShape(cos.shape, sin.shape))
-    throw shapeError(`rope.sin has shape ${show(sin.shape)} and rope.cos ${show(cos.shape)}; they must be equal`);
   for (const side of ['query', 'key'] as const)
     for (const [b, { length, position }] of spansOf(p, side).entries()) {
       if (length === 0 || (position >= 0 && position + length <= cos.shape[0])) continue;
@@ -61,6 +78,18 @@ export function checkRope(given: RopeAngles & RopeOptions, p: AttentionProblem):
         `rope.cos has shape ${show(cos.shape)}, rows for positions from 0 to ${cos.shape[0] - 1}; the ${side} positions${of} are ${position} to ${position + length - 1}`,
       );
     }
+  return { pairs: cos.shape[1], interleaved: pairs === 'interleaved' };
+}
+
+/** What kernels are given that turn rows. */
+export function angleOperands(given: RotaryOption | undefined, backend: Backend): AttentionExtras['angles'] {
+  if (!given || !backend.turnsRows) return undefined;
+  const of = ({ cos, sin }: RopeAngles, name: string) => ({
+    cos: cos.flat(`${name}.cos`, backend),
+    sin: sin.flat(`${name}.sin`, backend),
+  });
+  const query = of(given, 'rope');
+  return { query, key: given.keys ? of(given.keys, 'rope.keys') : query };
 }
 
 /** The row of the angles for every row of q or k; -1 for rows that are not real. */
@@ -107,27 +136,20 @@ interface Pair {
 function both(
   p: AttentionProblem,
   { q, k }: Pair,
-  angles: RopeAngles,
+  given: RotaryOption,
   turn: (x: Tensor, own: RopeAngles) => Tensor,
 ): Pair {
-  angles.cos.operand('rope.cos', q.backend);
-  angles.sin.operand('rope.sin', q.backend);
+  for (const [name, t] of Object.entries(rotaryTables(given))) t.operand(name, q.backend);
   const [ofQueries, ofKeys] = withoutRecording(
-    () => [anglesOf(p, 'query', angles), anglesOf(p, 'key', angles)] as const,
+    () => [anglesOf(p, 'query', given), anglesOf(p, 'key', given.keys ?? given)] as const,
   );
   return { q: inOrder(p, q, (x) => turn(x, ofQueries)), k: inOrder(p, k, (x) => turn(x, ofKeys)) };
 }
 
 /** q and k, turned; recorded. Whoever calls tidies up what is made besides. */
-export const turned = (
-  p: AttentionProblem,
-  inputs: Pair,
-  { cos, sin, pairs = 'half' }: RopeAngles & RopeOptions,
-): Pair => both(p, inputs, { cos, sin }, (x, angles) => rope(x, angles, { pairs }));
+export const turned = (p: AttentionProblem, inputs: Pair, given: RotaryOption): Pair =>
+  both(p, inputs, given, (x, angles) => rope(x, angles, { pairs: given.pairs ?? 'half' }));
 
 /** The gradients of q and k, from those of what they were turned to. Likewise. */
-export const gradientsOfTurned = (
-  p: AttentionProblem,
-  gradients: Pair,
-  { cos, sin, pairs }: RopeAngles & RopeOptions,
-): Pair => both(p, gradients, { cos, sin }, (x, angles) => turnedBack(x, angles, pairs));
+export const gradientsOfTurned = (p: AttentionProblem, gradients: Pair, given: RotaryOption): Pair =>
+  both(p, gradients, given, (x, angles) => turnedBack(x, angles, given.pairs));

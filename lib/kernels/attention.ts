@@ -26,6 +26,12 @@ export interface RelativeProblem {
   readonly bucketCount: number;
 }
 
+/** How many pairs of dims of q and k are turned, and which dims a pair has. */
+export interface RotaryProblem {
+  readonly pairs: number;
+  readonly interleaved: boolean;
+}
+
 /** A call to attention with every option checked and every default filled in; tensors themselves are not part of it. */
 export interface AttentionProblem {
   readonly dtype: FloatDType;
@@ -61,8 +67,18 @@ export interface AttentionProblem {
   readonly scoreMod: ScoreProgram | undefined;
   readonly blockMask: BlockMask | undefined;
   readonly hasSink: boolean;
+  /** Where the kernel turns q and k as it loads them. */
+  readonly rotary: RotaryProblem | undefined;
+  /** Positions of a page, where keys and values are in pages: see `pagedAttention`. */
+  readonly pageSize?: number;
   /** Whether backward has to give the same bits on repeats. */
   readonly deterministic: boolean;
+}
+
+/** float32 [positions, pairs], contiguous. */
+export interface AngleOperands {
+  readonly cos: Flat;
+  readonly sin: Flat;
 }
 
 /** The tensors that options bring along, shared by forward and backward. */
@@ -77,6 +93,8 @@ export interface AttentionExtras {
   readonly sink?: Flat | undefined;
   /** What `problem.scoreMod` looks up, float32 or int32. */
   readonly scoreTables?: readonly Flat[] | undefined;
+  /** Of `problem.rotary`. */
+  readonly angles?: { readonly query: AngleOperands; readonly key?: AngleOperands } | undefined;
 }
 
 export interface ForwardOperands extends AttentionExtras {
@@ -118,6 +136,7 @@ const shapeFields = {
   options: 'int32',
   deterministic: 'int32',
   headsDiffer: 'int32',
+  paged: 'int32',
   scale: 'float32',
 } as const;
 
@@ -141,6 +160,7 @@ export function shapeOf(p: AttentionProblem): ValuesOf<typeof shapeFields> {
     options: p.softcap > 0 || headsDiffer ? 1 : 0,
     deterministic: p.deterministic ? 1 : 0,
     headsDiffer: headsDiffer ? 1 : 0,
+    paged: p.pageSize ? 1 : 0,
     scale: p.scale,
   };
 }
@@ -238,6 +258,10 @@ function blockMaskValues(mask: BlockMask, { addresses }: Uploaded): ValuesOf<typ
   };
 }
 
+export const rotaryAngles = struct('RotaryAngles', { cos: 'address', sin: 'address' });
+
+const anglesOf = (angles: AngleOperands | undefined) => ({ cos: addressOf(angles?.cos), sin: addressOf(angles?.sin) });
+
 const fields = {
   query: tensorRef,
   key: tensorRef,
@@ -259,6 +283,13 @@ const fields = {
   }),
   sink: 'address',
   blockMask: struct('BlockMaskParams', blockMaskFields),
+  rotary: struct('RotaryParams', {
+    query: rotaryAngles,
+    key: rotaryAngles,
+    pairs: 'int32',
+    interleaved: 'int32',
+  }),
+  pages: struct('PageParams', { table: 'address', size: 'int32', pages: 'int32' }),
   dropout: struct('DropoutParams', {
     threshold: 'uint32',
     keepScale: 'float32',
@@ -309,7 +340,7 @@ const params = struct('AttentionParams', fields);
 
 function paramsOf(
   { problem: p, operands, memory, partition }: AttentionLaunch<ForwardOperands>,
-  backward?: BackwardOperands,
+  { backward, pages }: { readonly backward?: BackwardOperands; readonly pages?: PageTable } = {},
 ): ValuesOf<typeof fields> {
   const [biasBatch, biasHeads, biasQuery, biasKey] = p.biasShape ?? [1, 1, 1, 1];
   const [batch = 0, head = 0, query = 0, key = 0] = memory.biasStrides;
@@ -334,6 +365,14 @@ function paramsOf(
     },
     sink: memory.sink,
     blockMask: p.blockMask && memory.blockMask && blockMaskValues(p.blockMask, memory.blockMask),
+    rotary: p.rotary &&
+      operands.angles && {
+        query: anglesOf(operands.angles.query),
+        key: anglesOf(operands.angles.key),
+        pairs: p.rotary.pairs,
+        interleaved: p.rotary.interleaved ? 1 : 0,
+      },
+    pages: pages && { table: addressOf(pages), size: p.pageSize ?? 0, pages: pages.count },
     dropout: p.dropout ?? { threshold: 0, keepScale: 1, seedLow: 0, seedHigh: 0 },
     scoreMod: memory.scoreMod && scoreModValues(memory.scoreMod.addresses[0], operands.scoreTables ?? []),
     batch: p.batch,
@@ -383,10 +422,11 @@ const workOf = (p: AttentionProblem, perPair: number, modSteps = 0) =>
   p.batch * p.heads * (headWork + Math.ceil(p.queryLength / lanes) * lanes * p.keyLength * (perPair + 2 * modSteps));
 
 function buffersRead({ operands, memory }: AttentionLaunch<ForwardOperands>): DeviceBuffer[] {
-  const { query, key, value, bias, alibi, relativeTable, sink, scoreTables } = operands;
+  const { query, key, value, bias, alibi, relativeTable, sink, scoreTables, angles } = operands;
   const reads = [query.buffer, key.buffer, value.buffer, ...memory.buffers];
   for (const operand of [bias, alibi, relativeTable, sink]) if (operand) reads.push(operand.buffer);
   if (scoreTables) for (const table of scoreTables) reads.push(table.buffer);
+  for (const side of [angles?.query, angles?.key]) if (side) reads.push(side.cos.buffer, side.sin.buffer);
   return reads;
 }
 
@@ -402,6 +442,30 @@ export const attentionForward = operation('attentionForward', params, (launch: A
   };
 });
 
+/** int32 [sequences, count]: which page has the positions from `count index` times `pageSize` on. */
+export interface PageTable extends Flat {
+  readonly count: number;
+}
+
+export interface PagedOperands extends ForwardOperands {
+  readonly pages: PageTable;
+}
+
+/**
+ * `attentionForward` of packed queries, at most 16 a sequence, over keys and values in pages: [rows, kv heads, dim], a page being
+ * `pageSize` rows. Keys have been turned; only queries are. Bits of a row depend on its own query and keys alone.
+ */
+export const pagedAttention = operation('pagedAttention', params, (launch: AttentionLaunch<PagedOperands>) => {
+  const { problem: p, operands } = launch;
+  if (p.batch === 0 || p.queryLength === 0) return undefined;
+  return {
+    params: paramsOf(launch, { pages: operands.pages }),
+    reads: [...buffersRead(launch), operands.pages.buffer],
+    writes: [operands.out.buffer, operands.lse.buffer],
+    work: workOf(p, 2 * (p.headDim + p.valueDim), p.scoreMod?.valueCount),
+  };
+});
+
 /** Every gradient that has a place to go to. */
 export const attentionBackward = operation('attentionBackward', params, (launch: AttentionLaunch<BackwardOperands>) => {
   const { problem: p, operands } = launch;
@@ -411,7 +475,7 @@ export const attentionBackward = operation('attentionBackward', params, (launch:
   const writes = [dQuery.buffer, dKey.buffer, dValue.buffer];
   for (const gradient of [dBias, dRelative, dSink]) if (gradient) writes.push(gradient.buffer);
   return {
-    params: paramsOf(launch, operands),
+    params: paramsOf(launch, { backward: operands }),
     reads,
     writes,
     work: workOf(p, 2 * (3 * p.headDim + 2 * p.valueDim), p.scoreMod?.count),

@@ -68,6 +68,10 @@ export interface Backend extends Memory {
   record(run: () => void): Recording;
   /** Whether what is launched now is kept and not run. */
   readonly isRecording: boolean;
+  /** Whether kernels of attention turn q and k by rotary positions as they load them. */
+  readonly turnsRows: boolean;
+  /** Whether kernels of attention read keys and values in pages. */
+  readonly readsPages: boolean;
   /** Whether products of matrices read their factors from packed copies, in scratch memory that the host allocates. */
   readonly packsFactors: boolean;
   /** How attention is cut into pieces here. */

@@ -93,10 +93,10 @@ export interface XposOptions extends ScaleOption {
   readonly causal?: boolean;
 }
 
-/** Of positions [from, to). */
-const rowsOf = ({ cos, sin }: RopeAngles, from: number, to: number): RopeAngles => ({
-  cos: cos.slice(0, from, to),
-  sin: sin.slice(0, from, to),
+/** Of as many positions as there are keys. */
+const rowsOf = ({ cos, sin }: RopeAngles, keys: number): RopeAngles => ({
+  cos: cos.slice(0, 0, keys),
+  sin: sin.slice(0, 0, keys),
 });
 
 function checkTables(tables: unknown, q: Sequence, keys: number): asserts tables is XposTables {
@@ -145,13 +145,9 @@ export function xposAttention<D extends FloatDType>(
       Sequence,
       Sequence,
     ];
-    const isEmpty = q.size === 0;
-    const { out, lse } = attention<FloatDType, Shape>(
-      isEmpty ? query : xpos(query, rowsOf(tables.queries, keys - queries, keys)),
-      isEmpty ? key : xpos(key, rowsOf(tables.keys, 0, keys)),
-      value,
-      { ...scaleOf(options), causal },
-    );
+    const angles = { ...rowsOf(tables.queries, keys), keys: rowsOf(tables.keys, keys) };
+    const rope = { ...angles, pairs: 'interleaved' } as const;
+    const { out, lse } = attention<FloatDType, Shape>(query, key, value, { ...scaleOf(options), causal, rope });
     return { out: narrow(out, q), lse };
   });
 }

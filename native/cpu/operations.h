@@ -4,6 +4,7 @@
 #include "attention/decode.h"
 #include "attention/merge.h"
 #include "attention/partition.h"
+#include "attention/store_rows.h"
 #include "linear/diagonal_scan.h"
 #include "linear/linear_scan.h"
 #include "linear/recurrence_backward.h"
@@ -84,13 +85,18 @@ void describe(FieldText& text) {
 /** What products of pairs and tiles are for: the sets of instructions that add them to another one have this of their own. */
 inline constexpr Operation kAttentionForward = {
     "attentionForward",
-    detail::describe<TensorRef, BlockLists, BiasParams, AlibiParams, RelativeParams, DropoutParams, ScoreProgram,
-                     ScoreTable, ScoreModParams, BlockMaskParams, AttentionShape, AttentionPartition, AttentionParams>,
+    detail::describe<TensorRef, BlockLists, BiasParams, AlibiParams, RelativeParams, RotaryAngles, RotaryParams,
+                     PageParams, DropoutParams, ScoreProgram, ScoreTable, ScoreModParams, BlockMaskParams,
+                     AttentionShape, AttentionPartition, AttentionParams>,
     {detail::phase<AttentionParams, attention_items, attention_item>,
      detail::phase<AttentionParams, finish_decode_items, finish_decode_item>}};
 
 inline constexpr Operation kOperations[] = {
     kAttentionForward,
+    {"pagedAttention",
+     detail::describe<>,
+     {detail::phase<AttentionParams, paged_items, paged_item>,
+      detail::phase<AttentionParams, finish_decode_items, finish_decode_item>}},
     {"attentionBackward",
      detail::describe<>,
      {detail::phase<AttentionParams, row_items, backward_rows>,
@@ -109,6 +115,9 @@ inline constexpr Operation kOperations[] = {
     {"takeRows",
      detail::describe<RowsByIndexParams>,
      {detail::phase<RowsByIndexParams, take_rows_items, take_rows_item>}},
+    {"storeRows",
+     detail::describe<StoreRowsParams>,
+     {detail::phase<StoreRowsParams, store_rows_items, store_rows_item>}},
     {"addRows", detail::describe<>, {detail::phase<RowsByIndexParams, add_rows_items, add_rows_item>}},
     {"crossEntropy",
      detail::describe<CrossEntropyParams>,

@@ -31,6 +31,30 @@ struct RelativeParams {
 };
 FLASHATTN_FIELDS(RelativeParams, table, buckets, query_position, key_position, origin, bucket_count);
 
+struct RotaryAngles {
+  Pointer<const float> cos, sin;  // [positions, pairs]
+};
+FLASHATTN_FIELDS(RotaryAngles, cos, sin);
+
+/** Dims i and i + pairs, or 2 i and 2 i + 1, are turned by angle [position, i]; pairs 0: none are. On processors. */
+struct RotaryParams {
+  RotaryAngles query, key;
+  int32_t pairs, interleaved;
+};
+FLASHATTN_FIELDS(RotaryParams, query, key, pairs, interleaved);
+
+/**
+ * Keys and values in pages: position j of a sequence is row [table[b][j / size] * size + j % size] of tensors without a batch;
+ * size 0: they are where a sequence says. On processors.
+ */
+struct PageParams {
+  Pointer<const int32_t> table;  // [batch, pages]
+  int32_t size, pages;
+
+  constexpr int64_t row(int b, int j) const { return int64_t{table[b * int64_t{pages} + j / size]} * size + j % size; }
+};
+FLASHATTN_FIELDS(PageParams, table, size, pages);
+
 struct DropoutParams {
   uint32_t threshold;  // an element is kept iff its random word >= threshold; 0: no dropout
   float keep_scale;    // 1 / (1 - p)
@@ -61,6 +85,8 @@ struct AttentionParams {
   RelativeParams relative;
   Pointer<const float> sink;  // [heads]
   BlockMaskParams block_mask;
+  RotaryParams rotary;
+  PageParams pages;
   DropoutParams dropout;
   ScoreModParams score_mod;
   int32_t batch, heads, kv_heads, head_dim, value_dim, query_length, key_length;
@@ -96,11 +122,11 @@ struct AttentionParams {
   Sequence sequence(int b) const { return sequences ? sequences[b] : Sequence{0, query_length, 0, key_length}; }
 };
 FLASHATTN_FIELDS(AttentionParams, query, key, value, out, lse, lse_batch, lse_head, sequences, bias, alibi, relative,
-                 sink, block_mask, dropout, score_mod, batch, heads, kv_heads, head_dim, value_dim, query_length,
-                 key_length, scale, softcap, window_left, window_right, top_left, offset, deterministic, tiles_per_item,
-                 reserved, decode_states, lse_rows, d_out, d_query, d_key, d_value, d_lse, row_terms, d_query_sum,
-                 turns, d_relative_partial, d_relative, d_sink, d_bias, bias_batch, bias_heads, bias_query, bias_key,
-                 relative_slices, key_splits);
+                 sink, block_mask, rotary, pages, dropout, score_mod, batch, heads, kv_heads, head_dim, value_dim,
+                 query_length, key_length, scale, softcap, window_left, window_right, top_left, offset, deterministic,
+                 tiles_per_item, reserved, decode_states, lse_rows, d_out, d_query, d_key, d_value, d_lse, row_terms,
+                 d_query_sum, turns, d_relative_partial, d_relative, d_sink, d_bias, bias_batch, bias_heads, bias_query,
+                 bias_key, relative_slices, key_splits);
 
 inline constexpr int kUnbounded = 0x3fffffff;
 
@@ -114,10 +140,11 @@ struct AttentionShape {
   int32_t options;  // softcap, a bias of any kind, score_mod or dropout: scores need more than their scale and the mask
   int32_t deterministic;
   int32_t heads_differ;  // what is added to scores, or dropped, is not the same for all heads
+  int32_t paged;         // keys are in pages: see PageParams
   float scale;
 };
 FLASHATTN_FIELDS(AttentionShape, lse_rows, dtype, batch, heads, kv_heads, head_dim, value_dim, query_length, key_length,
-                 block_size, bucket_count, options, deterministic, heads_differ, scale);
+                 block_size, bucket_count, options, deterministic, heads_differ, paged, scale);
 
 /** How a device cuts a problem into pieces, and what its launches need besides the tensors. */
 struct AttentionPartition {

@@ -19,7 +19,9 @@ import { make } from '../../verify/cases/views.js';
 import { magnitude, maxError } from '../../verify/oracle/compare.js';
 import { diagonal, extent, keyRow, type Problem, queryRow } from '../../verify/oracle/problem.js';
 import { solve } from '../../verify/oracle/sensitivity.js';
+import { hasCpu } from '../support/cpu.js';
 import { devicesWith } from '../support/devices.js';
+import { hasEmulator, onEmulator } from '../support/emulator.js';
 import { expectFailure } from '../support/failure.js';
 
 type Pairs = 'half' | 'interleaved';
@@ -47,7 +49,16 @@ const packed: Case = {
   causal: true,
 };
 
-const cases: readonly (readonly [name: string, c: Case, pairs: Pairs, half: number])[] = [
+/** What the angles of one side are, and what the turned pairs are multiplied by. */
+interface Angles {
+  readonly rate: number;
+  readonly factor: number;
+}
+const plain: Angles = { rate: 1, factor: 1 };
+
+type Row = readonly [name: string, c: Case, pairs: Pairs, half: number, keys: Angles | undefined];
+
+const rows: readonly (readonly [name: string, c: Case, pairs: Pairs, half: number, keys?: Angles])[] = [
   ['square', base, 'half', 4],
   ['interleaved, some of the dims', { ...base, causal: false }, 'interleaved', 2],
   ['head-major', { ...base, layout: 'bhsd' }, 'half', 3],
@@ -60,8 +71,15 @@ const cases: readonly (readonly [name: string, c: Case, pairs: Pairs, half: numb
   ['a sequence without keys', { ...base, qLens: [3, 6], kLens: [0, 6] }, 'half', 4],
   ['packed', packed, 'half', 4],
   ['packed, with used lengths', { ...packed, usedQ: [2, 0, 3, 1], usedK: [4, 2, 3, 5] }, 'interleaved', 4],
+  ['tables of their own for keys', { ...base, queryLength: 3 }, 'half', 4, { rate: 0.5, factor: 1.5 }],
+  ['packed, with tables of their own for keys', packed, 'interleaved', 3, { rate: 2, factor: 0.5 }],
+  ['few queries of many keys', { ...base, queryLength: 2, keyLength: 600 }, 'interleaved', 4],
+  ['pairs that fill vectors and more', { ...base, headDim: 50 }, 'half', 24],
+  ['neighbours that fill vectors and more', { ...base, headDim: 80 }, 'interleaved', 35],
+  ['several tiles', { ...base, batch: 1, queryLength: 150, keyLength: 270, headDim: 40 }, 'interleaved', 20],
   ['with bias, softcap and sink', { ...base, bias: [true, false, false, false], softcap: 3, sink: true }, 'half', 4],
 ];
+const cases = rows.map(([name, c, pairs, half, keys]): Row => [name, c, pairs, half, keys]);
 
 const angleOf = (position: number, pair: number, half: number) => position * 10_000 ** (-pair / half);
 
@@ -70,7 +88,12 @@ function turned(
   values: Float64Array,
   dim: number,
   position: ReadonlyMap<number, number>,
-  { pairs, half, sign }: { readonly pairs: Pairs; readonly half: number; readonly sign: 1 | -1 },
+  {
+    pairs,
+    half,
+    sign,
+    angles,
+  }: { readonly pairs: Pairs; readonly half: number; readonly sign: 1 | -1; readonly angles: Angles },
 ): Float64Array {
   const result = values.slice();
   for (const [row, p] of position)
@@ -80,7 +103,8 @@ function turned(
         number,
       ];
       // Of the tables that the library is given, which are float32.
-      const [cos, sin] = [Math.fround(Math.cos(angleOf(p, i, half))), Math.fround(Math.sin(angleOf(p, i, half)))];
+      const angle = angles.rate * angleOf(p, i, half);
+      const [cos, sin] = [Math.fround(angles.factor * Math.cos(angle)), Math.fround(angles.factor * Math.sin(angle))];
       const [x, y] = [values[first] as number, values[second] as number];
       result[first] = x * cos - sign * y * sin;
       result[second] = sign * x * sin + y * cos;
@@ -103,29 +127,34 @@ function positions(p: Problem): {
   return { query, key };
 }
 
-function tables(rows: number, half: number, device: DeviceName) {
+function tables(rows: number, half: number, device: DeviceName, { rate, factor }: Angles = plain) {
   const of = (f: (x: number) => number) =>
     tensor(
-      Float32Array.from({ length: rows * half }, (_, at) => f(angleOf(Math.floor(at / half), at % half, half))),
+      Float32Array.from(
+        { length: rows * half },
+        (_, at) => factor * f(rate * angleOf(Math.floor(at / half), at % half, half)),
+      ),
       [rows, half],
       { device },
     );
   return { cos: of(Math.cos), sin: of(Math.sin) };
 }
 
-function problemOf(c: Case, pairs: Pairs, half: number, device: DeviceName) {
+function problemOf(c: Case, pairs: Pairs, half: number, device: DeviceName, ofKeys?: Angles) {
   const instance = instantiate(c);
   const { problem: p } = instance;
   const at = positions(p);
-  const turn = { pairs, half } as const;
+  const turn = { pairs, half, angles: plain } as const;
+  const turnKeys = { ...turn, angles: ofKeys ?? plain };
   const reference = {
     ...p,
     query: turned(p.query, p.headDim, at.query, { ...turn, sign: 1 }),
-    key: turned(p.key, p.headDim, at.key, { ...turn, sign: 1 }),
+    key: turned(p.key, p.headDim, at.key, { ...turnKeys, sign: 1 }),
   };
   const expected: Record<string, Float64Array> = { ...solve(reference, instance.dOut, undefined) };
   const back = (name: 'dQuery' | 'dKey', rows: ReadonlyMap<number, number>) => {
-    expected[name] = turned(expected[name] as Float64Array, p.headDim, rows, { ...turn, sign: -1 });
+    const own = name === 'dKey' ? turnKeys : turn;
+    expected[name] = turned(expected[name] as Float64Array, p.headDim, rows, { ...own, sign: -1 });
   };
   back('dQuery', at.query);
   back('dKey', at.key);
@@ -137,10 +166,12 @@ function problemOf(c: Case, pairs: Pairs, half: number, device: DeviceName) {
   const input = (values: Float64Array, side: 'query' | 'key' | 'value' | 'out') =>
     owned(make(values, shapeOf(p, side), 'float32', device));
   const inputs = { q: input(p.query, 'query'), k: input(p.key, 'key'), v: input(p.value, 'value') };
-  const { cos, sin } = tables(12, half, device);
-  owned(cos as Tensor);
-  owned(sin as Tensor);
-  const options = { ...optionsOf(p, 'float32', owned, device), rope: { cos, sin, pairs } } as AttentionOptions;
+  const rows = Math.max(12, c.keyLength ?? 0);
+  const { cos, sin } = tables(rows, half, device);
+  const keys = ofKeys && tables(rows, half, device, ofKeys);
+  for (const t of [cos, sin, ...(keys ? [keys.cos, keys.sin] : [])]) owned(t as Tensor);
+  const rope = { cos, sin, pairs, ...(keys && { keys }) };
+  const options = { ...optionsOf(p, 'float32', owned, device), rope } as AttentionOptions;
   return {
     expected,
     ...inputs,
@@ -164,9 +195,9 @@ function expectClose(
 
 for (const { device, present, title } of devicesWith('elementwise'))
   describe.skipIf(!present)(title('attention with rope'), () => {
-    it.each(cases)('%s', (_, c, pairs, half) => {
+    it.each(cases)('%s', (_, c, pairs, half, keys) => {
       const before = memory(device).tensors;
-      const { expected, q, k, v, dOut, options, dispose } = problemOf(c, pairs, half, device);
+      const { expected, q, k, v, dOut, options, dispose } = problemOf(c, pairs, half, device, keys);
       const result = attention(q, k, v, options);
       const gradients = attentionBackward(dOut, { q, k, v, ...result });
       const { dq, dk, dv, dBias, dSink } = gradients;
@@ -181,22 +212,24 @@ for (const { device, present, title } of devicesWith('elementwise'))
       expect(memory(device).tensors).toBe(before);
     });
 
-    it.each(cases.filter(([name]) => /square|head-major|packed/.test(name)))('%s: by the tape', (_, c, pairs, half) => {
-      const before = memory(device).tensors;
-      const { expected, q, k, v, dOut, options, dispose } = problemOf(c, pairs, half, device);
-      const leaves = [parameter(q), parameter(k), parameter(v)] as const;
-      const { out, lse } = attention(leaves[0], leaves[1], leaves[2], options);
-      // The recorder has handles of its own.
-      const { cos, sin } = options.rope as NonNullable<AttentionOptions['rope']>;
-      cos.dispose();
-      sin.dispose();
-      out.backward(dOut);
-      const [dQuery, dKey, dValue] = leaves.map((t) => widen(t.grad as Tensor));
-      expectClose({ out: widen(out), dQuery, dKey, dValue, lse: widen(lse) }, expected);
-      for (const t of [out, lse, ...leaves]) t.dispose();
-      dispose();
-      expect(memory(device).tensors).toBe(before);
-    });
+    it.each(cases.filter(([name]) => /square|head-major|packed/.test(name)))(
+      '%s: by the tape',
+      (_, c, pairs, half, keys) => {
+        const before = memory(device).tensors;
+        const { expected, q, k, v, dOut, options, dispose } = problemOf(c, pairs, half, device, keys);
+        const leaves = [parameter(q), parameter(k), parameter(v)] as const;
+        const { out, lse } = attention(leaves[0], leaves[1], leaves[2], options);
+        // The recorder has handles of its own.
+        const { cos, sin, keys: others } = options.rope as NonNullable<AttentionOptions['rope']>;
+        for (const t of [cos, sin, others?.cos, others?.sin]) t?.dispose();
+        out.backward(dOut);
+        const [dQuery, dKey, dValue] = leaves.map((t) => widen(t.grad as Tensor));
+        expectClose({ out: widen(out), dQuery, dKey, dValue, lse: widen(lse) }, expected);
+        for (const t of [out, lse, ...leaves]) t.dispose();
+        dispose();
+        expect(memory(device).tensors).toBe(before);
+      },
+    );
   });
 
 describe('the option rope', () => {
@@ -218,14 +251,55 @@ describe('the option rope', () => {
     dispose();
   });
 
-  it('is told by explain, and refused by plan', async () => {
-    const description = { q: shape, device, rope: { cos, sin } } as const;
-    const plain = explain({ q: shape, device });
-    const composed = explain(description);
-    expect(plain.composed).toEqual([]);
-    expect(composed.composed).toEqual(['rope(q)', 'rope(k)']);
-    expect(composed.workspaceBytes - plain.workspaceBytes).toBe(2 * 64 * 4);
-    await expectFailure(() => plan(description), 'ERR_OPTION', /rope is given, and a plan holds the kernel alone/);
+  it('is a part of the kernel on the processor', () => {
+    const description = { q: shape, device, rope: { cos, sin }, backward: true } as const;
+    const without = explain({ q: shape, device, backward: true });
+    const explained = explain(description);
+    expect(explained.composed).toEqual([]);
+    expect(explained.workspaceBytes).toBe(without.workspaceBytes);
+    using planned = plan(description);
+    const saved = { q: x, k: x, v: x, ...attention(x, x, x, { rope: { cos, sin } }) };
+    expect(planned.run(x, x, x).out.toFloat32Sync()).toEqual(saved.out.toFloat32Sync());
+    expect(planned.runBackward(x).dk.toFloat32Sync()).toEqual(attentionBackward(x, saved).dk.toFloat32Sync());
+  });
+
+  it.skipIf(!hasEmulator)(
+    onEmulator('is an operation before the kernel on CUDA: told by explain, refused by plan'),
+    async () => {
+      const device = 'emulator' as DeviceName;
+      const description = { q: shape, device, rope: tables(6, 4, device) } as const;
+      const [without, composed] = [explain({ q: shape, device }), explain(description)];
+      expect(composed.composed).toEqual(['rope(q)', 'rope(k)']);
+      expect(composed.workspaceBytes - without.workspaceBytes).toBe(2 * 64 * 4);
+      await expectFailure(
+        () => plan(description),
+        'ERR_OPTION',
+        /rope is given, and on emulator a plan holds the kernel/,
+      );
+    },
+  );
+
+  it.each(['float16', 'bfloat16'] as const)('turns %s in float32, also where tiles are pairs', (dtype) => {
+    for (const on of ['wasm', ...(hasCpu ? ['cpu'] : [])] as DeviceName[]) {
+      const { expected, q, k, v, options, dispose } = problemOf({ ...base, dtype } as Case, 'interleaved', 4, on);
+      const narrow = [q, k, v].map((t) => tensor(t.toFloat32Sync(), t.shape, { dtype, device: on })) as Tensor[];
+      const rope = options.rope as NonNullable<AttentionOptions['rope']>;
+      const { out } = attention(narrow[0] as Tensor, narrow[1] as Tensor, narrow[2] as Tensor, { causal: true, rope });
+      const error =
+        maxError(widen(out as Tensor), expected.out as Float64Array) / magnitude(expected.out as Float64Array);
+      expect(error, on).toBeLessThan(dtype === 'float16' ? 2e-3 : 2e-2);
+      for (const t of [...narrow, out]) t.dispose();
+      dispose();
+    }
+  });
+
+  it('does not let what is hidden in', () => {
+    const values = new Float32Array(64).fill(0.5);
+    values.fill(Number.NaN, 48); // the last position
+    const spoilt = tensor(values, shape, { device });
+    const { out } = attention(spoilt, spoilt, spoilt, { causal: true, rope: { cos, sin } });
+    const clean = attention(x, x, x, { causal: true, rope: { cos, sin } }).out;
+    expect(out.slice(1, 0, 3).toFloat32Sync()).toEqual(clean.slice(1, 0, 3).toFloat32Sync());
   });
 
   it('keeps the angles and pairs of the forward pass for backward', async () => {
@@ -255,6 +329,14 @@ describe('the option rope', () => {
       [{ cos, sin, base: 10 }, 'ERR_OPTION', /no option "base" in rope/],
       [{ cos }, 'ERR_OPTION', /rope\.sin is undefined/],
       [{ cos: [1], sin }, 'ERR_OPTION', /rope\.cos is \[1\]/],
+      [{ cos, sin, keys: 1 }, 'ERR_OPTION', /rope\.keys is 1/],
+      [{ cos, sin, keys: { cos } }, 'ERR_OPTION', /rope\.keys\.sin is undefined/],
+      [
+        { cos, sin, keys: { cos, sin: narrow } },
+        'ERR_SHAPE',
+        /rope\.keys\.sin has shape \[6, 2\] and rope\.cos \[6, 4\]/,
+      ],
+      [{ cos, sin, keys: { cos: gone, sin } }, 'ERR_DISPOSED', /rope\.keys\.cos/],
       [{ cos, sin, pairs: 'both' }, 'ERR_OPTION', /rope\.pairs is "both"/],
       [{ cos: wide, sin: wide }, 'ERR_SHAPE', /rope\.cos has shape \[6, 5\].*head dim of 8/],
       [{ cos, sin: narrow }, 'ERR_SHAPE', /rope\.sin has shape \[6, 2\] and rope\.cos \[6, 4\]/],

@@ -42,6 +42,8 @@ interface PreparedLaunch extends HostLaunch, Pick<Launch<Fields>, 'reads' | 'wri
 export class CpuBackend<H extends Host> implements Backend {
   readonly device: H['device'];
   readonly packsFactors = true;
+  readonly turnsRows = true;
+  readonly readsPages = true;
   readonly host: H;
   readonly #heap: Heap;
   readonly #build: NativeBuild;

@@ -60,6 +60,9 @@ export class CudaBackend implements Backend {
   readonly kernels = 'cuda-sm80';
   readonly workspaceBytes = 0;
   readonly packsFactors = false;
+  // Every block would turn the same keys again, on its way from memory to a product that does not wait for it.
+  readonly turnsRows = false;
+  readonly readsPages = false;
   readonly status: CudaStatus;
   /** Switches and findings of the emulator. */
   readonly emulator: EmulatorControls | undefined;

@@ -8,6 +8,8 @@ import {
   type BackwardOperands,
   blockMaskArrays,
   type ForwardOperands,
+  type PagedOperands,
+  pagedAttention,
 } from '../../kernels/attention.js';
 import { asStrided, copy, fill } from '../../kernels/copy.js';
 import type { Backend } from '../../kernels/device.js';
@@ -129,6 +131,14 @@ export function forward(backend: Backend, problem: AttentionProblem, operands: F
   withScratch(backend, problem, operands, false, given, (scratch) => {
     const memory = prepare(backend, problem, operands, scratch);
     backend.launch(attentionForward, { problem, operands, memory, partition: scratch.partition });
+  });
+}
+
+/** Queues attention over keys in pages; the problem's sequences have every row. */
+export function pagedForward(backend: Backend, problem: AttentionProblem, operands: PagedOperands): void {
+  withScratch(backend, problem, operands, false, undefined, (scratch) => {
+    const memory = prepare(backend, problem, operands, scratch);
+    backend.launch(pagedAttention, { problem, operands, memory, partition: scratch.partition });
   });
 }
 

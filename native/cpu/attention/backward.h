@@ -46,7 +46,7 @@ namespace detail {
 FLASHATTN_CALLED void load_keys(const Place& at, const Sequence& s, BackwardWorkspace& ws) {
   const AttentionParams& p = at.p;
   const int kv_head = at.h / p.group(), keys = at.key_count();
-  load_rows(ws.key, p.key, at.b, s.key_begin + at.keys.begin, keys, kv_head, p.head_dim);
+  load_key_rows(ws.key, at, s, kv_head);
   load_rows(ws.value, p.value, at.b, s.key_begin + at.keys.begin, keys, kv_head, p.value_dim);
   ws.keys_finite = all_finite(ws.key, keys, p.head_dim) && all_finite(ws.value, keys, p.value_dim);
 }
@@ -54,7 +54,7 @@ FLASHATTN_CALLED void load_keys(const Place& at, const Sequence& s, BackwardWork
 FLASHATTN_CALLED void load_queries(const Place& at, const Sequence& s, BackwardWorkspace& ws) {
   const AttentionParams& p = at.p;
   const int row = s.query_begin + at.queries.begin, rows = at.query_count();
-  load_rows(ws.query, p.query, at.b, row, rows, at.h, p.head_dim);
+  load_query_rows(ws.query, at, s);
   load_rows(ws.d_out, p.d_out, at.b, row, rows, at.h, p.value_dim);
   transpose_rows(ws.query_columns, ws.query, rows, p.head_dim, query_factor(p));
   transpose_rows(ws.d_out_columns, ws.d_out, rows, p.value_dim, 1.0f);
@@ -177,6 +177,7 @@ FLASHATTN_CALLED void finish_keys(const Place& at, const Sequence& s, BackwardWo
     add_rows(ws.d_value, ws.d_value_total, keys, p.value_dim);
   }
   if (const float factor = product_factor(p); factor != 1) scale_rows(ws.d_key, keys, p.head_dim, factor);
+  turn_key_gradient_back(p, at.keys.begin, keys, ws.d_key);
   store_rows(p.d_key, at.b, s.key_begin + at.keys.begin, keys, kv_head, p.head_dim, ws.d_key);
   store_rows(p.d_value, at.b, s.key_begin + at.keys.begin, keys, kv_head, p.value_dim, ws.d_value);
 }
@@ -203,7 +204,7 @@ namespace detail {
 FLASHATTN_CALLED void refine_rows(Place at, const Sequence& s, BackwardWorkspace& ws) {
   const AttentionParams& p = at.p;
   const int rows = at.query_count(), row = s.query_begin + at.queries.begin;
-  load_rows(ws.query, p.query, at.b, row, rows, at.h, p.head_dim);
+  load_query_rows(ws.query, at, s);
   transpose_rows(ws.query_columns, ws.query, rows, p.head_dim, query_factor(p));
   start_softmax(p, at.h, ws.softmax);
   const Range visible = at.band.visible_keys(at.queries, s.key_length);
@@ -213,7 +214,7 @@ FLASHATTN_CALLED void refine_rows(Place at, const Sequence& s, BackwardWorkspace
     at.bits = meetings[0].bits;
     const Place met = at.narrowed();
     if (met.key_count() <= 0) return;
-    load_rows(ws.key, p.key, at.b, s.key_begin + met.keys.begin, met.key_count(), at.h / p.group(), p.head_dim);
+    load_key_rows(ws.key, met, s, at.h / p.group());
     product<KeyRowsTimesQueryColumns, Accumulate::No>(met.key_count(), met.query_vectors(), p.head_dim, ws.key,
                                                       ws.query_columns, ws.probability, kQueryTile);
     finish_scores(met, ws.probability, product_factor(met.p), ws.score_rows);
@@ -318,6 +319,8 @@ FLASHATTN_CALLED void finish_query_gradients(const AttentionParams& p, int item,
           rest += add_exactly(sum, load(detail::QueryGradients{p, split}.row(plane, row) + d));
       store(ws.query + d, (sum + rest) * splat(product_factor(p)));
     }
+    const Sequence s = p.sequence(b);
+    turn_query_gradient_back(p, s, i - s.query_begin, 1, ws.query);
     store_row(p.d_query.row(b, i, h), p.d_query.dtype, ws.query, p.head_dim);
   });
 }

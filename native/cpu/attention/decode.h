@@ -2,16 +2,18 @@
 //
 // So K and V are read once for all query heads that share them, straight from the tensor and in the order in which they
 // lie there: an item is a split of the keys of as many kv heads as lie side by side in memory and whose queries fit into
-// one score tile. Splits have a fixed number of keys, so that few heads fill many threads and the bits do not depend on
-// how many there are. decode_item leaves the state of each row after each split, finish_decode_item merges them in their
-// order.
+// one score tile. Splits have a fixed number of keys, so that few heads fill many threads. decode_item leaves the state of
+// each row after each split, finish_decode_item merges them in their order.
+//
+// Keys in pages are met the same way. There, bits of a row depend on its own query and keys alone, not on how many rows or
+// sequences there are, on threads, or on whether an item merges its splits itself: sums have one order everywhere.
 #pragma once
 #include "attention/decode_products.h"
 #include "attention/forward.h"
 
 namespace flashattn {
 
-inline constexpr int kSplitKeys = 512;
+inline constexpr int kSplitKeys = 256;
 inline constexpr int kMaxDecodeQueries = 8;
 
 /**
@@ -34,13 +36,22 @@ struct DecodeColumns {
   int in_run(int head, int i) const { return side_by_side ? head : i; }
 };
 
-inline DecodeColumns decode_columns(const AttentionParams& p) {
-  return {p.group(), p.query_length,
-          p.bias.data || p.alibi.slopes || p.relative.table || p.score_mod.program || p.dropout.threshold};
+inline bool heads_differ(const AttentionParams& p) {
+  return p.bias.data || p.alibi.slopes || p.relative.table || p.score_mod.program || p.dropout.threshold;
 }
+
+inline DecodeColumns decode_columns(const AttentionParams& p) { return {p.group(), p.query_length, heads_differ(p)}; }
 
 /** Floats of a row's state after a split: sums of probability * value, then the sum of probabilities and its reference. */
 inline int decode_state(int value_dim) { return round_up(value_dim, kLanes) + 4; }
+
+/** Heads of a group that fit into a score tile: an item has no more of them. */
+inline int decode_group(int group, int query_length, bool heads_differ) {
+  int heads = group;
+  while (heads > 1 && DecodeColumns(heads, query_length, heads_differ).count() > kQueryTile)
+    heads = divide_up(heads, 2);
+  return heads;
+}
 
 inline int decode_splits(int key_length) { return max(1, divide_up(key_length, kSplitKeys)); }
 
@@ -89,51 +100,118 @@ inline float* decode_state_at(const AttentionParams& p, int split, size_t lse_ro
   return p.decode_states + (split * size_t(p.lse_rows) + lse_row) * decode_state(p.value_dim);
 }
 
-/** A few kv heads over one split of their keys. */
+/** Some heads of a few kv heads. Where the group is not whole, it is one kv head. */
+struct DecodeHeads {
+  Range kv_heads;
+  Range group;  // of each of them
+};
+
+/** Row sums over all splits so far: what they lack, and their weights relative to e^reference. */
+struct MergedRow {
+  float* out;   // [value dim]
+  float* rest;  // [value dim]: what rounding has cut off
+  double sum = 0;
+  float reference = -kInfinity;
+
+  /** Adds the state of the next split. */
+  void add(const float* state /* [value dim] */, float weights, float level, int value_dim) {
+    if (weights == 0) return;
+    const float next = level <= reference ? reference : level;  // a NaN is kept
+    const Vec before = natural_exp(splat(reference - next)), weight = natural_exp(splat(level - next));
+    sum = sum * double(before[0]) + double(weight[0]) * weights;
+    reference = next;
+    for (int d = 0; d < value_dim; d += kLanes) {
+      Vec total = load(out + d) * before;
+      store(rest + d, load(rest + d) * before + add_exactly(total, weight * load(state + d)));
+      store(out + d, total);
+    }
+  }
+
+  /** Writes out and lse. Returns whether sums have overflowed that fit once values are shrunk. */
+  bool finish(const AttentionParams& p, const Sequence& s, int b, int h, int i) {
+    for (int d = 0; d < p.value_dim; d += kLanes) store(out + d, load(out + d) + load(rest + d));
+    const bool finite = finish_row(out, static_cast<float>(sum), 1, p.value_dim);
+    store_row(p.out.row(b, s.query_begin + i, h), p.out.dtype, out, p.value_dim);
+    p.lse[p.lse_row(b, h, s.query_begin + i)] = sum > 0    ? static_cast<float>(reference + ln(static_cast<float>(sum)))
+                                                : sum == 0 ? -kInfinity
+                                                           : static_cast<float>(sum);
+    return !finite && sum > 0;
+  }
+};
+
+/** Some heads over one split of their keys after another. */
 class Decoder {
  public:
-  Decoder(const AttentionParams& p, const Sequence& s, int b, Range kv_heads, ForwardWorkspace& ws)
+  Decoder(const AttentionParams& p, const Sequence& s, int b, DecodeHeads heads, ForwardWorkspace& ws)
       : p_(p),
         s_(s),
-        kv_heads_(kv_heads),
-        at_(p, s, b, kv_heads.begin * p.group()),
-        columns_(decode_columns(p)),
+        kv_heads_(heads.kv_heads),
+        group_(heads.group),
+        at_(p, s, b, kv_heads_.begin * p.group() + group_.begin),
+        columns_(group_.end - group_.begin, p.query_length, heads_differ(p)),
         head_vectors_(divide_up(p.head_dim, kLanes)),
         value_vectors_(divide_up(p.value_dim, kLanes)),
         tile_(ws.tiles[0]),
         ws_(ws) {
     at_.queries = {0, s.query_length};
+    for_each_row([&](int run, int in_run, int h, int i) {
+      Place row = at_;
+      row.h = h;
+      row.queries = {i, i + 1};
+      load_query_rows(ws_.rows, row, s_);
+      for (int v = 0; v < head_vectors_; ++v)
+        store(run_query(queries(run), in_run, columns_.length, head_vectors_, v),
+              load(ws_.rows + v * kLanes) * splat(query_factor(p_)));
+    });
   }
 
-  /** Loads the queries; the sinks are seen with the first keys. */
-  void start(bool with_sinks) {
+  /** Meets the keys of a split; the sinks are seen with the first keys. */
+  void meet_split(int split) {
     fill(tile_.softmax.reference, -kInfinity, kQueryTile);
     fill(tile_.softmax.sum, 0.0f, kQueryTile);
     fill(tile_.softmax.rest, 0.0f, kQueryTile);
     clear_rows(tile_.total, count(), p_.value_dim);
-    for_each_row([&](int run, int in_run, int h, int i) {
-      load_row(ws_.rows, p_.query.row(at_.b, s_.query_begin + i, h), p_.query.dtype, p_.head_dim);
-      for (int v = 0; v < head_vectors_; ++v)
-        store(run_query(queries(run), in_run, columns_.length, head_vectors_, v),
-              load(ws_.rows + v * kLanes) * splat(query_factor(p_)));
-      if (!with_sinks || !p_.sink || p_.sink[h] == -kInfinity) return;
-      tile_.softmax.reference[run + in_run] = p_.sink[h];
-      tile_.softmax.sum[run + in_run] = 1;
-    });
+    if (split == 0 && p_.sink)
+      for_each_row([&](int run, int in_run, int h, int) {
+        if (p_.sink[h] == -kInfinity) return;
+        tile_.softmax.reference[run + in_run] = p_.sink[h];
+        tile_.softmax.sum[run + in_run] = 1;
+      });
+    const int begin = split * kSplitKeys, end = min(begin + kSplitKeys, s_.key_length);
+    for (int j = begin; j < end; j += kKeyTile) meet({j, min(j + kKeyTile, end)});
   }
 
+  /** f(column, query head, query) */
+  template <class F>
+  void for_each_row(F f) const {
+    for (int kv_head = kv_heads_.begin; kv_head < kv_heads_.end; ++kv_head)
+      for (int g = group_.begin; g < group_.end; ++g)
+        for (int i = 0; i < s_.query_length; ++i)
+          f(first_column(kv_head) + columns_.run(g - group_.begin), columns_.in_run(g - group_.begin, i),
+            kv_head * p_.group() + g, i);
+  }
+
+  const float* sums(int column) const { return tile_.total + column * kRowStride; }  // [value dim]
+  float weights(int column) const { return tile_.softmax.sum[column] + tile_.softmax.rest[column]; }
+  float reference(int column) const { return tile_.softmax.reference[column]; }
+
+ private:
   void meet(Range keys) {
     at_.keys = keys;
     at_.keys = at_.narrowed().keys;
     if (at_.key_count() <= 0) return;
-    for_each_source(p_.key, p_.head_dim, ws_.key, false, [&](auto elements, const auto& source, Range heads) {
-      in_order(heads, [&](int kv_head, int j, int step) {
-        for_each_run(kv_head, [&](int column) {
-          dot_run<decltype(elements)>(source(kv_head), j, step, queries(column), columns_.length, head_vectors_,
-                                      ws_.scores + j * kQueryTile + column);
-        });
-      });
-    });
+    find_rows(p_.key, key_rows_);
+    const auto turn = [&] { turn_key_rows(ws_.key, at_); };
+    const bool turned = p_.rotary.pairs && p_.rotary.key.cos;
+    for_each_source(p_.key, key_rows_, p_.head_dim, ws_.key, turned, turn,
+                    [&](auto elements, auto source, Range heads) {
+                      in_order(heads, [&](int kv_head, int j, int step) {
+                        for_each_run(kv_head, [&](int column) {
+                          dot_run<decltype(elements)>(source(kv_head), j, step, queries(column), columns_.length,
+                                                      head_vectors_, ws_.scores + j * kQueryTile + column);
+                        });
+                      });
+                    });
     // A hidden value may be NaN, which a weight of 0 does not hide.
     const bool partial = at_.cover() == Cover::Partial, hides = partial || scores_hide(p_);
     for_each_place([&](const Place& at, int column) {
@@ -148,43 +226,25 @@ class Decoder {
         dropout_factors(at, ws_.factors + column);
         multiply_scores(at, ws_.scores + column, ws_.factors + column);
       });
-    for_each_source(p_.value, p_.value_dim, ws_.value, hides, [&](auto elements, const auto& source, Range heads) {
-      if (hides && !all_finite(ws_.value, at_.key_count(), p_.value_dim)) return weigh_visible(heads.begin);
-      in_order(heads, [&](int kv_head, int j, int step) {
-        for_each_run(kv_head, [&](int column) {
-          weigh_run<decltype(elements)>(source(kv_head), j, step, ws_.scores + j * kQueryTile + column, columns_.length,
-                                        value_vectors_, tile_.out + column * kRowStride, j == 0);
+    find_rows(p_.value, value_rows_);
+    for_each_source(
+        p_.value, value_rows_, p_.value_dim, ws_.value, hides, [] {},
+        [&](auto elements, auto source, Range heads) {
+          if (hides && !all_finite(ws_.value, at_.key_count(), p_.value_dim)) return weigh_visible(heads.begin);
+          in_order(heads, [&](int kv_head, int j, int step) {
+            for_each_run(kv_head, [&](int column) {
+              weigh_run<decltype(elements)>(source(kv_head), j, step, ws_.scores + j * kQueryTile + column,
+                                            columns_.length, value_vectors_, tile_.out + column * kRowStride, j == 0);
+            });
+          });
+          const size_t rows = first_column(heads.begin) * kRowStride;
+          add_rows(tile_.total + rows, tile_.out + rows, (heads.end - heads.begin) * columns_.count(), p_.value_dim);
         });
-      });
-      const size_t rows = first_column(heads.begin) * kRowStride;
-      add_rows(tile_.total + rows, tile_.out + rows, (heads.end - heads.begin) * columns_.count(), p_.value_dim);
-    });
   }
 
-  void store_states(int split) const {
-    for_each_row([&](int run, int in_run, int h, int i) {
-      const int column = run + in_run;
-      float* state = decode_state_at(p_, split, p_.lse_row(at_.b, h, s_.query_begin + i));
-      for (int d = 0; d < p_.value_dim; d += kLanes) store(state + d, load(tile_.total + column * kRowStride + d));
-      float* ends = state + value_vectors_ * kLanes;
-      ends[0] = tile_.softmax.sum[column] + tile_.softmax.rest[column];
-      ends[1] = tile_.softmax.reference[column];
-    });
-  }
-
- private:
   int count() const { return (kv_heads_.end - kv_heads_.begin) * columns_.count(); }
   int first_column(int kv_head) const { return (kv_head - kv_heads_.begin) * columns_.count(); }
   float* queries(int column) const { return tile_.query + column * head_vectors_ * kLanes; }
-
-  /** f(first column of its run, column of the run, query head, query) */
-  template <class F>
-  void for_each_row(F f) const {
-    for (int kv_head = kv_heads_.begin; kv_head < kv_heads_.end; ++kv_head)
-      for (int g = 0; g < p_.group(); ++g)
-        for (int i = 0; i < s_.query_length; ++i)
-          f(first_column(kv_head) + columns_.run(g), columns_.in_run(g, i), kv_head * p_.group() + g, i);
-  }
 
   /** f(first column) for the runs of a kv head */
   template <class F>
@@ -215,28 +275,44 @@ class Decoder {
         f(kv_head, j, min(kStepKeys, at_.key_count() - j));
   }
 
+  /** Addresses of the rows of at_.keys, of the first kv head. */
+  void find_rows(const TensorRef& from, const uint8_t** rows /* [key] */) const {
+    const PageParams& pages = p_.pages;
+    for (int r = 0, j = at_.keys.begin; r < at_.key_count(); ++r, ++j)
+      rows[r] = pages.size ? from.row(0, pages.row(at_.b, s_.key_begin + j), kv_heads_.begin)
+                           : from.row(at_.b, s_.key_begin + j, kv_heads_.begin);
+  }
+
   /**
-   * f(elements, kv head -> the rows of at_.keys, kv heads): the rows where they are, of all heads at once; or as a copy in
-   * float32, one head after the other, if that is wanted or rows do not end with a vector.
+   * f(elements, kv head -> the rows of at_.keys, kv heads): the rows where they are, of all heads at once; or a copy in
+   * float32, one head after the other, if that is wanted or rows do not end with a vector; `finish` is told of each copy.
    */
-  template <class F>
-  void for_each_source(const TensorRef& from, int dim, float* copy, bool wanted, F f) const {
-    const int begin = s_.key_begin + at_.keys.begin;
-    if (!wanted && dim % kLanes == 0) {
-      const uint8_t* const first = from.row(at_.b, begin, kv_heads_.begin);
-      const auto bytes = [&](int64_t elements) { return static_cast<size_t>(elements) * element_size(from.dtype); };
-      const size_t head = bytes(from.head), stride = bytes(from.seq);
-      const auto rows = [=, this](int kv_head) {
-        return SourceRows{first + (kv_head - kv_heads_.begin) * head, stride};
-      };
-      return with_elements(from.dtype, [&](auto elements) { f(elements, rows, kv_heads_); });
-    }
-    const auto rows = [&](int) {
-      return SourceRows{reinterpret_cast<const uint8_t*>(copy), kRowStride * sizeof(float)};
-    };
+  template <class Finish, class F>
+  void for_each_source(const TensorRef& from, const uint8_t* const* rows, int dim, float* copy, bool wanted,
+                       Finish finish, F f) const {
+    const size_t head = static_cast<size_t>(from.head) * element_size(from.dtype);
+    const auto offset = [=, this](int kv_head) { return (kv_head - kv_heads_.begin) * head; };
+    if (!wanted && dim % kLanes == 0)
+      return with_elements(from.dtype, [&](auto elements) {
+        f(
+            elements,
+            [=](int kv_head) {
+              return SourceRows{rows, offset(kv_head)};
+            },
+            kv_heads_);
+      });
+    const uint8_t* copies[kKeyTile];
+    for (int r = 0; r < at_.key_count(); ++r) copies[r] = reinterpret_cast<const uint8_t*>(copy + r * kRowStride);
     for (int kv_head = kv_heads_.begin; kv_head < kv_heads_.end; ++kv_head) {
-      load_rows(copy, from, at_.b, begin, at_.key_count(), kv_head, dim);
-      f(Elements<DType::Float32>{}, rows, Range{kv_head, kv_head + 1});
+      for (int r = 0; r < at_.key_count(); ++r)
+        load_row(copy + r * kRowStride, rows[r] + offset(kv_head), from.dtype, dim);
+      finish();
+      f(
+          Elements<DType::Float32>{},
+          [&](int) {
+            return SourceRows{copies, 0};
+          },
+          Range{kv_head, kv_head + 1});
     }
   }
 
@@ -250,13 +326,45 @@ class Decoder {
 
   const AttentionParams& p_;
   const Sequence& s_;
-  Range kv_heads_;
+  Range kv_heads_, group_;
   Place at_;
   DecodeColumns columns_;
   int head_vectors_, value_vectors_;
   ForwardTile& tile_;
   ForwardWorkspace& ws_;
+  const uint8_t *key_rows_[kKeyTile], *value_rows_[kKeyTile];
 };
+
+}  // namespace detail
+
+namespace detail {
+
+/** Leaves the state of every row after a split. */
+inline void decode_split(const AttentionParams& p, const Sequence& s, int b, DecodeHeads heads, int split,
+                         ForwardWorkspace& ws) {
+  Decoder decoder(p, s, b, heads, ws);
+  decoder.meet_split(split);
+  decoder.for_each_row([&](int run, int in_run, int h, int i) {
+    const int column = run + in_run;
+    float* state = decode_state_at(p, split, p.lse_row(b, h, s.query_begin + i));
+    for (int d = 0; d < p.value_dim; d += kLanes) store(state + d, load(decoder.sums(column) + d));
+    float* ends = state + round_up(p.value_dim, kLanes);
+    ends[0] = decoder.weights(column);
+    ends[1] = decoder.reference(column);
+  });
+}
+
+/** Rows whose sums have overflowed, again: from sums over shrunken values. */
+inline void decode_restored(const AttentionParams& p, const Sequence& s, int b, int h, ForwardWorkspace& ws) {
+  Place at(p, s, b, h);
+  const QueryTiles tiles{{0, s.query_length}};
+  bool overflowed[kQueryTile];
+  __builtin_memcpy(overflowed, ws.tiles[0].overflowed, sizeof overflowed);
+  attend<false>(at, s, tiles, kShrunk, ws);
+  at.queries = tiles[0];
+  __builtin_memcpy(ws.tiles[0].overflowed, overflowed, sizeof overflowed);
+  restore_tile(at, s, ws.tiles[0]);
+}
 
 }  // namespace detail
 
@@ -265,50 +373,26 @@ FLASHATTN_CALLED void decode_item(const AttentionParams& p, int item, ForwardWor
   const int split = item / groups % splits, b = item / groups / splits;
   const Range kv_heads{item % groups * heads, min((item % groups + 1) * heads, p.kv_heads)};
   const Sequence s = p.sequence(b);
-  if (s.query_length == 0) return;
-  detail::Decoder decoder(p, s, b, kv_heads, ws);
-  decoder.start(split == 0);
-  const int begin = split * kSplitKeys, end = min(begin + kSplitKeys, s.key_length);
-  for (int j = begin; j < end; j += kKeyTile) decoder.meet({j, min(j + kKeyTile, end)});
-  decoder.store_states(split);
+  if (s.query_length > 0) detail::decode_split(p, s, b, {kv_heads, {0, p.group()}}, split, ws);
 }
 
 /** Merges the states of the splits, for the queries of one head. */
 FLASHATTN_CALLED void finish_decode_item(const AttentionParams& p, int item, ForwardWorkspace& ws) {
-  const int h = item % p.heads, b = item / p.heads, splits = decode_splits(p.key_length);
+  const int h = item % p.heads, b = item / p.heads, splits = decode_splits(p.sequence(b).key_length);
   const int ends = round_up(p.value_dim, kLanes);
   const Sequence s = p.sequence(b);
-  float *out = ws.rows, *rest = ws.rows + kRowStride;  // [value dim]
   bool overflowed = false;
   for (int i = 0; i < s.query_length; ++i) {
-    const size_t lse_row = p.lse_row(b, h, s.query_begin + i);
-    const auto state = [&](int split) { return detail::decode_state_at(p, split, lse_row); };
-    float reference = -kInfinity;
+    detail::MergedRow row{ws.rows, ws.rows + kRowStride};
+    clear_rows(ws.rows, 2, p.value_dim);
     for (int split = 0; split < splits; ++split) {
-      const float* of = state(split) + ends;
-      if (of[0] != 0 && !(of[1] <= reference)) reference = of[1];  // a NaN is kept
+      const float* state = detail::decode_state_at(p, split, p.lse_row(b, h, s.query_begin + i));
+      row.add(state, state[ends], state[ends + 1], p.value_dim);
     }
-    double sum = 0;
-    clear_rows(out, 2, p.value_dim);
-    for (int split = 0; split < splits; ++split) {
-      const float* of = state(split);
-      if (of[ends] == 0) continue;
-      const Vec weight = natural_exp(splat(of[ends + 1] - reference));
-      sum += double(weight[0]) * of[ends];
-      for (int d = 0; d < p.value_dim; d += kLanes) {
-        Vec total = load(out + d);
-        store(rest + d, load(rest + d) + add_exactly(total, weight * load(of + d)));
-        store(out + d, total);
-      }
-    }
-    for (int d = 0; d < p.value_dim; d += kLanes) store(out + d, load(out + d) + load(rest + d));
-    overflowed |= !detail::finish_row(out, static_cast<float>(sum), 1, p.value_dim) && sum > 0;
-    store_row(p.out.row(b, s.query_begin + i, h), p.out.dtype, out, p.value_dim);
-    p.lse[lse_row] = sum > 0    ? static_cast<float>(reference + ln(static_cast<float>(sum)))
-                     : sum == 0 ? -kInfinity
-                                : static_cast<float>(sum);
+    ws.tiles[0].overflowed[i] = row.finish(p, s, b, h, i);
+    overflowed |= ws.tiles[0].overflowed[i];
   }
-  if (overflowed) attend_and_finish(Place(p, s, b, h), s, {0, s.query_length}, ws);
+  if (overflowed) detail::decode_restored(p, s, b, h, ws);
 }
 
 // The launch `Forward`: decoding where the host has made room for it.
@@ -317,6 +401,76 @@ inline int attention_items(const AttentionParams& p) { return p.decode_states ? 
 
 inline void attention_item(const AttentionParams& p, int item, ForwardWorkspace& ws) {
   p.decode_states ? decode_item(p, item, ws) : forward_item(p, item, ws);
+}
+
+// The launch `pagedAttention`.
+
+/** How heads are shared out among items. */
+struct PagedHeads {
+  int group, parts;     // heads of a group in an item; items that share a group
+  int kv_heads, items;  // kv heads of an item; items of a sequence and split
+
+  explicit PagedHeads(const AttentionParams& p) {
+    group = decode_group(p.group(), p.query_length, heads_differ(p));
+    parts = divide_up(p.group(), group);
+    kv_heads = parts > 1 ? 1 : decode_heads(p);
+    items = parts * divide_up(p.kv_heads, kv_heads);
+  }
+
+  detail::DecodeHeads operator()(const AttentionParams& p, int item) const {
+    const int kv_head = item / parts * kv_heads, first = item % parts * group;
+    return {{kv_head, min(kv_head + kv_heads, p.kv_heads)}, {first, min(first + group, p.group())}};
+  }
+};
+
+inline int paged_items(const AttentionParams& p) {
+  return p.batch * PagedHeads(p).items * (p.decode_states ? decode_splits(p.key_length) : 1);
+}
+
+/** A split of the keys of some heads where there is room for its states; otherwise all of them, merged. */
+FLASHATTN_CALLED void paged_item(const AttentionParams& p, int item, ForwardWorkspace& ws) {
+  using namespace detail;
+  const PagedHeads heads(p);
+  const int splits = p.decode_states ? decode_splits(p.key_length) : 1;
+  const int b = item / heads.items / splits;
+  const Sequence s = p.sequence(b);
+  const DecodeHeads own = heads(p, item % heads.items);
+  if (s.query_length == 0) return;
+  if (p.decode_states) {
+    const int split = item / heads.items % splits;
+    if (split < decode_splits(s.key_length)) decode_split(p, s, b, own, split, ws);
+    return;
+  }
+  Decoder decoder(p, s, b, own, ws);
+  ForwardTile& merged = ws.tiles[1];
+  MergedRow rows[kQueryTile];
+  decoder.for_each_row([&](int run, int in_run, int, int) {
+    const int at = (run + in_run) * kRowStride;
+    rows[run + in_run] = {merged.out + at, merged.total + at};
+    clear_rows(merged.out + at, 1, p.value_dim);
+    clear_rows(merged.total + at, 1, p.value_dim);
+  });
+  for (int split = 0; split < decode_splits(s.key_length); ++split) {
+    decoder.meet_split(split);
+    decoder.for_each_row([&](int run, int in_run, int, int) {
+      const int column = run + in_run;
+      rows[column].add(decoder.sums(column), decoder.weights(column), decoder.reference(column), p.value_dim);
+    });
+  }
+  bool overflowed[kQueryTile] = {}, any_overflowed = false;
+  decoder.for_each_row([&](int run, int in_run, int h, int i) {
+    overflowed[run + in_run] = rows[run + in_run].finish(p, s, b, h, i);
+    any_overflowed |= overflowed[run + in_run];
+  });
+  if (!any_overflowed) return;
+  for (int kv_head = own.kv_heads.begin; kv_head < own.kv_heads.end; ++kv_head)
+    for (int g = own.group.begin; g < own.group.end; ++g) {
+      const int head = kv_head * p.group() + g;
+      decoder.for_each_row([&](int run, int in_run, int h, int i) {
+        if (h == head) ws.tiles[0].overflowed[i] = overflowed[run + in_run];
+      });
+      decode_restored(p, s, b, head, ws);
+    }
 }
 
 }  // namespace flashattn

@@ -37,12 +37,12 @@ FLASHATTN_INLINE void with_elements(DType dtype, F f) {
     f(Elements<DType::BFloat16>{});
 }
 
-/** Rows of keys or values, `stride` bytes apart. */
+/** Rows of keys or values, wherever they are: each so many bytes behind its address. */
 struct SourceRows {
-  const uint8_t* data;
-  size_t stride;
+  const uint8_t* const* rows;  // [key]
+  size_t offset;
 
-  const uint8_t* operator[](int j) const { return data + j * stride; }
+  const uint8_t* operator[](int j) const { return rows[j] + offset; }
 };
 
 namespace detail {
@@ -70,11 +70,20 @@ FLASHATTN_INLINE Vec fold_lanes(Vec* sums /* [kCount] */) {
 }
 #endif
 
-/** to[i * stride] = the sum of the lanes of sums[i]. */
+/**
+ * to[i * stride] = the sum of the lanes of sums[i]. Lanes are added in one order, whatever kCount is: bits do not depend on how
+ * many queries there are.
+ */
 template <int kCount>
 FLASHATTN_INLINE void store_sums(Vec* sums /* [kCount] */, float* to, int stride) {
 #if !defined(__wasm__)
-  if constexpr (kCount < kLanes && (kCount & (kCount - 1)) == 0) {
+  if constexpr (kCount == 3) {
+    Vec padded[4] = {sums[0], sums[1], sums[2]};
+    const Vec total = fold_lanes<4>(padded);
+    for (int i = 0; i < kCount; ++i) to[i * stride] = total[i];
+    return;
+  } else if constexpr (kCount < kLanes) {
+    static_assert((kCount & (kCount - 1)) == 0);
     const Vec total = fold_lanes<kCount>(sums);
     if (stride == 1) {
       __builtin_memcpy(to, &total, kCount * sizeof(float));
@@ -91,9 +100,16 @@ FLASHATTN_INLINE void store_sums(Vec* sums /* [kCount] */, float* to, int stride
 #pragma clang loop unroll(full)
       for (int l = 0; l < kLanes; ++l) lanes[l] = sums[i + l];
       transpose_lanes(lanes);
-      Vec total{};
-#pragma clang loop unroll(full)
-      for (int l = 0; l < kLanes; ++l) total += lanes[l];
+#if defined(__wasm__)
+      const Vec total = ((lanes[0] + lanes[1]) + lanes[2]) + lanes[3];  // the order of sum_lanes
+#else
+#pragma GCC unroll 4
+      for (int step = 1; step < kLanes; step *= 2) {
+#pragma GCC unroll 8
+        for (int l = 0; l < kLanes; l += 2 * step) lanes[l] += lanes[l + step];
+      }
+      const Vec total = lanes[0];
+#endif
       if (stride == 1) {
         store(to + i, total);
       } else {
@@ -154,14 +170,16 @@ FLASHATTN_INLINE void weigh_block(const SourceRows& values, int j, int count, in
       for (int v = 0; v < kVecs; ++v) sum[c][v] = load(out + c * kRowStride + d + v * kLanes);
     }
   }
-  const uint8_t* row = values[j] + d * E::kSize;
+  const uint8_t* const* rows = values.rows + j;
+  const size_t offset = values.offset + d * E::kSize;
 #pragma clang loop unroll(disable)
   for (int k = 0; k < count; ++k) {
+    const uint8_t* const row = *rows + offset;
     Vec value[kVecs];
 #pragma clang loop unroll(full)
     for (int v = 0; v < kVecs; ++v) value[v] = E::read(row, v);
-    row += values.stride;
-    keep_as_pointer(row);
+    ++rows;
+    keep_as_pointer(rows);
 #pragma clang loop unroll(full)
     for (int c = 0; c < kColumns; ++c) {
       const Vec weight = load_splat(weights + c);

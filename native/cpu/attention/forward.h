@@ -3,7 +3,7 @@
 // An item is a few query tiles of one head. Each key tile is loaded once and meets all of them; nothing of size
 // queries x keys exists anywhere but in the score tile.
 #pragma once
-#include "attention/pairs.h"
+#include "attention/rotary.h"
 #include "attention/softmax.h"
 
 namespace flashattn {
@@ -203,16 +203,15 @@ struct QueryTiles {
 
 /** A query tile is loaded and its state begins. Returns whether it can be had as pairs, where they are wanted. */
 template <bool kPairs>
-FLASHATTN_CALLED bool start_tile(const Place& at, const Sequence& s, Range queries, ForwardTile& tile,
-                                 ForwardWorkspace& ws) {
+FLASHATTN_CALLED bool start_tile(const Place& at, const Sequence& s, ForwardTile& tile, ForwardWorkspace& ws) {
   const AttentionParams& p = at.p;
-  const int rows = queries.end - queries.begin;
+  const int rows = at.query_count();
   bool fits = true;
   if constexpr (kPairs) {
-    fits = load_pairs(words_of(ws.rows), p.query, at.b, s.query_begin + queries.begin, rows, at.h, p.head_dim);
+    fits = load_query_pairs(words_of(ws.rows), at, s);
     transpose_pairs(words_of(tile.query), words_of(ws.rows), rows, divide_up(p.head_dim, 2));
   } else {
-    load_rows(ws.rows, p.query, at.b, s.query_begin + queries.begin, rows, at.h, p.head_dim);
+    load_query_rows(ws.rows, at, s);
     transpose_rows(tile.query, ws.rows, rows, p.head_dim, query_factor(p));
   }
   start_softmax(p, at.h, tile.softmax);
@@ -225,16 +224,17 @@ FLASHATTN_CALLED bool start_tile(const Place& at, const Sequence& s, Range queri
 template <bool kPairs>
 FLASHATTN_CALLED bool load_keys(const Place& at, const Sequence& s, float shrunk, ForwardWorkspace& ws) {
   const AttentionParams& p = at.p;
-  const int kv_head = at.h / p.group(), begin = s.key_begin + at.keys.begin;
+  const int kv_head = at.h / p.group();
   if constexpr (kPairs) {
+    const int begin = s.key_begin + at.keys.begin;
     // Tiles multiply what lies behind the last pair of values by zero.
     const int pairs = divide_up(at.key_count(), 2);
     if constexpr (kHasTiles) clear_rows(ws.value + pairs * kRowStride, round_up(pairs, kTileSide) - pairs, p.value_dim);
-    return load_pairs(words_of(ws.key), p.key, at.b, begin, at.key_count(), kv_head, p.head_dim) &&
+    return load_key_pairs(words_of(ws.key), at, s, kv_head) &&
            load_row_pairs(words_of(ws.value), p.value, at.b, begin, at.key_count(), kv_head, p.value_dim);
   } else {
-    load_rows(ws.key, p.key, at.b, begin, at.key_count(), kv_head, p.head_dim);
-    load_rows(ws.value, p.value, at.b, begin, at.key_count(), kv_head, p.value_dim);
+    load_key_rows(ws.key, at, s, kv_head);
+    load_kv_rows(ws.value, p.value, at, s, kv_head, p.value_dim);
     if (shrunk != 1) scale_rows(ws.value, at.key_count(), p.value_dim, shrunk);
     ws.value_finite = {};
     return true;
@@ -249,7 +249,10 @@ template <bool kPairs>
 FLASHATTN_CALLED bool attend(Place at, const Sequence& s, const QueryTiles& tiles, float shrunk, ForwardWorkspace& ws) {
   const AttentionParams& p = at.p;
   bool fits = true;
-  for (int t = 0; t < tiles.count() && fits; ++t) fits = start_tile<kPairs>(at, s, tiles[t], ws.tiles[t], ws);
+  for (int t = 0; t < tiles.count() && fits; ++t) {
+    at.queries = tiles[t];
+    fits = start_tile<kPairs>(at, s, ws.tiles[t], ws);
+  }
   if (!fits) return false;
   const Range visible = at.band.visible_keys(tiles.queries, s.key_length);
   for_key_tiles(p, at.b, at.h, tiles.queries, visible, [&](Range keys, const Meeting* meetings, Range next) {

@@ -27,7 +27,19 @@ inline AttentionPartition partition(const AttentionShape& p, int threads) {
   const DecodeColumns columns(p.heads / p.kv_heads, p.query_length, p.heads_differ);
   result.decode_states =
       p.lse_rows * decode_floats(columns, p.query_length, p.key_length, p.value_dim, p.block_size != 0);
-  if (result.decode_states) {
+  if (p.paged) {
+    const int group = decode_group(p.heads / p.kv_heads, p.query_length, p.heads_differ),
+              splits = decode_splits(p.key_length);
+    const DecodeColumns own(group, p.query_length, p.heads_differ);
+    const int parts = divide_up(p.heads / p.kv_heads, group);
+    result.tiles_per_item = parts > 1 ? 1 : decode_heads(p, own, threads);
+    const int kv_heads = parts > 1 ? 1 : decode_heads(own, p.kv_heads, result.tiles_per_item);
+    const int64_t items = int64_t{p.batch} * parts * divide_up(p.kv_heads, kv_heads);
+    // Few items are cut along the keys; many merge the splits of their keys themselves, without a way through memory.
+    const bool cut = splits > 1 && items < 8 * threads;
+    result.decode_states = cut ? p.lse_rows * splits * decode_state(p.value_dim) : 0;
+    result.items = cut ? items * splits : items;
+  } else if (result.decode_states) {
     result.tiles_per_item = decode_heads(p, columns, threads);
     result.items = decode_items(p, columns, result.tiles_per_item);
   }
