@@ -4,7 +4,6 @@ import { optionError, shapeError, show } from '../base/errors.js';
 import { tensor } from '../devices/create.js';
 import type { DeviceName } from '../devices/registry.js';
 import type { Indices } from '../ops/embedding.js';
-import type { KvCache } from './kvCache.js';
 
 /** A sequence of a cache: `CachedSequence`, or a block table of one's own. */
 export interface SequenceBlocks {
@@ -25,9 +24,15 @@ export interface Span {
   readonly table: ArrayLike<number>;
 }
 
+interface Blocks {
+  readonly blocks: number;
+  readonly blockSize: number;
+  /** Whether new positions are written: to blocks of which no other sequence writes any. */
+  readonly writes: boolean;
+}
+
 /** @throws ERR_OPTION, ERR_SHAPE, naming the sequence */
-export function spansOf(cache: KvCache, sequences: unknown, counts: readonly number[]): Span[] {
-  const { blockSize, pool } = cache;
+export function spansOf({ blocks, blockSize, writes }: Blocks, sequences: unknown, counts: readonly number[]): Span[] {
   let row = 0;
   const list = checkArray(sequences, 'sequences', 'an array of sequences', (s) => s as SequenceBlocks);
   if (list.length !== counts.length)
@@ -48,11 +53,11 @@ export function spansOf(cache: KvCache, sequences: unknown, counts: readonly num
     const used = Math.ceil(length / blockSize);
     for (let i = 0; i < used; i++) {
       const block = table[i];
-      if (!Number.isInteger(block) || (block as number) < 0 || (block as number) >= pool.blocks)
-        throw optionError(`${name}.table[${i}] is ${show(block)}; blocks are from 0 to ${pool.blocks - 1}`);
+      if (!Number.isInteger(block) || (block as number) < 0 || (block as number) >= blocks)
+        throw optionError(`${name}.table[${i}] is ${show(block)}; blocks are from 0 to ${blocks - 1}`);
     }
     const begin = length - count;
-    for (let i = Math.floor(begin / blockSize); i < used && count > 0; i++) {
+    for (let i = Math.floor(begin / blockSize); writes && count > 0 && i < used; i++) {
       const block = table[i] as number;
       const other = writers.get(block);
       if (other !== undefined)

@@ -338,7 +338,7 @@ describe('attention with a cache refuses what does not fit, and leaves the cache
       /sequences has 1 entries; q has the queries of 2/,
     ],
     ['k alone', { v: undefined }, 'ERR_OPTION', /k and v belong together/],
-    ['heads of k', { k: rows([2, 1, 4, 8]) }, 'ERR_SHAPE', /k has shape \[2, 4, 8\] when packed/],
+    ['heads of k', { k: rows([2, 1, 4, 8]) }, 'ERR_SHAPE', /k has shape \[2, 1, 4, 8\]; it must be \[2, 1, 2, 8\]/],
     ['heads of q', {}, 'ERR_SHAPE', /query heads must be a positive multiple/, rows([2, 1, 3, 8])],
     ['the dim of q', {}, 'ERR_SHAPE', /the keys of the cache have 8 dims/, rows([2, 1, 4, 6])],
     ['the rank of q', {}, 'ERR_SHAPE', /with counts/, rows([2, 4, 8])],
