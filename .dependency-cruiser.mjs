@@ -17,6 +17,7 @@ const layers = [
   'autograd', // gradients of functions
   'nn', // what training needs around operations: weights in files, tokens, curves
   'systems', // what is built of it
+  'inference', // caches, decoding, generation, serving
   'cli', // programs for users
 ];
 
@@ -103,7 +104,7 @@ const others = [
     name: 'verify-uses-the-package',
     comment: 'Checks see what users see, `flashattn` itself; of lib they take types alone.',
     from: { path: '^verify/' },
-    to: { path: '^lib/', pathNot: '^lib/((nn|systems)/)?index\\.ts$', dependencyTypesNot: ['type-only'] },
+    to: { path: '^lib/', pathNot: '^lib/((nn|systems|inference)/)?index\\.ts$', dependencyTypesNot: ['type-only'] },
   },
   {
     name: 'programs-need-no-tests',
@@ -115,7 +116,7 @@ const others = [
     name: 'examples-use-the-package',
     comment: 'An example can be copied: it imports the package and nothing of this repository.',
     from: { path: '^examples/' },
-    to: { path: '^(lib|verify|bench|scripts)/', pathNot: '^lib/((nn|systems)/)?index\\.ts$' },
+    to: { path: '^(lib|verify|bench|scripts)/', pathNot: '^lib/((nn|systems|inference)/)?index\\.ts$' },
   },
   {
     name: 'resolvable',

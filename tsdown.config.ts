@@ -23,8 +23,13 @@ const vectors = [
   'varlen__docs_cross',
 ];
 
-/** What users import: `flashattn`, `flashattn/nn`, `flashattn/systems`. */
-const entries = { index: 'lib/index.ts', nn: 'lib/nn/index.ts', systems: 'lib/systems/index.ts' };
+/** What users import: `flashattn` and, each with its own name behind it, the others. */
+const entries = {
+  index: 'lib/index.ts',
+  nn: 'lib/nn/index.ts',
+  systems: 'lib/systems/index.ts',
+  inference: 'lib/inference/index.ts',
+};
 
 /** What entries share may stand in a file of the name of one of them: an `index.ts`. */
 const chunkFileNames = 'shared-[name].js';
@@ -53,7 +58,7 @@ export default defineConfig([
     entry: { verify: 'verify/device/verify.ts' },
     dts: false,
     minify: true,
-    deps: { neverBundle: ['flashattn', 'flashattn/systems'] },
+    deps: { neverBundle: ['flashattn', 'flashattn/systems', 'flashattn/inference'] },
     copy: ({ outDir }) =>
       vectors.map((name) => ({ from: `verify/golden/vectors/${name}.safetensors`, to: `${outDir}/vectors` })),
   },

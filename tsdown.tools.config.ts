@@ -10,7 +10,7 @@ const common: UserConfig = {
   hash: false,
   dts: false,
   logLevel: 'warn',
-  deps: { neverBundle: ['flashattn', 'flashattn/nn', 'flashattn/systems'] },
+  deps: { neverBundle: ['flashattn', 'flashattn/nn', 'flashattn/systems', 'flashattn/inference'] },
 };
 
 /** One for each step of scripts/setup.mjs, which chooses the folder. */

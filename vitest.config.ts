@@ -8,6 +8,7 @@ export default defineConfig({
     alias: {
       'flashattn/nn': fileURLToPath(new URL('lib/nn/index.ts', import.meta.url)),
       'flashattn/systems': fileURLToPath(new URL('lib/systems/index.ts', import.meta.url)),
+      'flashattn/inference': fileURLToPath(new URL('lib/inference/index.ts', import.meta.url)),
       flashattn: fileURLToPath(new URL('lib/index.ts', import.meta.url)),
     },
   },

@@ -23,7 +23,7 @@ function loaded(path: string, found = new Set<string>()): Set<string> {
 
 describe('the entry points of the package', () => {
   it('are all of them', () => {
-    expect(entries).toEqual(['./dist/index.js', './dist/nn.js', './dist/systems.js']);
+    expect(entries).toEqual(['./dist/index.js', './dist/nn.js', './dist/systems.js', './dist/inference.js']);
   });
 
   it.each(entries)('%s loads no other', (entry) => {

@@ -29,6 +29,7 @@ import { longnet } from './longnet.js';
 import { longT5Global, longT5Local } from './longT5.js';
 import { linformer, lowRankSvd, nystromformer, nystromPadded } from './lowRank.js';
 import { retro, rmt, transformerXL, unlimiformer } from './memory.js';
+import { paged } from './paged.js';
 import { aft, flashQuad, forgetting, gatedUnit, kernels } from './pairs.js';
 import { biBert, bitLinears, int8SmoothK, int8Symmetric, kvCache, ternary } from './quantised.js';
 import { deltaRules, gatedLinear, retentions, rwkv6, ssd, torchscale } from './recurrent.js';
@@ -142,6 +143,7 @@ const ADAPTERS: readonly Adapter[] = [
   bptGraph,
   sparseBert,
   sparseBertUnstructured,
+  paged,
 ];
 
 /** System -> the adapter that computes it. */
