@@ -16,6 +16,7 @@ const layers = [
   'attention', // the operation of the package
   'autograd', // gradients of functions
   'nn', // what training needs around operations: weights in files, tokens, curves
+  'inference', // decoding: blocks of the cache, continuous batching, speculation, serving
   'systems', // what is built of it
   'cli', // programs for users
 ];
