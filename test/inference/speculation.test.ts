@@ -255,7 +255,7 @@ describe('acceptSampled', () => {
     ['a chain that was drawn', drawn(chain)],
     ['a chain that was chosen', chosen(chain)],
     ['a tree that was drawn', drawn(tree)],
-    ['a tree that was drawn without putting back', drawnWithout(tree)],
+    ['a tree that was drawn without putting back', drawnWithout([-1, -1, -1, 0, 0])],
     ['a tree that was chosen', chosen(tree)],
     ['nothing', drawn([])],
   ];
