@@ -1,5 +1,20 @@
+/**
+ * Decoding of many sequences: blocks of a cache, continuous batching, speculation.
+ *
+ * @packageDocumentation
+ */
 export { attentionWithCache, type CachedAttentionOptions } from './attentionWithCache.js';
+export {
+  BlockPool,
+  type BlockPoolOptions,
+  type BlockPoolStats,
+  type CachedSequence,
+  type Salt,
+  type SequenceOptions,
+} from './blockPool.js';
 export type { SequenceBlocks } from './cacheStep.js';
+export type { DecoderModel, StepEntry } from './decoder.js';
+export { Engine, type EngineOptions, type EngineStats } from './engine.js';
 export { KvCache, type KvCacheOptions, kvCache } from './kvCache.js';
 export {
   type PagedAttentionOptions,
@@ -7,3 +22,4 @@ export {
   type PagedPattern,
   pagedAttention,
 } from './pagedAttention.js';
+export type { EngineRequest, EngineStream, EngineToken, FinishReason } from './request.js';
