@@ -4,14 +4,14 @@ import { shapeError, show } from '../base/errors.js';
 import { cast } from '../ops/cast.js';
 import { type CrossEntropyOptions, crossEntropy } from '../ops/crossEntropy.js';
 import { add } from '../ops/elementwise.js';
-import type { Indices } from '../ops/embedding.js';
+import { embedding, type Indices } from '../ops/embedding.js';
 import { scope } from '../tape/scope.js';
 import { checkIndices, type Shape, type Tensor } from '../tensor/tensor.js';
 import type { Initial, ModuleOptions } from './initial.js';
 import { Seeds } from './initial.js';
 import { Dropout, Embedding, type LayerNorm, Linear, type RMSNorm, timesTransposed } from './layers.js';
 import { type Layer, Module } from './module.js';
-import { type MultiHeadAttention, makeNorm, TransformerBlock, type TransformerBlockOptions } from './transformer.js';
+import { type CachedAttention, type MultiHeadAttention, makeNorm, TransformerBlock, type TransformerBlockOptions } from './transformer.js';
 
 export interface GPTOptions<A extends Layer = MultiHeadAttention>
   extends ModuleOptions,
@@ -161,12 +161,43 @@ export class GPT<A extends Layer = MultiHeadAttention> extends Module {
     return scope(() => {
       let x = this.tokens.forward(ids);
       if (this.positions) x = add(x, this.positions.weight.slice(0, 0, length));
-      if (this.#compute !== undefined && this.#compute !== x.dtype) x = cast(x, this.#compute);
-      x = this.drop.forward(x);
+      x = this.drop.forward(this.#computed(x));
       for (const block of this.blocks) x = block.forward(x);
-      x = this.norm.forward(x);
-      return this.head ? this.head.forward(x) : timesTransposed(x, this.tokens.weight);
+      return this.#logits(x);
     });
+  }
+
+  /** @internal What activations are computed in. */
+  get computes(): FloatDType {
+    return this.#compute ?? this.tokens.weight.dtype;
+  }
+
+  /**
+   * Logits of some of the rows, with attention of each layer as told.
+   *
+   * @internal
+   * @param ids int32 [1, rows], of any sequences behind one another
+   * @param positions int32 [1, rows]
+   * @param wanted int32 [count]: rows
+   * @returns [count, vocabulary]
+   */
+  logitsWith(ids: Indices, positions: Indices, wanted: Indices, attend: (layer: number) => CachedAttention): Tensor {
+    return scope(() => {
+      let x = this.tokens.forward(ids);
+      if (this.positions) x = add(x, this.positions.forward(positions));
+      x = this.#computed(x);
+      for (const [layer, block] of this.blocks.entries()) x = block.forwardWith(x, attend(layer));
+      return this.#logits(embedding(x.select(0, 0), wanted));
+    });
+  }
+
+  #computed(x: Tensor): Tensor {
+    return this.#compute !== undefined && this.#compute !== x.dtype ? cast(x, this.#compute) : x;
+  }
+
+  #logits(x: Tensor): Tensor {
+    const normed = this.norm.forward(x);
+    return this.head ? this.head.forward(normed) : timesTransposed(normed, this.tokens.weight);
   }
 
   /**

@@ -119,6 +119,14 @@ const attentionNames = [
   ...(['width', 'heads', 'kvHeads', 'headDim', 'rope', 'initialOut'] as const),
 ] as const satisfies readonly (keyof MultiHeadAttentionOptions)[];
 
+/** @internal How a layer attends whose keys and values are kept: see `GPT.logitsWith`. */
+export interface CachedAttention {
+  /** Positions that rotary angles have to reach. */
+  readonly positions: number;
+  /** q, k and v [batch, length, heads, dim] of new positions to out. */
+  attend(q: Tensor, k: Tensor, v: Tensor, rope: (RopeAngles & RopeOptions) | undefined): Tensor;
+}
+
 /** Self-attention of x [batch, length, width] with projections before and after it. Vaswani et al. (2017). */
 export class MultiHeadAttention extends Module {
   /** To queries, keys and values, in this order. */
@@ -159,6 +167,16 @@ export class MultiHeadAttention extends Module {
   }
 
   forward(x: Tensor): Tensor {
+    return this.forwardWith(x, undefined);
+  }
+
+  /** @internal What every call is told beside q, k, v and positions. */
+  get pattern(): AttentionPattern {
+    return this.#pattern;
+  }
+
+  /** @internal */
+  forwardWith(x: Tensor, cached: CachedAttention | undefined): Tensor {
     checkTensor(x, 'x');
     if (x.shape.length !== 3)
       throw shapeError(`x has shape ${show(x.shape)}; it must be [batch, length, ${this.qkv.inputs}]`);
@@ -167,8 +185,9 @@ export class MultiHeadAttention extends Module {
     return scope(() => {
       const all = this.qkv.forward(x).reshape([batch, length, heads + 2 * kvHeads, headDim]);
       const [q, k, v] = split(all, [heads, kvHeads, kvHeads], 2) as [Tensor, Tensor, Tensor];
-      const rope = this.#rotary?.optionFor(x, length);
-      const { out } = attention(q, k, v, rope ? { ...this.#pattern, rope } : this.#pattern);
+      const rope = this.#rotary?.optionFor(x, cached?.positions ?? length);
+      const options = rope ? { ...this.#pattern, rope } : this.#pattern;
+      const out = cached ? cached.attend(q, k, v, rope) : attention(q, k, v, options).out;
       return this.out.forward(out.reshape([batch, length, heads * headDim]));
     });
   }
@@ -322,9 +341,17 @@ export class TransformerBlock<A extends Layer = MultiHeadAttention> extends Modu
     return this.checkpoint ? checkpoint((t: Tensor) => this.#run(t), x) : this.#run(x);
   }
 
-  #run(x: Tensor): Tensor {
+  /** @internal @throws ERR_OPTION where the layer is another one than softmax attention */
+  forwardWith(x: Tensor, cached: CachedAttention): Tensor {
+    const { attention } = this;
+    if (!(attention instanceof MultiHeadAttention))
+      throw optionError(`the attention of this block is ${show(attention)}; keys and values are those of MultiHeadAttention`);
+    return this.#run(x, (normed) => attention.forwardWith(normed, cached));
+  }
+
+  #run(x: Tensor, attend: (x: Tensor) => Tensor = (normed) => this.attention.forward(normed)): Tensor {
     return scope(() => {
-      const attended = add(x, this.drop.forward(this.attention.forward(this.norm1.forward(x))));
+      const attended = add(x, this.drop.forward(attend(this.norm1.forward(x))));
       return add(attended, this.drop.forward(this.mlp.forward(this.norm2.forward(attended))));
     });
   }
