@@ -17,6 +17,7 @@ const layers = [
   'autograd', // gradients of functions
   'nn', // what training needs around operations: weights in files, tokens, curves
   'systems', // what is built of it
+  'inference', // what serving needs around models: caches, sampling, an engine, a server
   'cli', // programs for users
 ];
 
