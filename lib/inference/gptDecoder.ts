@@ -29,7 +29,8 @@ function cachedPattern(given: MultiHeadAttention['pattern']): PagedPattern {
   for (const [name, value] of Object.entries({ mask, scoreMod, alibi: isTensor(alibi) ? alibi : undefined }))
     if (value !== undefined)
       throw optionError(`${name} is ${show(value)} in the model's attention; with a cache it cannot be given`);
-  if (!causal) throw optionError('the attention of the model is not causal; a cache is read from the first position on');
+  if (!causal)
+    throw optionError('the attention of the model is not causal; a cache is read from the first position on');
   return { ...others, causal, ...(alibi !== undefined && { alibi: alibi as ArrayLike<number> }) };
 }
 
@@ -80,13 +81,15 @@ export class GptDecoder implements DecoderModel, Disposable {
     try {
       const values = await logits.toFloat32();
       const { vocabulary } = this;
-      return Array.from({ length: values.length / vocabulary }, (_, i) => values.slice(i * vocabulary, (i + 1) * vocabulary));
+      return Array.from({ length: values.length / vocabulary }, (_, i) =>
+        values.slice(i * vocabulary, (i + 1) * vocabulary),
+      );
     } finally {
       logits.dispose();
     }
   }
 
-  /** The same on the device, [wanted entries, vocabulary]; undefined: none are wanted. */
+  /** The same on the device, [wanted positions, vocabulary]; undefined: none are wanted. */
   logits(entries: readonly StepEntry[]): Tensor | undefined {
     const { model, cache, context } = this;
     const used = entries.filter(({ count }) => count > 0);
@@ -100,11 +103,12 @@ export class GptDecoder implements DecoderModel, Disposable {
         ids.push(tokens[i] as number);
         positions.push(i);
       }
-      if (logits) wanted.push(ids.length - 1);
+      for (let i = Number(logits); i > 0; i--) wanted.push(ids.length - i);
     }
     if (ids.length === 0) return undefined;
     const device = model.tokens.weight.device as DeviceName;
-    const indices = (values: readonly number[], shape: readonly number[]) => tensor(Int32Array.from(values), shape, { device });
+    const indices = (values: readonly number[], shape: readonly number[]) =>
+      tensor(Int32Array.from(values), shape, { device });
     const sequences = used.map(({ sequence }) => sequence);
     const counts = used.map(({ count }) => count);
     const reach = Math.max(...positions) + 1;

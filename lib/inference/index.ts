@@ -15,6 +15,8 @@ export {
 export type { SequenceBlocks } from './cacheStep.js';
 export type { DecoderModel, StepEntry } from './decoder.js';
 export { Engine, type EngineOptions, type EngineStats } from './engine.js';
+export { type GenerateOptions, generate, type Speculation } from './generate.js';
+export { GptDecoder, type GptDecoderOptions } from './gptDecoder.js';
 export { KvCache, type KvCacheOptions, kvCache } from './kvCache.js';
 export {
   type PagedAttentionOptions,

@@ -11,7 +11,13 @@ import type { Initial, ModuleOptions } from './initial.js';
 import { Seeds } from './initial.js';
 import { Dropout, Embedding, type LayerNorm, Linear, type RMSNorm, timesTransposed } from './layers.js';
 import { type Layer, Module } from './module.js';
-import { type CachedAttention, type MultiHeadAttention, makeNorm, TransformerBlock, type TransformerBlockOptions } from './transformer.js';
+import {
+  type CachedAttention,
+  type MultiHeadAttention,
+  makeNorm,
+  TransformerBlock,
+  type TransformerBlockOptions,
+} from './transformer.js';
 
 export interface GPTOptions<A extends Layer = MultiHeadAttention>
   extends ModuleOptions,

@@ -345,7 +345,9 @@ export class TransformerBlock<A extends Layer = MultiHeadAttention> extends Modu
   forwardWith(x: Tensor, cached: CachedAttention): Tensor {
     const { attention } = this;
     if (!(attention instanceof MultiHeadAttention))
-      throw optionError(`the attention of this block is ${show(attention)}; keys and values are those of MultiHeadAttention`);
+      throw optionError(
+        `the attention of this block is ${show(attention)}; keys and values are those of MultiHeadAttention`,
+      );
     return this.#run(x, (normed) => attention.forwardWith(normed, cached));
   }
 
