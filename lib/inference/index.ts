@@ -14,3 +14,11 @@ export {
 export type { DecoderModel, StepEntry } from './decoder.js';
 export { Engine, type EngineOptions, type EngineStats } from './engine.js';
 export type { EngineRequest, EngineStream, EngineToken, FinishReason } from './request.js';
+export {
+  type Acceptance,
+  acceptGreedy,
+  acceptSampled,
+  type LookupOptions,
+  lookupTokens,
+  type Proposal,
+} from './speculation.js';
