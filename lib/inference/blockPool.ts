@@ -181,7 +181,8 @@ export class CachedSequence implements Disposable {
     const last = this.#table.length - 1;
     this.#blocks.check(wanted + (isWithin && !this.#blocks.isSole(this.#table[last]) ? 1 : 0));
     // The new ones come first: a block that is only in the tree besides then has no others behind it, or there is one more.
-    const taken = Array.from({ length: wanted }, () => this.#blocks.take());
+    const taken: number[] = [];
+    while (taken.length < wanted) taken.push(this.#blocks.take());
     if (isWithin) {
       try {
         this.#table[last] = this.#blocks.writable(this.#table[last]);

@@ -13,7 +13,7 @@ export interface EngineOptions {
   readonly tokenBudget?: number;
   /** The most requests that run at once, up to `tokenBudget`. Default 256, or `tokenBudget` if that is less. */
   readonly maxSequences?: number;
-  /** The most requests that wait. Default 1,024. */
+  /** The most requests that wait besides as many as run at once. Default 1,024. */
   readonly maxQueue?: number;
 }
 
@@ -71,7 +71,8 @@ const turn = () => new Promise<void>((resolve) => setImmediate(resolve));
  */
 export class Engine {
   readonly #model: DecoderModel;
-  readonly #maxQueue: number;
+  /** How many requests may run and wait together. */
+  readonly #most: number;
   readonly #scheduler: Scheduler<Request>;
   readonly #living = new Set<Request>();
   /** What the step under way computes. */
@@ -91,7 +92,7 @@ export class Engine {
     const maxSequences = checkInteger(options.maxSequences ?? Math.min(256, tokenBudget), 'maxSequences', 1);
     if (maxSequences > tokenBudget)
       throw mustBe('maxSequences', maxSequences, `at most tokenBudget, ${tokenBudget}: each takes a token of a step`);
-    this.#maxQueue = checkInteger(options.maxQueue ?? 1024, 'maxQueue', 1);
+    this.#most = maxSequences + checkInteger(options.maxQueue ?? 1024, 'maxQueue', 0);
     this.#model = model;
     this.#scheduler = new Scheduler({ pool: model.pool, tokenBudget, maxSequences });
   }
@@ -113,13 +114,13 @@ export class Engine {
    * Queues a request. It begins whether it is read or not.
    *
    * @throws ERR_OPTION, also for more tokens than the model's context has; ERR_OUT_OF_MEMORY for more than the pool could
-   *   ever hold; ERR_BUSY when `maxQueue` requests wait; ERR_DISPOSED after `close`
+   *   ever hold; ERR_BUSY when as many run and wait as may; ERR_DISPOSED after `close`
    */
   submit(request: EngineRequest): EngineStream {
     if (this.#isClosed) throw new FlashAttnError('ERR_DISPOSED', 'the engine has been closed');
     const prompt = this.#check(request);
-    if (this.#scheduler.waiting >= this.#maxQueue)
-      throw new FlashAttnError('ERR_BUSY', `${this.#scheduler.waiting} requests are waiting, as many as may`);
+    if (this.#living.size >= this.#most)
+      throw new FlashAttnError('ERR_BUSY', `${this.#living.size} requests are running or waiting, as many as may`);
     const job = new Request(request, prompt, (cancelled) => this.#finish(cancelled, 'abort'));
     this.#living.add(job);
     this.#watch(job, request);

@@ -25,3 +25,11 @@ export {
   pagedAttention,
 } from './pagedAttention.js';
 export type { EngineRequest, EngineStream, EngineToken, FinishReason } from './request.js';
+export {
+  type Acceptance,
+  acceptGreedy,
+  acceptSampled,
+  type LookupOptions,
+  lookupTokens,
+  type Proposal,
+} from './speculation.js';

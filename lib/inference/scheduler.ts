@@ -36,8 +36,8 @@ const pendingOf = ({ tokens, sequence }: Job): number => tokens.length - (sequen
 
 /**
  * Which tokens the next step computes: continuous batching (Yu et al. 2022, "Orca") with chunked prefill (Agrawal et al. 2024,
- * "Sarathi-Serve"). Jobs that decode come first, a token each; what is left of the budget goes to prompts, those of running
- * jobs first. When the pool is exhausted, the youngest running job gives its blocks back, and is computed again later: the
+ * "Sarathi-Serve"). Jobs that decode come first, a token each; what is left of the budget goes to prompts, one after the
+ * other. When the pool is exhausted, the youngest running job gives its blocks back, and is computed again later: the
  * oldest is never held up, so that all end.
  */
 export class Scheduler<J extends Job> {
@@ -86,12 +86,11 @@ export class Scheduler<J extends Job> {
   }
 
   /** The youngest running job waits again, before all others. */
-  #preempt(): J {
+  #preempt(): void {
     const job = this.#running.at(-1) as J;
     this.remove(job);
     this.#waiting.unshift(job);
     this.#preemptions++;
-    return job;
   }
 
   plan(): Plan<J> {
@@ -106,18 +105,14 @@ export class Scheduler<J extends Job> {
     const advance = (job: J): void => {
       const sequence = job.sequence as CachedSequence;
       const { length } = sequence;
-      while (left > 0 && job.sequence) {
-        const count = Math.min(pendingOf(job), left);
+      const count = Math.min(pendingOf(job), left);
+      const tokens = job.tokens.slice(length, length + count);
+      while (job.sequence) {
         try {
-          sequence.extend(job.tokens.slice(length, length + count));
+          sequence.extend(tokens);
         } catch (error) {
-          if (!isExhaustion(error) || this.#running.length === 1) {
-            fail(job, error);
-            return;
-          }
-          const preempted = this.#preempt();
-          left += entries.get(preempted)?.count ?? 0;
-          entries.delete(preempted);
+          if (isExhaustion(error) && this.#running.length > 1) this.#preempt();
+          else fail(job, error);
           continue;
         }
         entries.set(job, { sequence, count, logits: pendingOf(job) === 0 });
@@ -125,16 +120,14 @@ export class Scheduler<J extends Job> {
         return;
       }
     };
-    const preemptionsBefore = this.#preemptions;
-    const decoding = this.#running.filter((job) => pendingOf(job) === 1);
-    const prefilling = this.#running.filter((job) => pendingOf(job) > 1);
-    for (const job of [...decoding, ...prefilling]) if (job.sequence) advance(job);
-    if (this.#preemptions === preemptionsBefore)
-      while (left > 0) {
-        const job = this.#admit();
-        if (!job) break;
-        advance(job);
-      }
+    // One is admitted only when those before it have been computed to their ends: they decode, and so come first. Those that
+    // give their blocks back have not yet had their turn.
+    for (const job of [...this.#running]) if (job.sequence && left > 0) advance(job);
+    while (left > 0) {
+      const job = this.#admit();
+      if (!job) break;
+      advance(job);
+    }
     return { entries, failed };
   }
 

@@ -108,6 +108,28 @@ describe('Scheduler', () => {
     expect(counts.b).toBeLessThan(b.tokens.length); // its first block was still there
   });
 
+  it('fails a job alone whose block cannot be copied', () => {
+    const pool = new BlockPool({
+      blocks: 10,
+      blockSize: 2,
+      copy: () => {
+        throw new Error('no copy');
+      },
+    });
+    const scheduler = new Scheduler<Named>({ pool, tokenBudget: 100, maxSequences: 10 });
+    const [a, b] = [job('a', 3), job('b', 3)];
+    for (const each of [a, b]) scheduler.add(each);
+    step(scheduler);
+    const other = a.sequence?.fork();
+    const { entries, failed } = scheduler.plan();
+    expect([...entries.keys()]).toEqual([b]);
+    expect([...failed]).toEqual([[a, new Error('no copy')]]);
+    expect([scheduler.running, scheduler.waiting, scheduler.preemptions]).toEqual([1, 0, 0]);
+    scheduler.remove(b);
+    other?.free();
+    expect(pool.available).toBe(10);
+  });
+
   it('forgets one that waits, runs, or is unknown', () => {
     const { pool, scheduler } = setUp(10, 2, 100, 1);
     const [a, b] = [job('a', 3), job('b', 3)];

@@ -3,7 +3,7 @@ import type { Distribution } from '../../lib/inference/sampling.js';
 import { acceptGreedy, acceptSampled, lookupTokens, type Proposal } from '../../lib/inference/speculation.js';
 import { uniform } from '../../verify/oracle/random.js';
 import { codeOf, errorOf } from '../support/codeOf.js';
-import { digest } from './simulatedDevice.js';
+import { digest, SimulatedDevice } from './simulatedDevice.js';
 
 describe('lookupTokens', () => {
   it('finds what followed the last tokens', () => {
@@ -89,6 +89,51 @@ describe('acceptGreedy', () => {
       }
       expect(tokens.slice(0, 60)).toEqual(plain);
     }
+  });
+
+  it('generates the same through blocks, whose refused positions are forgotten', () => {
+    let proposed = 0;
+    let accepted = 0;
+    for (let seed = 0; seed < 100; seed++) {
+      const device = new SimulatedDevice({ blocks: 30, blockSize: 1 + (seed % 4) });
+      // What the model chooses, by what lies in memory at a position: tokens that come again after some.
+      const choice = (past: number) => past % 5;
+      const next = (tokens: readonly number[]) => choice(tokens.slice(-2).reduce(digest, seed));
+      const plain = [seed % 3, 1];
+      while (plain.length < 28) plain.push(next(plain));
+      const tokens = plain.slice(0, 2);
+      const sequence = device.pool.sequence();
+      sequence.extend([tokens[0]]);
+      device.write(sequence, 0);
+      sequence.commit();
+      const fork = sequence.fork(); // it shares what is written next to
+      while (tokens.length < 28) {
+        const proposal = { tokens: lookupTokens(tokens, { count: Math.min(4, 27 - tokens.length) }) };
+        const from = sequence.length;
+        sequence.extend([tokens[from], ...proposal.tokens]);
+        device.write(sequence, from);
+        const read = (at: number) => device.read(sequence, at)?.token as number;
+        const best = Array.from({ length: sequence.length - from }, (_, at) =>
+          next([read(from + at - 1), read(from + at)]),
+        );
+        const { nodes, token } = acceptGreedy(proposal, best);
+        sequence.truncate(from + 1 + nodes.length);
+        sequence.commit();
+        tokens.push(...nodes.map((at) => proposal.tokens[at]), token);
+        proposed += proposal.tokens.length;
+        accepted += nodes.length;
+        expect(sequence.tokens).toEqual(tokens.slice(0, -1));
+      }
+      expect(tokens.slice(0, 28)).toEqual(plain);
+      expect(device.read(fork, 0)?.token).toBe(plain[0]);
+      sequence.free();
+      fork.free();
+      const again = device.pool.sequence(plain);
+      for (let at = 0; at < again.length; at++) expect(device.read(again, at)?.token).toBe(plain[at]);
+      again.free();
+      expect(device.pool.available).toBe(30);
+    }
+    expect([accepted > 200, proposed - accepted > 200]).toEqual([true, true]);
   });
 
   it('refuses what does not fit', () => {
