@@ -71,7 +71,9 @@ export function struct<const F extends Fields>(name: string, kinds: F): Struct<F
     end = offset + size;
     return { name: field, kind, offset, size };
   });
-  return { name, fields, byteLength: end };
+  // As in C++, a struct ends where the next one of an array may begin.
+  const alignment = Math.max(...fields.map((field) => alignmentOf(field.kind)));
+  return { name, fields, byteLength: Math.ceil(end / alignment) * alignment };
 }
 
 const snakeCase = (name: string) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
