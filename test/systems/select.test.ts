@@ -4,6 +4,7 @@ import {
   adaptiveSpanAttention,
   adaptiveSpanAttentionBackward,
   adaptiveSpanReach,
+  add,
   cast,
   longT5GlobalAttention,
   longT5GlobalAttentionBackward,
@@ -19,6 +20,7 @@ import {
   zeros,
 } from 'flashattn';
 import { describe, expect, it } from 'vitest';
+import { topKLimit } from '../../lib/systems/topK.js';
 import { codeOf, codeOfPromise } from '../support/codeOf.js';
 import { compareTaped } from './compareTaped.js';
 import {
@@ -220,6 +222,84 @@ describe('top-k', () => {
       check(inputs, dOut, forward, { out, gradients: { q: dq, k: dk, v: dv } });
     },
   );
+
+  it.each([true, false])('gives the same for some queries at a time and for all, renormalize: %s', (renormalize) => {
+    const dims = { batch: 2, tokens: 9, heads: 2, kvHeads: 1, dim: 4, valueDim: 3 };
+    const inputs = inputsOf(dims, 71, 12);
+    const dOut = data(2 * 9 * 2 * 3, 76);
+    const run = () => {
+      const { out, lse, saved } = topKAttention(
+        load(inputs.q, [2, 9, 2, 4]),
+        load(inputs.k, [2, 12, 1, 4]),
+        load(inputs.v, [2, 12, 1, 3]),
+        { keep: 4, causal: true, renormalize },
+      );
+      const gradients = topKAttentionBackward(load(dOut, [2, 9, 2, 3]), saved);
+      saved.dispose();
+      return Object.fromEntries(Object.entries({ out, lse, ...gradients }).map(([name, t]) => [name, values(t)]));
+    };
+    const usual = topKLimit.logits;
+    try {
+      const whole = run();
+      topKLimit.logits = 2 * 2 * 12 * 4;
+      expectClose(run(), whole, 1e-6);
+    } finally {
+      topKLimit.logits = usual;
+    }
+  });
+
+  it.each(['float32', 'bfloat16'] as const)('has gradients in backward(), in %s', (dtype) => {
+    const dims = { batch: 1, tokens: 5, heads: 2, kvHeads: 2, dim: 4, valueDim: 4 };
+    compareTaped({
+      device: 'auto',
+      dtype,
+      ...(dtype === 'bfloat16' && { tolerance: 0.04 }),
+      shapes: { q: [1, 5, 2, 4], k: [1, 8, 2, 4], v: [1, 8, 2, 4] },
+      exact: (named) =>
+        eachRow(dims, named, ({ query, key }) => {
+          const ranked = range(8)
+            .map((j) => key(j))
+            .sort((a, b) => dot(query, b.row) - dot(query, a.row));
+          const { out, lse } = attend(query, ranked.slice(0, 3), 0.5);
+          return out.map((x) => x + lse);
+        }),
+      run: ({ q, k, v }) => {
+        const { out, lse } = topKAttention(q as never, k as never, v as never, { keep: 3 });
+        const shared = cast(lse.transpose(1, 2).contiguous().reshape([1, 5, 2, 1]) as Tensor, dtype);
+        return add(out, shared) as Tensor;
+      },
+    });
+  });
+
+  it('does not see what hidden keys hold, and is NaN where a key that is seen is', () => {
+    const numbers = data(24, 77);
+    const bad = numbers.map((x, at) => (at >= 8 && at < 12 ? NaN : x));
+    const q = load(data(24, 78), [1, 6, 1, 4]);
+    const run = (keys: Float64Array, options: { causal?: boolean; mask?: ReturnType<typeof masks.causal> }) => {
+      const t = load(keys, [1, 6, 1, 4]);
+      const { out, lse, saved } = topKAttention(q, t, t, { keep: 2, ...options });
+      saved.dispose();
+      own(lse);
+      return [...values(out)];
+    };
+    const seen = run(numbers, { causal: true });
+    const causal = run(bad, { causal: true });
+    expect(causal.slice(0, 8)).toEqual(seen.slice(0, 8));
+    expect(causal.slice(8).every(Number.isNaN)).toBe(true);
+    const mask = masks.predicate((_b, _h, _i, j) => j !== 2);
+    expect(run(bad, { mask })).toEqual(run(numbers, { mask }));
+  });
+
+  it('gives zeros to a query that sees nothing, and takes all keys where fewer are seen', () => {
+    const t = load(data(16, 79), [1, 4, 1, 4]);
+    const mask = masks.predicate((_b, _h, i, j) => j < i);
+    const { out, lse, saved } = topKAttention(t, t, t, { keep: 2, mask });
+    saved.dispose();
+    const first = [...data(4, 79)];
+    expect([...values(out)].slice(0, 4)).toEqual([0, 0, 0, 0]);
+    expect(values(lse)[0]).toBe(-Infinity);
+    expectClose({ out: values(out).slice(4, 8) }, { out: Float64Array.from(first) }, 1e-6);
+  });
 
   it('keeps every key that ties', () => {
     const q = load(Float64Array.of(1), [1, 1, 1, 1]);

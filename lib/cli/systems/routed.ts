@@ -8,8 +8,8 @@ const systems: readonly SystemEntry[] = [
     paper: 'arXiv:1912.11637, 2106.06899',
     imports: { 'flashattn/systems': ['topKAttention', 'topKAttentionBackward'] },
     runs: ['attention'],
-    because: 'Keys are chosen on the host, from q and k read back.',
-    cost: 'N^2 D to choose, then N k D',
+    because: 'Logits of some queries at a time are sorted, and a bias hides the others from attention.',
+    cost: 'N^2 D to choose, and N^2 D',
     formula: 'softmax over the k largest logits of each row',
     options: {
       keep: 'k',
