@@ -161,6 +161,7 @@ export {
 } from './mla.js';
 export { MultiHeadLatentAttention, type MultiHeadLatentAttentionOptions } from './mlaLayer.js';
 export { type NsaGates, type NsaOptions, type NsaResult, nativeSparseAttention } from './nsa.js';
+export { NativeSparseAttention, type NsaLayerOptions } from './nsaLayer.js';
 export {
   type NsaCompression,
   type NsaLucidrainsOptions,
@@ -228,6 +229,7 @@ export {
   type RotationDraw,
   reformerAttention,
 } from './reformer.js';
+export { ReformerAttention, type ReformerLayerOptions } from './reformerLayer.js';
 
 export * from './regrouped.js';
 export {
