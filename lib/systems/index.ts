@@ -136,6 +136,7 @@ export {
   type PykanWeights,
   pykanLinear,
 } from './kan.js';
+export { type PykanCurves, type PykanGridOptions, pykanUpdateGrid } from './kanGrid.js';
 export { type KernelAttentionOptions, kernelAttention } from './kernelAttention.js';
 export { type KnnOptions, knn, type Neighbours } from './knn.js';
 export {
