@@ -1,6 +1,7 @@
 /**
- * Retrieval as in RETRO (Borgeaud et al. 2022): a folder of texts becomes a database of chunks and what follows them; chunks of a
- * prompt find their neighbours in it, and chunked cross-attention goes on from them. `npm run retrieve -- --help` lists the options.
+ * Retrieval as in RETRO (Borgeaud et al. 2022): a folder of texts becomes a database of chunks and what follows them; chunks
+ * of a prompt find their neighbours in it, and chunked cross-attention goes on from them. `npm run retrieve -- --help` lists
+ * the options.
  */
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';

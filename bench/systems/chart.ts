@@ -1,5 +1,5 @@
-// The results of bench/systems as SVG: a row for each system, a column for each length, in which a bar goes to the right where the
-// system is faster than dense attention of the same shapes and to the left where it is slower.
+// The results of bench/systems as SVG: a row for each system, a column for each length, in which a bar goes to the right
+// where the system is faster than dense attention of the same shapes and to the left where it is slower.
 import { escapeXml } from '../../lib/base/text.js';
 
 export interface SystemsChart {

@@ -3,8 +3,8 @@
 //   npm run bench:systems -- [--device cpu|wasm] [--rounds 3] [--lengths 512,1024,2048,4096,8192,16384] [--only nsa,reformer]
 //                            [--json results.json] [--svg chart.svg] [--from results.json] [--list]
 //
-// --svg draws the results; with --from those of a file, and nothing is measured. --list prints the names of all systems. A system
-// that needs more than a machine has, or that takes too long, ends at the length before.
+// --svg draws the results; with --from those of a file, and nothing is measured. --list prints the names of all systems. A
+// system that needs more than a machine has, or that takes too long, ends at the length before.
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

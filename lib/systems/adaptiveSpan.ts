@@ -166,8 +166,8 @@ const beforeLast = <D extends FloatDType>(t: Tensor<D, Shape4>) => t.slice(1, 0,
  * -ramp / L, gives zeros. (The original adds 1e-8 to the denominator.)
  *
  * One fused attention, with the logarithm of w as a bias by distance; with `keyPe` the term q.keyPe as a number for each pair,
- * [batch, heads, M, L + M] of float32. Nothing is read back. Spans, too, get gradients in `backward()`, as do q, k, v and keyPe.
- * NaN in a key of weight 0 is NaN in the result, but for keys out of `reach`.
+ * [batch, heads, M, L + M] of float32. Nothing is read back. Spans, too, get gradients in `backward()`, as do q, k, v and
+ * keyPe. NaN in a key of weight 0 is NaN in the result, but for keys out of `reach`.
  *
  * @param q [batch, M, heads, dim]
  * @param k [batch, L + M, kv heads, dim]: the L tokens before the queries, then those of the queries
@@ -252,8 +252,8 @@ export interface AdaptiveSpanReachOptions {
 }
 
 /**
- * How many keys before its own position each head sees, for the option `reach` of `adaptiveSpanAttention`: all of those that the
- * soft mask leaves something of. Between two looks spans may grow: then ask for more.
+ * How many keys before its own position each head sees, for the option `reach` of `adaptiveSpanAttention`: all of those that
+ * the soft mask leaves something of. Between two looks spans may grow: then ask for more.
  *
  * Reads the spans back.
  *

@@ -201,8 +201,8 @@ const names = [
 ] as const satisfies readonly (keyof KANLinearOptions)[];
 
 /**
- * A layer of `kanLinear`, x [..., inputs], over even grids, which are not trained but may follow the inputs (`updateGrid`). It begins as efficient-kan's does, but for
- * coefficients, which are drawn as they are and not fitted to values at the knots.
+ * A layer of `kanLinear`, x [..., inputs], over even grids, which are not trained but may follow the inputs (`updateGrid`).
+ * It begins as efficient-kan's does, but for coefficients, which are drawn as they are and not fitted to values at the knots.
  */
 export class KANLinear extends Module {
   /** [inputs, gridSize + 2 splineOrder + 1] */

@@ -77,10 +77,10 @@ function leastSquares(splines: Wide, y: Wide): Wide {
 
 /**
  * Moves the knots of a layer to where its inputs are, and fits its coefficients so that its curves stay what they were at
- * these samples: `update_grid_from_samples` of pykan (Liu et al., "KAN", 2024, arXiv:2404.19756, section 2.4). Knots are quantiles of the
- * samples of each input, mixed with even ones, with `order` more on each side; coefficients are least squares by a singular value
- * decomposition, whose values below 2^-23 max(samples, c) of the largest count as 0: of several solutions the shortest. An
- * input whose samples are all the same keeps its knots and curves.
+ * these samples: `update_grid_from_samples` of pykan (Liu et al., "KAN", 2024, arXiv:2404.19756, section 2.4). Knots are
+ * quantiles of the samples of each input, mixed with even ones, with `order` more on each side; coefficients are least
+ * squares by a singular value decomposition, whose values below 2^-23 max(samples, c) of the largest count as 0: of several
+ * solutions the shortest. An input whose samples are all the same keeps its knots and curves.
  *
  * Everything happens on the device, in float32, with inputs * samples * c numbers for the splines a few times over. The results
  * have no gradient.

@@ -43,10 +43,10 @@ interface Mask {
 }
 
 /**
- * Self-attention of a Reformer (Kitaev et al. 2020, arXiv:2001.04451): `reformerAttention`, with one projection to what is query and
- * key, and one to values, of sequences of any length. The rotations that it hashes with are drawn once and have no gradient, so
- * that the same tokens give the same result; the original draws them for every call, as `drawRotations` does when it is asked
- * to.
+ * Self-attention of a Reformer (Kitaev et al. 2020, arXiv:2001.04451): `reformerAttention`, with one projection to what is
+ * query and key, and one to values, of sequences of any length. The rotations that it hashes with are drawn once and have no
+ * gradient, so that the same tokens give the same result; the original draws them for every call, as `drawRotations` does
+ * when it is asked to.
  */
 export class ReformerAttention extends Module {
   readonly qkProj: Linear;

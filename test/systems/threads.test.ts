@@ -21,8 +21,8 @@ const rounded = (shape) => {
   return fa.tensor(quarters, shape, { device });
 };
 const plain = (shape) => normal(shape, { seed: ++seed, device });
-// As many heads, as short queries and no window: attention itself adds up in parts that follow the number of threads where heads are
-// few (the gradient of q), and where queries in a window fill more than one tile.
+// As many heads, as short queries and no window: attention itself adds up in parts that follow the number of threads where
+// heads are few (the gradient of q), and where queries in a window fill more than one tile.
 const count = 6;
 const heads = [1, seq, count, 16];
 const learned = (...shapes) => shapes.map((shape) => parameter(rounded(shape)));
