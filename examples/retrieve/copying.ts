@@ -53,11 +53,12 @@ export async function nextToken({ tokens, chunk, neighbours, count }: Prompt, ve
   const real = retrieved.flatMap((own) => Array.from({ length }, (_, i) => (i + 1 < own.length ? 1 : 0)));
   const words = filled.map((own) => own.map(wordOf));
   const following = words.flatMap((own) => [...own.slice(1), '']);
-  const texts = filled.flatMap((own) => [...own.slice(1), '']);
-  const candidates = [...new Map(following.map((word, i) => [word, texts[i] as string]))].filter(
-    ([word]) => word !== '',
-  );
-  if (candidates.length === 0) return undefined;
+  // As it is written in the nearest neighbour of the latest chunk that has it.
+  const candidates = new Map<string, string>();
+  for (let first = filled.length - count; first >= 0; first -= count)
+    for (const text of filled.slice(first, first + count).flatMap((own) => own.slice(1)))
+      if (text !== '' && !candidates.has(wordOf(text))) candidates.set(wordOf(text), text);
+  if (candidates.size === 0) return undefined;
   const likeness = scope(() => {
     const shape = [1, neighbours.length, count, length, 1];
     const query = contexts(tokens.map(wordOf), vectors, 1).reshape([1, tokens.length, 1, dim + 1]);
@@ -75,10 +76,10 @@ export async function nextToken({ tokens, chunk, neighbours, count }: Prompt, ve
       nullValue,
     });
     const last = out.slice(1, tokens.length - 1, tokens.length).reshape([1, dim]);
-    return matmul(last as Tensor, vectors.ofWords(candidates.map(([word]) => word)).transpose(0, 1));
+    return matmul(last as Tensor, vectors.ofWords([...candidates.keys()]).transpose(0, 1));
   });
   const numbers = await likeness.toFloat32();
   likeness.dispose();
   const best = numbers.indexOf(Math.max(...numbers));
-  return (numbers[best] as number) < least ? undefined : candidates[best]?.[1];
+  return (numbers[best] as number) < least ? undefined : [...candidates.values()][best];
 }
