@@ -15,7 +15,11 @@ const common: UserConfig = {
 
 /** One for each step of scripts/setup.mjs, which chooses the folder. */
 export default defineConfig([
-  { ...common, name: 'example', entry: { 'examples/gpt': 'examples/gpt.ts' } },
+  {
+    ...common,
+    name: 'example',
+    entry: { 'examples/gpt': 'examples/gpt.ts', 'examples/retrieve': 'examples/retrieve.ts' },
+  },
   {
     ...common,
     name: 'programs',

@@ -1,7 +1,10 @@
 // Time and memory of systems against length, each beside our own dense attention in the same run.
 //
-//   npm run bench:systems -- [--device cpu|wasm] [--rounds 3] [--lengths 512,1024,2048,4096,8192] [--only nsa,reformer]
-//                            [--json results.json]
+//   npm run bench:systems -- [--device cpu|wasm] [--rounds 3] [--lengths 512,1024,2048,4096,8192,16384] [--only nsa,reformer]
+//                            [--json results.json] [--svg chart.svg] [--from results.json] [--list]
+//
+// --svg draws the results; with --from those of a file, and nothing is measured. --list prints the names of all systems. A
+// system that needs more than a machine has, or that takes too long, ends at the length before.
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -12,6 +15,7 @@ import {
   add,
   attention,
   type DenseOptions,
+  FlashAttnError,
   memory,
   mul,
   noGrad,
@@ -25,6 +29,7 @@ import {
 import { median } from '../../lib/cli/statistics.js';
 import { type Column, fixed, headsOf, lineOf, number, text } from '../../lib/cli/table.js';
 import { describeProcessor, readProcessor } from '../processor.js';
+import { drawSystems, type SystemsChart } from './chart.js';
 import { type Make, type Rows, type System, systems } from './list.js';
 
 const { values: flags } = parseArgs({
@@ -34,13 +39,22 @@ const { values: flags } = parseArgs({
     device: { type: 'string', default: 'cpu' },
     only: { type: 'string' },
     apart: { type: 'boolean' },
-    lengths: { type: 'string', default: '512,1024,2048,4096,8192' },
+    lengths: { type: 'string', default: '512,1024,2048,4096,8192,16384' },
+    svg: { type: 'string' },
+    from: { type: 'string' },
+    list: { type: 'boolean' },
   },
 });
 const device = readProcessor(flags.device);
 const rounds = Number(flags.rounds);
 const lengths = flags.lengths.split(',').map(Number);
-const chosen = systems.filter(({ name }) => flags.only === undefined || flags.only.split(',').includes(name));
+const names = flags.only?.split(',') ?? systems.map(({ name }) => name);
+const unknown = names.filter((name) => !systems.some((system) => system.name === name));
+if (unknown.length > 0) {
+  console.error(`there is no system ${unknown.join(' nor ')}; --list prints those that there are`);
+  process.exit(2);
+}
+const chosen = systems.filter(({ name }) => names.includes(name));
 const dim = 64;
 /** A system that takes longer than this for one pass is not tried at the next length. */
 const patience = 20_000;
@@ -48,7 +62,7 @@ const patience = 20_000;
 class Maker implements Make {
   readonly device = device;
   readonly dim = dim;
-  readonly #made: Tensor[] = [];
+  readonly #made: Disposable[] = [];
   #seed = 100;
 
   constructor(
@@ -56,7 +70,7 @@ class Maker implements Make {
     readonly heads: number,
   ) {}
 
-  keep<T extends Tensor>(t: T): T {
+  keep<T extends Disposable>(t: T): T {
     this.#made.push(t);
     return t;
   }
@@ -74,7 +88,7 @@ class Maker implements Make {
   }
 
   dispose(): void {
-    for (const t of this.#made) t.dispose();
+    for (const t of this.#made) t[Symbol.dispose]();
   }
 }
 
@@ -160,7 +174,7 @@ function exponent(rows: readonly Row[], value: (row: Row) => number): number | u
 }
 
 const columns: readonly Column<Row>[] = [
-  text('system', 22, (r) => r.name),
+  text('system', 26, (r) => r.name),
   number('N', 6, (r) => r.length),
   number('fwd ms', 9, (r) => r.forwardMs, fixed(1)),
   number('ratio', 6, (r) => r.forwardRatio, fixed(2)),
@@ -179,14 +193,20 @@ async function measureAll(system: System): Promise<Found> {
   const rows: Row[] = [];
   for (const length of lengths) {
     if (rows.some(({ bothMs }) => bothMs > patience)) break;
-    const row = await measure(system, length);
-    rows.push(row);
-    console.log(lineOf(columns, row));
+    try {
+      const row = await measure(system, length);
+      rows.push(row);
+      console.log(lineOf(columns, row));
+    } catch (error) {
+      if (!(error instanceof FlashAttnError)) throw error;
+      console.log(`${system.name.padEnd(26)} ${length}: ${error.code}: ${error.message}`);
+      break;
+    }
   }
   const exponents = { forward: exponent(rows, (r) => r.forwardMs), both: exponent(rows, (r) => r.bothMs) };
   const { forward, both } = exponents;
   if (forward !== undefined && both !== undefined)
-    console.log(`${' '.repeat(22)} grows as N^${forward.toFixed(2)}, with gradients as N^${both.toFixed(2)}`);
+    console.log(`${' '.repeat(26)} grows as N^${forward.toFixed(2)}, with gradients as N^${both.toFixed(2)}`);
   return { rows, exponents };
 }
 
@@ -197,15 +217,19 @@ function measureApart(name: string, folder: string): Found {
   const { status } = spawnSync(process.execPath, [fileURLToPath(import.meta.url), ...args, '--json', json], {
     stdio: ['ignore', 'inherit', 'inherit'],
   });
-  if (status !== 0) throw new Error(`${name} ended with ${status}`);
+  if (status !== 0) {
+    console.log(`${name} ended with ${status}`);
+    return { rows: [], exponents: { forward: undefined, both: undefined } };
+  }
   return JSON.parse(readFileSync(json, 'utf8')) as Found;
 }
 
-const [system] = chosen;
-if (flags.apart && system) {
-  const found = await measureAll(system);
-  if (flags.json) writeFileSync(flags.json, JSON.stringify(found));
-} else {
+interface Results extends SystemsChart {
+  readonly date: string;
+  readonly rounds: number;
+}
+
+function measureEach(): Results {
   const machine = describeProcessor(device);
   console.log(`${machine}; (B, D) = (1, ${dim}), float32; medians of ${rounds} interleaved rounds`);
   console.log('ratio: how many times as fast as dense attention of the same shapes');
@@ -213,6 +237,16 @@ if (flags.apart && system) {
   const folder = mkdtempSync(join(tmpdir(), 'flashattn-systems-'));
   const found = chosen.map(({ name }) => ({ name, ...measureApart(name, folder) }));
   rmSync(folder, { recursive: true });
-  const results = { date: new Date().toISOString(), machine, rounds, systems: found };
+  return { date: new Date().toISOString(), machine, rounds, systems: found };
+}
+
+const [system] = chosen;
+if (flags.list) for (const { name } of systems) console.log(name);
+else if (flags.apart && system) {
+  const found = await measureAll(system);
+  if (flags.json) writeFileSync(flags.json, JSON.stringify(found));
+} else {
+  const results = flags.from ? (JSON.parse(readFileSync(flags.from, 'utf8')) as Results) : measureEach();
   if (flags.json) writeFileSync(flags.json, `${JSON.stringify(results, null, 2)}\n`);
+  if (flags.svg) writeFileSync(flags.svg, drawSystems(results));
 }

@@ -9,6 +9,8 @@ import {
   Mamba2,
   MultiHeadLatentAttention,
   MultiScaleRetention,
+  NativeSparseAttention,
+  ReformerAttention,
   RoutingAttention,
   TransformerXLAttention,
   TTTLinear,
@@ -36,6 +38,8 @@ export const layers: Readonly<Record<string, ((options: AttentionLayerOptions) =
   'transformer-xl': (options) => new TransformerXLAttention({ ...options, memory: 32, segment: 32, preNorm: true }),
   routing: (options) =>
     new RoutingAttention({ ...options, localHeads: options.heads >> 1, clusters: 4, window: 32, causal: true }),
+  reformer: (options) => new ReformerAttention({ ...options, numBuckets: 8, chunkLength: 16, rounds: 2, causal: true }),
+  nsa: (options) => new NativeSparseAttention({ ...options, blockSize: 8, blockCount: 4, window: 16, rope: {} }),
   'lightweight-conv': (options) =>
     new LightweightConv({ ...options, kernelSize: 7, causal: true, weightSoftmax: true }),
   'dynamic-conv': (options) => new DynamicConv({ ...options, kernelSize: 7, causal: true, weightSoftmax: true }),
@@ -44,4 +48,4 @@ export const layers: Readonly<Record<string, ((options: AttentionLayerOptions) =
 export const attentionNames: readonly string[] = ['softmax', ...Object.keys(layers)];
 
 /** Those that know no positions but what comes first: a model adds learned ones. */
-export const needPositions: readonly string[] = ['linear', 'routing'];
+export const needPositions: readonly string[] = ['linear', 'routing', 'reformer'];

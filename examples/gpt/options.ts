@@ -61,7 +61,7 @@ export const USAGE = `Trains a GPT on a text, on flashattn alone, and lets it wr
 
   --model <size>      tiny, small (the default) or gpt2, which needs npm install gpt-tokenizer
   --attention <name>  what mixes tokens: softmax (the default), linear, retnet, gla, mamba2, gated-deltanet, ttt, ttt-mlp,
-                      infini, mla, transformer-xl, routing, lightweight-conv or dynamic-conv
+                      infini, mla, transformer-xl, routing, reformer, nsa, lightweight-conv or dynamic-conv
   --data <file>       learn from this UTF-8 text (default: examples/text/repository.txt)
   --steps <n>         training steps (default: 90 seconds' worth at most; given, there is no limit of time)
   --device <name>     auto, cpu, wasm, cuda or cuda:<index> (default: auto)

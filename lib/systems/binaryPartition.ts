@@ -96,14 +96,14 @@ function contextOf(
 }
 
 /**
- * The graph of a BP-Transformer over the leaves of a sequence and the spans of 2, 4, 8, ... of them: a span sees its leaves, and a leaf
- * sees itself and at every level `step` spans on each side that begin where those of the level below end, so that context is
- * coarser the farther it is. An edge of level j has type (2 step + 1) min(j, clipDistance), + 2 k + 1 to the k-th span at the left,
- * + 2 (k + 1) to that at the right, + 0 from a span to a leaf.
+ * The graph of a BP-Transformer over the leaves of a sequence and the spans of 2, 4, 8, ... of them: a span sees its leaves,
+ * and a leaf sees itself and at every level `step` spans on each side that begin where those of the level below end, so that
+ * context is coarser the farther it is. An edge of level j has type (2 step + 1) min(j, clipDistance), + 2 k + 1 to the k-th
+ * span at the left, + 2 (k + 1) to that at the right, + 0 from a span to a leaf.
  *
- * Ye et al., "BP-Transformer" (2019), arXiv:1911.04070, edge for edge as the authors' graph builder: where a level has an odd number of
- * spans, an edge that should lead to the missing half of the last one leads to the first span of the next level, and a span
- * may be seen twice, which counts twice.
+ * Ye et al., "BP-Transformer" (2019), arXiv:1911.04070, edge for edge as the authors' graph builder: where a level has an odd
+ * number of spans, an edge that should lead to the missing half of the last one leads to the first span of the next level,
+ * and a span may be seen twice, which counts twice.
  *
  * Made on the host; length log length edges, times a constant.
  *
@@ -216,8 +216,8 @@ export interface BptGraphOptions {
 }
 
 /**
- * `binaryPartitionAttention` of the nodes themselves, between projections: with q = h Wq^T, k = h Wk^T, v = h Wv^T in heads,
- * out = attention(q, k, v) Wo^T. Nodes without edges get 0.
+ * `binaryPartitionAttention` (Ye et al. 2019, arXiv:1911.04070) of the nodes themselves, between projections: with q = h
+ * Wq^T, k = h Wk^T, v = h Wv^T in heads, out = attention(q, k, v) Wo^T. Nodes without edges get 0.
  *
  * @param h [batch, nodes, width]: the leaves first, then each level of spans
  * @returns [batch, nodes, width]

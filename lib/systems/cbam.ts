@@ -45,8 +45,8 @@ const pooled: Readonly<Record<ChannelPool, (x: Tensor, places: readonly number[]
 };
 
 /**
- * The channel gate of CBAM: out = x sigmoid(sum over pools of W2 relu(W1 pool(x) + b1) + b2), where each pool makes one number of
- * a channel. See `cbam`.
+ * The channel gate of CBAM: out = x sigmoid(sum over pools of W2 relu(W1 pool(x) + b1) + b2), where each pool makes one
+ * number of a channel. See `cbam`.
  *
  * @param x [batch, channels, ...places]
  * @returns of the shape and dtype of x
@@ -277,8 +277,8 @@ class SpatialGate extends Module {
 }
 
 /**
- * A layer of `cbam`: x [batch, channels, height, width]. In training the batch norm uses the statistics of the batch, and running
- * ones follow them, which it uses in evaluation.
+ * A layer of `cbam` (Woo et al. 2018): x [batch, channels, height, width]. In training the batch norm uses the statistics of
+ * the batch, and running ones follow them, which it uses in evaluation.
  */
 export class CBAM extends Module {
   readonly reduce: Linear;

@@ -91,8 +91,9 @@ const step = fused(function step(x, coefficient, towards) {
 });
 
 /**
- * Multi-head subspace self-attention as the paper of CRATE defines it, with the subspaces as output maps too and the residual as
- * part of it: out = x + coefficient sum_h softmax(u_h u_h^T) u_h U_h^T, u_h = x U_h. See `crateMssa`.
+ * Multi-head subspace self-attention as the paper of CRATE (Yu et al. 2023, arXiv:2306.01129) defines it, with the subspaces
+ * as output maps too and the residual as part of it: out = x + coefficient sum_h softmax(u_h u_h^T) u_h U_h^T, u_h = x U_h.
+ * See `crateMssa`.
  *
  * @param x [batch, seq, dim]
  * @param subspaces a basis for each head: [heads, dim, p]
@@ -177,8 +178,8 @@ const weightNames = [
 ] as const satisfies readonly (keyof CrateBlockWeights)[];
 
 /**
- * A layer of CRATE: a = x + crateMssa(layerNorm(x)), out = crateIsta(layerNorm(a)), which has no residual besides its own;
- * epsilon is 1e-5. See `crateMssa` and `crateIsta`.
+ * A layer of CRATE (Yu et al. 2023, arXiv:2306.01129): a = x + crateMssa(layerNorm(x)), out = crateIsta(layerNorm(a)), which
+ * has no residual besides its own; epsilon is 1e-5. See `crateMssa` and `crateIsta`.
  *
  * @param x [batch, seq, dim]
  * @param weights of any floating-point dtype; they are used in that of x

@@ -85,6 +85,10 @@ export function deltaRule<D extends FloatDType>(
  * The gated delta rule of Gated DeltaNet (Yang et al. 2024, arXiv:2412.06464): as `deltaRule`, of a state that has decayed by
  * e^(g_t) first.
  *
+ * @param q [batch, seq, heads, key dim]
+ * @param k [batch, seq, heads, key dim]
+ * @param v [batch, seq, heads, value dim]
+ * @returns out [batch, seq, heads, value dim] and state [batch, heads, key dim, value dim]
  * @throws as `deltaRule`
  */
 export function gatedDeltaRule<D extends FloatDType>(

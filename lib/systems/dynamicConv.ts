@@ -120,7 +120,7 @@ export interface DynamicConvLayerOptions extends ModuleOptions, DynamicConvOptio
 
 const names = [...moduleOptionNames, ...optionNames, 'width', 'bias', 'initial'] as const;
 
-/** A layer of `dynamicConv`: x [batch, seq, width]. */
+/** A layer of `dynamicConv` (Wu et al. 2019): x [batch, seq, width]. */
 export class DynamicConv extends Module {
   readonly kernels: Linear;
   bias: Tensor | undefined;

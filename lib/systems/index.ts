@@ -136,6 +136,7 @@ export {
   type PykanWeights,
   pykanLinear,
 } from './kan.js';
+export { type PykanCurves, type PykanGridOptions, pykanUpdateGrid } from './kanGrid.js';
 export { type KernelAttentionOptions, kernelAttention } from './kernelAttention.js';
 export { type KnnOptions, knn, type Neighbours } from './knn.js';
 export {
@@ -161,6 +162,7 @@ export {
 } from './mla.js';
 export { MultiHeadLatentAttention, type MultiHeadLatentAttentionOptions } from './mlaLayer.js';
 export { type NsaGates, type NsaOptions, type NsaResult, nativeSparseAttention } from './nsa.js';
+export { NativeSparseAttention, type NsaLayerOptions } from './nsaLayer.js';
 export {
   type NsaCompression,
   type NsaLucidrainsOptions,
@@ -228,6 +230,7 @@ export {
   type RotationDraw,
   reformerAttention,
 } from './reformer.js';
+export { ReformerAttention, type ReformerLayerOptions } from './reformerLayer.js';
 
 export * from './regrouped.js';
 export {

@@ -202,8 +202,8 @@ function run<D extends FloatDType>(
 }
 
 /**
- * Infini-attention as public code (lucidrains/infini-transformer-pytorch) has it: causal attention within segments of tokens,
- * and a memory of all segments before, with phi(x) = elu(x) + 1:
+ * Infini-attention (Munkhdalai et al. 2024) as public code (lucidrains/infini-transformer-pytorch) has it: causal attention
+ * within segments of tokens, and a memory of all segments before, with phi(x) = elu(x) + 1:
  *
  * mem_i = phi(q_i) M / max(phi(q_i).z, 1e-10), of the M and z that the segment began with; then z += sum_j phi(k_j) and
  * M += sum_j phi(k_j) v_j^T, with `delta` of v_j - phi(k_j) M / max(phi(k_j).z, 1e-10) in place of v_j.
@@ -228,6 +228,10 @@ export const infiniAttention = <D extends FloatDType>(
  * equations 3 to 6): as `infiniAttention`, but out = sigmoid(gate) mem + (1 - sigmoid(gate)) local in every segment, with
  * mem = 0 in the first.
  *
+ * @param q [batch, seq, heads, dim]
+ * @param k of the shape of q
+ * @param v [batch, seq, heads, value dim]
+ * @returns out [batch, seq, heads, value dim], and the state that the next call goes on from
  * @throws as `infiniAttention`
  */
 export const infiniAttentionPaper = <D extends FloatDType>(

@@ -1,3 +1,4 @@
+import { noGrad } from '../autograd/autograd.js';
 import { checkBoolean, checkInteger, checkNumber, checkOptions } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
 import { optionError, shapeError, show } from '../base/errors.js';
@@ -14,6 +15,7 @@ import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { unwatched } from '../tensor/track.js';
 import { bSplines } from './bSpline.js';
 import { narrow } from './inputs.js';
+import { type PykanGridOptions, pykanUpdateGrid } from './kanGrid.js';
 import { checkRows, project, type Weight, weightsOf } from './weights.js';
 
 /** A curve for each input of each output; c counts B-splines. The order of the splines is knots - c - 1. */
@@ -199,8 +201,8 @@ const names = [
 ] as const satisfies readonly (keyof KANLinearOptions)[];
 
 /**
- * A layer of `kanLinear`, x [..., inputs], over even grids, which are not trained. It begins as efficient-kan's does, but for
- * coefficients, which are drawn as they are and not fitted to values at the knots.
+ * A layer of `kanLinear`, x [..., inputs], over even grids, which are not trained but may follow the inputs (`updateGrid`).
+ * It begins as efficient-kan's does, but for coefficients, which are drawn as they are and not fitted to values at the knots.
  */
 export class KANLinear extends Module {
   /** [inputs, gridSize + 2 splineOrder + 1] */
@@ -241,6 +243,24 @@ export class KANLinear extends Module {
   forward(x: Tensor): Tensor {
     const { grid, baseWeight, splineWeight, splineScaler } = this;
     return kanLinear(x, { grid, baseWeight, splineWeight, splineScaler });
+  }
+
+  /**
+   * Moves the knots to where these inputs are and fits the coefficients to the curves as they were, in place: see
+   * `pykanUpdateGrid`.
+   *
+   * @param x [..., inputs]
+   * @throws as `pykanUpdateGrid`
+   */
+  updateGrid(x: Tensor, options: PykanGridOptions = {}): void {
+    noGrad(() =>
+      scope(() => {
+        const { grid, splineWeight } = this;
+        const fitted = pykanUpdateGrid(x, { grid, coef: splineWeight.detach().transpose(0, 1) }, options);
+        fitted.grid.copyInto(grid as never);
+        fitted.coef.transpose(0, 1).copyInto(splineWeight as never);
+      }),
+    );
   }
 }
 

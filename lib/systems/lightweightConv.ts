@@ -103,7 +103,7 @@ const names = [
   ...(['width', 'heads', 'kernelSize', 'bias', 'initial'] as const),
 ] as const satisfies readonly (keyof LightweightConvLayerOptions)[];
 
-/** A layer of `lightweightConv`: x [batch, seq, width]. */
+/** A layer of `lightweightConv` (Wu et al. 2019): x [batch, seq, width]. */
 export class LightweightConv extends Module {
   /** [heads, k] */
   kernels: Tensor;

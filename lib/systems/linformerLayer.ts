@@ -32,8 +32,8 @@ const names = [
 ] as const satisfies readonly (keyof LinformerLayerOptions)[];
 
 /**
- * Attention of Linformer with its projections, as lucidrains/linformer has it: see `linformerAttention`. Not causal, and all
- * tokens are real: each key is a sum of all of them.
+ * Attention of Linformer (Wang et al. 2020, arXiv:2006.04768) with its projections, as lucidrains/linformer has it: see
+ * `linformerAttention`. Not causal, and all tokens are real: each key is a sum of all of them.
  */
 export class LinformerAttention extends Module {
   readonly qProj: Linear;

@@ -38,8 +38,9 @@ const names = [
 ] as const satisfies readonly (keyof MultiHeadLatentAttentionOptions)[];
 
 /**
- * Multi-head latent attention of DeepSeek-V2 and V3, causal: see `multiHeadLatentAttention`. From the start of a sequence it
- * makes keys and values of the latents; `next` with a state brings queries to the latents instead, which is what decoding reads.
+ * Multi-head latent attention of DeepSeek-V2 (2024, arXiv:2405.04434) and V3, causal: see `multiHeadLatentAttention`. From
+ * the start of a sequence it makes keys and values of the latents; `next` with a state brings queries to the latents instead,
+ * which is what decoding reads.
  */
 export class MultiHeadLatentAttention extends RecurrentLayer<MlaCache> {
   qDown: Tensor | undefined;

@@ -45,8 +45,8 @@ export interface LshOptions {
   readonly mask?: Tensor<'bool', Shape>;
   /**
    * What becomes of a key that a token meets several times, in several rounds: it counts each time ('count', the default, as in
-   * the original code), or once ('share': its weight is divided by how often they meet, eq. 7 of the paper), so that the result is
-   * softmax over all keys that it meets.
+   * the original code), or once ('share': its weight is divided by how often they meet, eq. 7 of the paper), so that the
+   * result is softmax over all keys that it meets.
    */
   readonly duplicates?: 'count' | 'share';
 }
@@ -251,12 +251,12 @@ function windowsOf(t: Tensor, rows: Indices, window: number, step: number): Tens
 }
 
 /**
- * Attention by locality-sensitive hashing, with queries that are keys too: in each list of a head the `rounds` entries of every token
- * are sorted by their bucket, equal ones by round and position, and cut into chunks; an entry sees its own chunk and
- * those around it, on a ring. Logits are qk_i . qk_j / (rms(qk_j) sqrt(dim)), with rms(x)^2 = mean x^2 + 1e-6, and -1e5 of a token
- * with itself, which therefore sees itself only where it sees nobody else. A token's entries are averaged by their share in the softmax
- * over all of them. Kitaev et al., "Reformer" (2020), arXiv:2001.04451, as transformers' LSHSelfAttention computes it: entries see
- * other buckets within their chunks.
+ * Attention by locality-sensitive hashing, with queries that are keys too: in each list of a head the `rounds` entries of
+ * every token are sorted by their bucket, equal ones by round and position, and cut into chunks; an entry sees its own chunk
+ * and those around it, on a ring. Logits are qk_i . qk_j / (rms(qk_j) sqrt(dim)), with rms(x)^2 = mean x^2 + 1e-6, and -1e5
+ * of a token with itself, which therefore sees itself only where it sees nobody else. A token's entries are averaged by their
+ * share in the softmax over all of them. Kitaev et al., "Reformer" (2020), arXiv:2001.04451, as transformers'
+ * LSHSelfAttention computes it: entries see other buckets within their chunks.
  *
  * Sorted on the device; time is that of rounds * seq * chunkLength * (chunksBefore + 1 + chunksAfter) pairs, memory that of
  * rounds * seq tokens, and with `duplicates: 'share'` that of these pairs. At most 2^24 entries in all batch entries and heads.
@@ -315,8 +315,11 @@ export function lshAttention<D extends FloatDType>(
 }
 
 /**
- * `lshAttention` with the buckets of `lshBuckets`.
+ * `lshAttention` with the buckets of `lshBuckets`: the attention of Reformer (Kitaev et al. 2020, arXiv:2001.04451).
  *
+ * @param qk [batch, seq, heads, dim]: queries that are keys too
+ * @param v [batch, seq, heads, value dim]
+ * @returns out [batch, seq, heads, value dim], and buckets, int32 [batch, heads, rounds, seq]
  * @throws as both
  */
 export function reformerAttention<D extends FloatDType>(

@@ -3,8 +3,10 @@ export {
   type AdaptiveSpanGradients,
   type AdaptiveSpanLayout,
   type AdaptiveSpanOptions,
+  type AdaptiveSpanReachOptions,
   adaptiveSpanAttention,
   adaptiveSpanAttentionBackward,
+  adaptiveSpanReach,
 } from './adaptiveSpan.js';
 export { type AxialLayout, type AxialOptions, axialAttention, axialAttentionBackward } from './axial.js';
 export {

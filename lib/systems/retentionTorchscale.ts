@@ -1,5 +1,5 @@
-// Retention as RetNet's own code (microsoft/torchscale) has it: three forms with normalisers of their own, which agree but for a
-// number a position, and the group norm that follows takes it out.
+// Retention as RetNet's own code (microsoft/torchscale) has it: three forms with normalisers of their own, which agree but
+// for a number a position, and the group norm that follows takes it out.
 import type { Shape4 } from '../attention/attention.js';
 import { checkInteger, checkOptions } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
@@ -37,8 +37,9 @@ function decayMatrix(size: number, log: Tensor): Tensor {
 const sizes = (scores: Tensor): Tensor => sum(abs(scores.detach()) as Tensor, -1, { keepDims: true });
 
 /**
- * The parallel form of torchscale, of all pairs at once: A_ij = (q_i . k_j) gamma^(i - j) / sqrt(s_i) for j <= i, s_i the sum of
- * gamma^(i - j) over those j, and out_i = sum_j A_ij v_j / clamp(sum_j |A_ij|, 1, 5e4), whose divisor has no gradient. gamma = 1
+ * The parallel form of retention (Sun et al. 2023, arXiv:2307.08621) as torchscale has it, of all pairs at once: A_ij = (q_i
+ * . k_j) gamma^(i - j) / sqrt(s_i) for j <= i, s_i the sum of gamma^(i - j) over those j, and out_i = sum_j A_ij v_j /
+ * clamp(sum_j |A_ij|, 1, 5e4), whose divisor has no gradient. gamma = 1
  * - 2^(-5 - h) of head h. In time and memory that grow with the square of seq, and a token that is not finite is felt by all.
  *
  * @param q [batch, seq, heads, key dim], rotated
@@ -90,9 +91,10 @@ const timesRoot = fused(function timesRoot(x, scale) {
 });
 
 /**
- * The recurrent form of torchscale: scale_n = gamma scale_{n-1} + 1, kv_n = kv_{n-1} sqrt(scale_{n-1}) gamma / sqrt(scale_n) +
- * k_n v_n^T / sqrt(scale_n), out_n = kv_n^T q_n. Since kv_n sqrt(scale_n) is the state of plain retention, all positions are
- * computed at once by the engine, in time that grows with seq.
+ * The recurrent form of retention (Sun et al., "Retentive Network", 2023, arXiv:2307.08621) as torchscale has it: scale_n =
+ * gamma scale_{n-1} + 1, kv_n = kv_{n-1} sqrt(scale_{n-1}) gamma / sqrt(scale_n) + k_n v_n^T / sqrt(scale_n), out_n = kv_n^T
+ * q_n. Since kv_n sqrt(scale_n) is the state of plain retention, all positions are computed at once by the engine, in time
+ * that grows with seq.
  *
  * @param q [batch, seq, heads, key dim], rotated
  * @param k [batch, seq, heads, key dim], rotated and scaled
@@ -163,10 +165,11 @@ export interface RetentionChunkwiseOptions {
 }
 
 /**
- * The chunkwise form of torchscale. In a chunk of C tokens from state S, with D_ij = gamma^(i - j) for j <= i, s_i = sum_j D_ij
- * and t = s_{C-1}: a = (q k^T) D / sqrt(s_i), out_i = (a v + gamma^(i + 1) t / sqrt(s_i) q_i S) / max(sum_j |a_ij|, the largest
- * sum over key dims of |S|, 1), whose divisor has no gradient; then S = gamma^C S + k^T (v D_{C-1,j} / t). A token that is not
- * finite is felt by its whole chunk and by all that follow, and through products with 0 by those before.
+ * The chunkwise form of retention (Sun et al. 2023, arXiv:2307.08621) as torchscale has it. In a chunk of C tokens from state
+ * S, with D_ij = gamma^(i - j) for j <= i, s_i = sum_j D_ij and t = s_{C-1}: a = (q k^T) D / sqrt(s_i), out_i = (a v +
+ * gamma^(i + 1) t / sqrt(s_i) q_i S) / max(sum_j |a_ij|, the largest sum over key dims of |S|, 1), whose divisor has no
+ * gradient; then S = gamma^C S + k^T (v D_{C-1,j} / t). A token that is not finite is felt by its whole chunk and by all that
+ * follow, and through products with 0 by those before.
  *
  * @param q [batch, seq, heads, key dim], rotated
  * @param k [batch, seq, heads, key dim], rotated and scaled

@@ -162,14 +162,14 @@ function checkRouting(q: Tensor, k: Tensor, v: Tensor, options: RoutingOptions):
 }
 
 /**
- * Routing attention: every centroid takes the `window` queries, and the `window` keys, that point most in its direction, the earlier
- * of equal ones, and they attend to each other with scale 1 / sqrt(dim), so that all clusters have as many and a token may be in
- * several or in none. The result of a token is the sum over its clusters over (their number + 1e-5); 0 in none. Roy et al., "Efficient
- * Content-Based Sparse Attention with Routing Transformers" (2020), arXiv:2003.05997, as KmeansAttention of lucidrains'
- * routing-transformer computes it, but for queries that see nothing at all, whose result is 0.
+ * Routing attention: every centroid takes the `window` queries, and the `window` keys, that point most in its direction, the
+ * earlier of equal ones, and they attend to each other with scale 1 / sqrt(dim), so that all clusters have as many and a
+ * token may be in several or in none. The result of a token is the sum over its clusters over (their number + 1e-5); 0 in
+ * none. Roy et al., "Efficient Content-Based Sparse Attention with Routing Transformers" (2020), arXiv:2003.05997, as
+ * KmeansAttention of lucidrains' routing-transformer computes it, but for queries that see nothing at all, whose result is 0.
  *
- * Clusters have no gradient. Time and memory are those of clusters * window tokens, time also of clusters * window^2 pairs and of
- * clusters * seq cosines: with window = seq / clusters seq^2 / clusters pairs.
+ * Clusters have no gradient. Time and memory are those of clusters * window tokens, time also of clusters * window^2 pairs
+ * and of clusters * seq cosines: with window = seq / clusters seq^2 / clusters pairs.
  *
  * @param q [batch, seq, heads, dim]
  * @param k [batch, key seq, heads, dim], as long as q with `causal` or `mask`
@@ -189,11 +189,14 @@ export function routingAttention<D extends FloatDType>(
 }
 
 /**
- * `routingAttention` with queries that are keys too, k = q / |q|, which clusters take together; the logit of a token with itself is
- * -5e4, so that it sees itself only where it sees nobody else. As the original does it where `shared_qk` is set.
+ * `routingAttention` with queries that are keys too, k = q / |q|, which clusters take together; the logit of a token with
+ * itself is
+ * -5e4, so that it sees itself only where it sees nobody else. As the original (Roy et al. 2020,
+ * arXiv:2003.05997) does it where `shared_qk` is set.
  *
  * @param qk [batch, seq, heads, dim]
  * @param v [batch, seq, heads, value dim]
+ * @returns out [batch, seq, heads, value dim]
  * @throws as `routingAttention`
  */
 export function sharedRoutingAttention<D extends FloatDType>(
@@ -235,9 +238,9 @@ const moved = fused((mean, direction, count, decay) =>
 );
 
 /**
- * One step of online k-means: every token goes to the centroid that it points to most, and each centroid moves to decay * centroid +
- * (1 - decay) * the direction of the sum of its tokens' directions; one without tokens stays. As lucidrains' routing-transformer.
- * It has no gradient.
+ * One step of online k-means: every token goes to the centroid that it points to most, and each centroid moves to decay *
+ * centroid + (1 - decay) * the direction of the sum of its tokens' directions; one without tokens stays. As lucidrains'
+ * routing-transformer (Roy et al. 2020, section 4.1). It has no gradient.
  *
  * @param x the queries and keys, one after the other: [batch, seq, heads, dim]
  * @param means [heads, clusters, dim]

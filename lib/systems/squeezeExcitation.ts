@@ -54,9 +54,9 @@ export function checkExcitation(weights: SqueezeExcitationWeights, x: Tensor, ar
 }
 
 /**
- * Squeeze and excitation (Hu et al., "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507): every channel is multiplied by a
- * gate that is made of the means of all channels, out = x sigmoid(W2 relu(W1 s + b1) + b2), s = the mean of x over its places.
- * The biases may be left out, as moskomule/senet.pytorch does.
+ * Squeeze and excitation (Hu et al., "Squeeze-and-Excitation Networks", 2018, arXiv:1709.01507): every channel is multiplied
+ * by a gate that is made of the means of all channels, out = x sigmoid(W2 relu(W1 s + b1) + b2), s = the mean of x over its
+ * places. The biases may be left out, as moskomule/senet.pytorch does.
  *
  * @param x [batch, channels, ...places], such as [batch, channels, height, width]
  * @param weights of any floating-point dtype; they are used in that of x
@@ -89,7 +89,7 @@ export interface SqueezeExcitationOptions extends ModuleOptions {
 
 const names = [...moduleOptionNames, 'channels', 'reduction', 'bias', 'initial'] as const;
 
-/** A layer of `squeezeExcitation`: x [batch, channels, ...places]. */
+/** A layer of `squeezeExcitation` (Hu et al. 2018): x [batch, channels, ...places]. */
 export class SqueezeExcitation extends Module {
   readonly reduce: Linear;
   readonly expand: Linear;

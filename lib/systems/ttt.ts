@@ -238,8 +238,9 @@ function run<D extends FloatDType, Weights>(
  * TTT-Linear (Sun et al., "Learning to (Learn at Test Time)", 2024, arXiv:2407.04620) as its authors' code has it: the state
  * is a linear model that learns, one step of gradient descent a mini-batch, to make values of keys. In a mini-batch that
  * starts with W and b: Z_j = k_j W + b, g_j = the gradient of 0.5 |LN(Z_j) - (v_j - k_j)|^2 with respect to Z_j, with LN(z) =
- * gain (z - mean) / sqrt(variance + 1e-6) + bias. Token i of it sees W_i = W - c_i sum_{j <= i} lr_j k_j^T g_j and b_i likewise,
- * with c = max(tokenCoef, 0): out_i = q_i + LN(q_i W_i + b_i). The next mini-batch starts with those of the last token.
+ * gain (z - mean) / sqrt(variance + 1e-6) + bias. Token i of it sees W_i = W - c_i sum_{j <= i} lr_j k_j^T g_j and b_i
+ * likewise, with c = max(tokenCoef, 0): out_i = q_i + LN(q_i W_i + b_i). The next mini-batch starts with those of the last
+ * token.
  *
  * 16-bit inputs are computed with in float32; a token that is not finite is felt by its whole mini-batch in the dual form.
  *
@@ -260,7 +261,8 @@ export const tttLinear = <D extends FloatDType>(
 /**
  * TTT-MLP: `tttLinear` with an inner model of two layers, Z2 = gelu(k W1 + b1) W2 + b2 with the tanh approximation of gelu.
  * Token i sees W1_i = W1 - c_i sum_{j <= i} lr_j k_j^T g1_j and W2_i = W2 - c_i sum_{j <= i} lr_j gelu(Z1_j)^T g2_j, and b1_i
- * and b2_i likewise: out_i = q_i + LN(gelu(q_i W1_i + b1_i) W2_i + b2_i).
+ * and b2_i likewise: out_i = q_i + LN(gelu(q_i W1_i + b1_i) W2_i + b2_i). Sun et al. (2024), arXiv:2407.04620. q, k and v
+ * are of the shapes that `tttLinear` takes.
  *
  * @throws as `tttLinear`
  */

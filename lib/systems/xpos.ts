@@ -42,7 +42,8 @@ const mostLogarithm = 80;
 /**
  * The tables of xPos: pair f of dims is turned by angle p base^(-2 f / dim) at position p, as in `rope`, and multiplied by
  * zeta_f^((p - ceil(length / 2)) / scaleBase) in queries and by its inverse in keys, zeta_f = (2 f + 0.4 dim) / (1.4 dim).
- * Sun et al., "A Length-Extrapolatable Transformer" (2022), arXiv:2212.10554, as torchscale has it. Make them once for all calls.
+ * Sun et al., "A Length-Extrapolatable Transformer" (2022), arXiv:2212.10554, as torchscale has it. Make them once for all
+ * calls.
  *
  * @throws ERR_OPTION, also where a factor would leave the range of float32, as with `scaleBase` 512 beyond 65,000 positions;
  *   ERR_DEVICE, ERR_OUT_OF_MEMORY
@@ -117,8 +118,8 @@ function checkTables(tables: unknown, q: Sequence, keys: number): asserts tables
 }
 
 /**
- * Softmax attention with xPos: see `xposTables`. Keys are at positions 0 to Nk - 1, and queries are the last Nq of these. float16
- * is computed in float32, whose range the factors need.
+ * Softmax attention with xPos (Sun et al. 2022, arXiv:2212.10554): see `xposTables`. Keys are at positions 0 to Nk - 1, and
+ * queries are the last Nq of these. float16 is computed in float32, whose range the factors need.
  *
  * @param q [batch, Nq, heads, dim], Nq at most Nk
  * @param k [batch, Nk, kv heads, dim]; heads a multiple of kv heads

@@ -24,8 +24,8 @@ export interface RopeFrequencyOptions {
 const shortestRamp = 0.001;
 
 /**
- * What each pair of dims is turned by at each position, base^(-2 i / dims), or less of it by YaRN for sequences that have become
- * longer: Peng et al., "YaRN" (2023), arXiv:2309.00071, "NTK-by-parts", as the code of DeepSeek-V3 has it.
+ * What each pair of dims is turned by at each position, base^(-2 i / dims), or less of it by YaRN for sequences that have
+ * become longer: Peng et al., "YaRN" (2023), arXiv:2309.00071, "NTK-by-parts", as the code of DeepSeek-V3 has it.
  *
  * @returns [dims / 2]
  * @throws ERR_OPTION
@@ -54,6 +54,8 @@ export function ropeFrequencies(options: RopeFrequencyOptions): Float64Array {
   });
 }
 
-/** What YaRN multiplies logits by, as DeepSeek-V3 has it: (0.1 mscale ln(factor) + 1)^2. */
+/**
+ * What YaRN (Peng et al. 2023, arXiv:2309.00071) multiplies logits by, as DeepSeek-V3 has it: (0.1 mscale ln(factor) + 1)^2.
+ */
 export const yarnScale = ({ factor }: Pick<YarnOptions, 'factor'>, mscale = 1): number =>
   (0.1 * mscale * Math.log(factor) + 1) ** 2;

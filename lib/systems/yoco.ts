@@ -277,7 +277,10 @@ export interface YocoState {
   readonly cross: YocoCrossState;
 }
 
-/** Both decoders of YOCO, between the embeddings of tokens and a last norm, which are not part of it. */
+/**
+ * Both decoders of YOCO (Sun et al., "You Only Cache Once", 2024, arXiv:2405.05254), between the embeddings of tokens and a
+ * last norm, which are not part of it.
+ */
 export class Yoco extends RecurrentLayer<YocoState> {
   readonly selfDecoder: YocoSelfDecoder;
   readonly crossDecoder: YocoCrossDecoder;

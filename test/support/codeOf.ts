@@ -16,3 +16,14 @@ export const codeOf = (call: () => unknown): string => thrownBy(call, ({ code })
 
 /** Its code and message. */
 export const errorOf = (call: () => unknown): string => thrownBy(call, ({ code, message }) => `${code}: ${message}`);
+
+/** The code of the error that a promise is rejected with. */
+export async function codeOfPromise(promise: Promise<unknown>): Promise<string> {
+  const ended = await promise.then(
+    () => () => undefined,
+    (error: unknown) => () => {
+      throw error;
+    },
+  );
+  return codeOf(ended);
+}

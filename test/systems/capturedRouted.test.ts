@@ -1,6 +1,7 @@
 /** Systems that sort and select, captured once and replayed over other numbers: what they choose is chosen anew. */
-import { capture, type DeviceName, memory, noGrad, normal, scope, type Tensor } from 'flashattn';
+import { capture, type DeviceName, memory, noGrad, normal, scope, sigmoid, type Tensor } from 'flashattn';
 import {
+  adaptiveSpanAttention,
   binaryPartition,
   binaryPartitionAttention,
   differentiableAttentionMask,
@@ -9,6 +10,7 @@ import {
   nativeSparseAttention,
   sharedRoutingAttention,
   sparseBertAttention,
+  topKAttention,
   updateRoutingMeans,
 } from 'flashattn/systems';
 import { describe, expect, it } from 'vitest';
@@ -22,6 +24,15 @@ const plain = (t: unknown) => t as Tensor;
 
 /** Of x [1, 32, 2, 4] and of others, which stay the same. */
 const systems: Readonly<Record<string, System>> = {
+  'spans that are learned': (x, other) => {
+    const options = {
+      span: sigmoid(other([2])) as Tensor<'float32'>,
+      ramp: 4,
+      keyPe: other([4, 16]) as Tensor<'float32'>,
+    };
+    return plain(adaptiveSpanAttention(x.slice(1, 16, 32) as Shape4, x, x, options).out);
+  },
+  'the largest logits': (x) => plain(topKAttention(x, x, x, { keep: 5, causal: true }).out),
   'native sparse attention': (x, other) => {
     const gate = other([1, 32, 2]);
     const gates = { compressed: gate, selected: gate, sliding: gate };

@@ -1,12 +1,21 @@
 /** Kolmogorov-Arnold layers, against their definition curve by curve. */
-import { type DeviceName, memory, noGrad, type Tensor, tensor, zeros } from 'flashattn';
-import { bSplines, KANLinear, kanConv2d, kanLinear, pykanLinear } from 'flashattn/systems';
+import { cast, type DeviceName, memory, noGrad, scope, type Tensor, tensor, zeros } from 'flashattn';
+import { bSplines, KANLinear, kanConv2d, kanLinear, pykanLinear, pykanUpdateGrid } from 'flashattn/systems';
 import { describe, expect, it } from 'vitest';
 import { maxError } from '../../verify/oracle/compare.js';
-import { bSpline, efficientKan, type Kan, type KanInputs, type PykanInputs, pykan } from '../../verify/oracle/kan.js';
+import {
+  bSpline,
+  efficientKan,
+  fitCurve,
+  gridOfSamples,
+  type Kan,
+  type KanInputs,
+  type PykanInputs,
+  pykan,
+} from '../../verify/oracle/kan.js';
 import { errorOf } from '../support/codeOf.js';
 import { testDevices } from '../support/devices.js';
-import { checkSystem, type Inputs, input, run } from './taped.js';
+import { checkSystem, type Input, type Inputs, input, run } from './taped.js';
 
 const cases: readonly (Kan & { readonly rows: readonly number[] })[] = [
   { inputs: 3, outputs: 2, knots: 12, order: 3, rows: [5] },
@@ -166,6 +175,101 @@ describe.each(testDevices)('$device', ({ device, present, title }) => {
       });
     });
 
+    const update = (x: Input, grid: Input, coef: Input, gridEps?: number) => {
+      const { outputs } = run(
+        device,
+        { x, grid, coef },
+        (t) => {
+          const weights = { grid: t.grid as Tensor, coef: t.coef as Tensor };
+          const after = pykanUpdateGrid(t.x as Tensor, weights, gridEps === undefined ? {} : { gridEps });
+          return { grid: after.grid, coef: after.coef };
+        },
+        undefined,
+      );
+      return outputs as Readonly<Record<'grid' | 'coef', Float64Array>>;
+    };
+
+    it.each([
+      { order: 3, intervals: 5, eps: undefined },
+      { order: 2, intervals: 4, eps: 0.5 },
+      { order: 1, intervals: 3, eps: 1 },
+      { order: 0, intervals: 4, eps: 0.3 },
+    ])('knots follow the inputs, and curves stay what they were: %j', ({ order, intervals, eps = 0.02, ...rest }) => {
+      const k = { inputs: 3, outputs: 2, knots: intervals + 2 * order + 1, order };
+      const count = intervals + order;
+      const x = input([2, 30, 3], 5, 0.4, 0.2);
+      const [grid, coef] = [{ shape: [3, k.knots], data: gridOf(k) }, input([3, 2, count], 6)];
+      const own = update(x, grid, coef, 'eps' in rest ? undefined : eps);
+      for (let i = 0; i < 3; i++) {
+        const samples = x.data.filter((_, at) => at % 3 === i);
+        const knots = gridOfSamples(samples, intervals, order, eps);
+        expect(maxError(own.grid.subarray(i * k.knots, (i + 1) * k.knots), Float64Array.from(knots))).toBeLessThan(
+          1e-6,
+        );
+        const before = Array.from(gridOf(k).subarray(i * k.knots, (i + 1) * k.knots));
+        for (let o = 0; o < 2; o++) {
+          const from = (i * 2 + o) * count;
+          const curve = (x: number, at: readonly number[], c: Float64Array) =>
+            c.reduce((sum, factor, n) => sum + factor * bSpline(x, at, n, order), 0);
+          const y = samples.map((value) => curve(value, before, coef.data.slice(from, from + count)));
+          const fitted = Float64Array.from(fitCurve(samples, y, knots, order));
+          const got = own.coef.slice(from, from + count);
+          // The ends of curves, which few samples tell about, are the least sure.
+          expect(maxError(got, fitted)).toBeLessThan(2e-3);
+          const [there, here] = [got, fitted].map((c) => samples.map((value) => curve(value, knots, c)));
+          expect(maxError(there as Float64Array, here as Float64Array)).toBeLessThan(2e-5);
+        }
+      }
+    });
+
+    it('of many curves through few samples takes the shortest', () => {
+      const grid = { shape: [1, 12], data: gridOf({ inputs: 1, outputs: 1, knots: 12, order: 3 }) };
+      const [x, coef] = [input([3, 1], 7, 0.5), input([1, 1, 8], 8)];
+      const own = update(x, grid, coef);
+      const curve = (value: number, knots: Float64Array, c: Float64Array) =>
+        c.reduce((sum, factor, n) => sum + factor * bSpline(value, Array.from(knots), n, 3), 0);
+      const rows = Array.from(x.data, (value) =>
+        Float64Array.from({ length: 8 }, (_, n) => bSpline(value, Array.from(own.grid), n, 3)),
+      );
+      for (const value of x.data.toSorted().slice(0, 2))
+        expect(curve(value, own.grid, own.coef)).toBeCloseTo(curve(value, grid.data, coef.data), 4);
+      // Splines that no sample meets get nothing.
+      for (let n = 0; n < 8; n++) if (rows.every((row) => row[n] === 0)) expect(own.coef[n]).toBeCloseTo(0, 5);
+    });
+
+    it('keeps the curves of an input whose samples are the same, and NaN where there is one', () => {
+      const k = { inputs: 3, outputs: 2, knots: 9, order: 2 };
+      const [grid, coef] = [{ shape: [3, 9], data: gridOf(k) }, input([3, 2, 6], 6)];
+      const data = input([20, 3], 5, 0.4).data.map((value, at) => (at % 3 === 1 ? 0.25 : at === 32 ? NaN : value));
+      const own = update({ shape: [20, 3], data }, grid, coef);
+      expect(own.grid.slice(9, 18)).toEqual(grid.data.slice(9, 18));
+      expect(own.coef.slice(12, 24)).toEqual(coef.data.slice(12, 24));
+      expect([own.grid.subarray(0, 9), own.coef.subarray(0, 12)].every((t) => t.every(Number.isFinite))).toBe(true);
+      expect(own.grid.subarray(18).some(Number.isNaN)).toBe(true);
+      expect(own.coef.subarray(24).every(Number.isNaN)).toBe(true);
+    });
+
+    it.each([false, true])('a layer moves its knots and keeps its curves, in bfloat16: %s', (isNarrow) => {
+      const before = memory(device).tensors;
+      const layer = new KANLinear({ inputs: 3, outputs: 2, range: [-4, 4], noise: 5, device });
+      noGrad(() =>
+        scope(() => {
+          const values = tensor(input([200, 3], 1).data, [200, 3], { device }) as Tensor;
+          const x = isNarrow ? (cast(values, 'bfloat16') as Tensor) : values;
+          const [first, knots] = [layer.forward(values).toFloat32Sync(), layer.grid.toFloat32Sync()];
+          layer.updateGrid(x);
+          const after = layer.forward(values).toFloat32Sync();
+          expect(layer.grid.toFloat32Sync()).not.toEqual(knots);
+          // Splines on coarse knots are none on fine ones, but near.
+          const size = Math.max(...first.map(Math.abs));
+          const far = first.map((value, i) => Math.abs(value - (after[i] ?? NaN)));
+          expect(far.reduce((a, b) => a + b) / far.length / size).toBeLessThan(0.05);
+        }),
+      );
+      layer.dispose();
+      expect(memory(device).tensors).toBe(before);
+    });
+
     it('a layer is the function of its weights, with a grid that is not trained', () => {
       const before = memory(device).tensors;
       const layer = new KANLinear({ inputs: 3, outputs: 2, range: [0, 1], device });
@@ -205,6 +309,31 @@ describe('bad arguments of Kolmogorov-Arnold layers', () => {
     ],
     ['patches', () => kanConv2d(of(1, 1, 2, 2), weights, { kernelSize: 3 }), /^ERR_SHAPE: kernelSize is 3 x 3/],
     ['images', () => kanConv2d(x, weights, { kernelSize: 3 }), /^ERR_SHAPE: x has shape \[4, 3\]/],
+    [
+      'samples',
+      () => pykanUpdateGrid(of(0, 3), { grid: of(3, 12), coef: of(3, 2, 8) }),
+      /^ERR_SHAPE: x has shape .* at least one/,
+    ],
+    [
+      'fewer curves',
+      () => pykanUpdateGrid(x, { grid: of(3, 12), coef: of(2, 2, 8) }),
+      /^ERR_SHAPE: weights.coef has shape/,
+    ],
+    [
+      'no interval',
+      () => pykanUpdateGrid(x, { grid: of(3, 12), coef: of(3, 2, 5) }),
+      /^ERR_SHAPE: weights.grid has shape/,
+    ],
+    [
+      'a share beyond 1',
+      () => pykanUpdateGrid(x, { grid: of(3, 12), coef: of(3, 2, 8) }, { gridEps: 1.5 }),
+      /^ERR_OPTION: gridEps is 1.5; it must be from 0 to 1/,
+    ],
+    [
+      'too many to fit',
+      () => pykanUpdateGrid(of(300, 1), { grid: of(1, 302), coef: of(1, 1, 300) }),
+      /^ERR_SHAPE: weights.coef has 300 coefficients of a curve; at most 256/,
+    ],
     ['a range', () => new KANLinear({ inputs: 2, outputs: 2, range: [1, -1], device }), /^ERR_OPTION: range is/],
     ['gridSize', () => new KANLinear({ inputs: 2, outputs: 2, gridSize: 0, device }), /^ERR_OPTION: gridSize is 0/],
   ])('%s', (_, call, message) => {

@@ -3,6 +3,9 @@ import {
   type AdaptiveSpanOptions,
   adaptiveSpanAttention,
   adaptiveSpanAttentionBackward,
+  adaptiveSpanReach,
+  add,
+  cast,
   longT5GlobalAttention,
   longT5GlobalAttentionBackward,
   longT5GlobalTokens,
@@ -17,8 +20,24 @@ import {
   zeros,
 } from 'flashattn';
 import { describe, expect, it } from 'vitest';
-import { codeOf } from '../support/codeOf.js';
-import { attend, check, data, dot, eachRow, inputsOf, load, type Named, own, range, rowOf, values } from './regroup.js';
+import { topKLimit } from '../../lib/systems/topK.js';
+import { codeOf, codeOfPromise } from '../support/codeOf.js';
+import { compareTaped } from './compareTaped.js';
+import {
+  attend,
+  check,
+  data,
+  dot,
+  eachRow,
+  expectClose,
+  inputsOf,
+  load,
+  type Named,
+  own,
+  range,
+  rowOf,
+  values,
+} from './regroup.js';
 
 describe('LongT5', () => {
   const buckets = 8;
@@ -204,6 +223,84 @@ describe('top-k', () => {
     },
   );
 
+  it.each([true, false])('gives the same for some queries at a time and for all, renormalize: %s', (renormalize) => {
+    const dims = { batch: 2, tokens: 9, heads: 2, kvHeads: 1, dim: 4, valueDim: 3 };
+    const inputs = inputsOf(dims, 71, 12);
+    const dOut = data(2 * 9 * 2 * 3, 76);
+    const run = () => {
+      const { out, lse, saved } = topKAttention(
+        load(inputs.q, [2, 9, 2, 4]),
+        load(inputs.k, [2, 12, 1, 4]),
+        load(inputs.v, [2, 12, 1, 3]),
+        { keep: 4, causal: true, renormalize },
+      );
+      const gradients = topKAttentionBackward(load(dOut, [2, 9, 2, 3]), saved);
+      saved.dispose();
+      return Object.fromEntries(Object.entries({ out, lse, ...gradients }).map(([name, t]) => [name, values(t)]));
+    };
+    const usual = topKLimit.logits;
+    try {
+      const whole = run();
+      topKLimit.logits = 2 * 2 * 12 * 4;
+      expectClose(run(), whole, 1e-6);
+    } finally {
+      topKLimit.logits = usual;
+    }
+  });
+
+  it.each(['float32', 'bfloat16'] as const)('has gradients in backward(), in %s', (dtype) => {
+    const dims = { batch: 1, tokens: 5, heads: 2, kvHeads: 2, dim: 4, valueDim: 4 };
+    compareTaped({
+      device: 'auto',
+      dtype,
+      ...(dtype === 'bfloat16' && { tolerance: 0.04 }),
+      shapes: { q: [1, 5, 2, 4], k: [1, 8, 2, 4], v: [1, 8, 2, 4] },
+      exact: (named) =>
+        eachRow(dims, named, ({ query, key }) => {
+          const ranked = range(8)
+            .map((j) => key(j))
+            .sort((a, b) => dot(query, b.row) - dot(query, a.row));
+          const { out, lse } = attend(query, ranked.slice(0, 3), 0.5);
+          return out.map((x) => x + lse);
+        }),
+      run: ({ q, k, v }) => {
+        const { out, lse } = topKAttention(q as never, k as never, v as never, { keep: 3 });
+        const shared = cast(lse.transpose(1, 2).contiguous().reshape([1, 5, 2, 1]) as Tensor, dtype);
+        return add(out, shared) as Tensor;
+      },
+    });
+  });
+
+  it('does not see what hidden keys hold, and is NaN where a key that is seen is', () => {
+    const numbers = data(24, 77);
+    const bad = numbers.map((x, at) => (at >= 8 && at < 12 ? NaN : x));
+    const q = load(data(24, 78), [1, 6, 1, 4]);
+    const run = (keys: Float64Array, options: { causal?: boolean; mask?: ReturnType<typeof masks.causal> }) => {
+      const t = load(keys, [1, 6, 1, 4]);
+      const { out, lse, saved } = topKAttention(q, t, t, { keep: 2, ...options });
+      saved.dispose();
+      own(lse);
+      return [...values(out)];
+    };
+    const seen = run(numbers, { causal: true });
+    const causal = run(bad, { causal: true });
+    expect(causal.slice(0, 8)).toEqual(seen.slice(0, 8));
+    expect(causal.slice(8).every(Number.isNaN)).toBe(true);
+    const mask = masks.predicate((_b, _h, _i, j) => j !== 2);
+    expect(run(bad, { mask })).toEqual(run(numbers, { mask }));
+  });
+
+  it('gives zeros to a query that sees nothing, and takes all keys where fewer are seen', () => {
+    const t = load(data(16, 79), [1, 4, 1, 4]);
+    const mask = masks.predicate((_b, _h, i, j) => j < i);
+    const { out, lse, saved } = topKAttention(t, t, t, { keep: 2, mask });
+    saved.dispose();
+    const first = [...data(4, 79)];
+    expect([...values(out)].slice(0, 4)).toEqual([0, 0, 0, 0]);
+    expect(values(lse)[0]).toBe(-Infinity);
+    expectClose({ out: values(out).slice(4, 8) }, { out: Float64Array.from(first) }, 1e-6);
+  });
+
   it('keeps every key that ties', () => {
     const q = load(Float64Array.of(1), [1, 1, 1, 1]);
     const k = load(Float64Array.of(2, 1, 2, 3), [1, 4, 1, 1]);
@@ -288,6 +385,90 @@ describe('adaptive span', () => {
     check(inputs, dOut, forward, { out, gradients: named });
   });
 
+  type Four = Parameters<typeof adaptiveSpanAttention<'float32'>>[0];
+  const four = (numbers: Float64Array, tokens: number) => load(numbers, [1, tokens, 2, 4]) as Tensor as Four;
+  /** L = 8 keys before 3 queries of 2 heads. */
+  const small = (seed: number) => ({
+    q: four(data(24, seed), 3),
+    k: four(data(88, seed + 1), 11),
+    v: four(data(88, seed + 2), 11),
+  });
+  const spans = (...shares: number[]) =>
+    load(Float64Array.from(shares), [shares.length]) as Tensor as Tensor<'float32', readonly number[]>;
+
+  it('sees nothing beyond a span, nor beyond a reach that holds all of it', async () => {
+    const { q, k, v } = small(90);
+    const span = spans(0.2, 0.45);
+    const options = { span, ramp: 1 };
+    const all = adaptiveSpanAttention(q, k, v, options);
+    const expected = values(all.out);
+    const reach = await adaptiveSpanReach(span, { longest: 8, ramp: 1 });
+    expect(reach).toEqual([4, 6]);
+    const near = adaptiveSpanAttention(q, k, v, { ...options, reach });
+    expectClose({ out: values(near.out) }, { out: expected }, 1e-6);
+    // A query that sees one key gives its value.
+    const cut = adaptiveSpanAttention(q, k, v, { ...options, reach: 1 });
+    expectClose({ out: values(cut.out) }, { out: data(88, 92).slice(56, 80) }, 1e-6);
+    for (const { saved } of [all, near, cut]) saved.dispose();
+    // The first key is beyond the reach: what it holds does not matter.
+    const poisoned = (seed: number) =>
+      four(
+        data(88, seed).map((x, at) => (at < 8 ? NaN : x)),
+        11,
+      );
+    const beside = adaptiveSpanAttention(q, poisoned(91), poisoned(92), { ...options, reach });
+    expectClose({ out: values(beside.out) }, { out: expected }, 1e-6);
+    const gradients = adaptiveSpanAttentionBackward(four(data(24, 7), 3), beside.saved);
+    beside.saved.dispose();
+    for (const t of Object.values(gradients)) expect(values(t as Tensor).every(Number.isFinite)).toBe(true);
+  });
+
+  it('gives zeros where all weights are', () => {
+    const { q, k, v } = small(93);
+    const { out, saved } = adaptiveSpanAttention(q, k, v, { span: spans(-1, 0), ramp: 2 });
+    const { dSpan, ...gradients } = adaptiveSpanAttentionBackward(four(data(24, 7), 3), saved);
+    saved.dispose();
+    expect(values(out).every((x, at) => (at % 8 < 4 ? x === 0 : x !== 0))).toBe(true);
+    expect(values(dSpan)[0]).toBe(0);
+    const dq = values(gradients.dq);
+    expect(dq.every((x, at) => at % 8 >= 4 || x === 0)).toBe(true);
+    for (const t of [gradients.dk, gradients.dv]) expect(values(t).every(Number.isFinite)).toBe(true);
+  });
+
+  it('looks at spans to tell how far they reach', async () => {
+    expect(await adaptiveSpanReach(spans(0, 0.5, 1), { longest: 100, ramp: 4 })).toEqual([5, 55, 100]);
+    const look = (span: Tensor, longest = 8) => codeOfPromise(adaptiveSpanReach(span as never, { longest, ramp: 2 }));
+    expect(await look(spans(0.5, 1.5))).toBe('ERR_OPTION');
+    expect(await look(spans(NaN))).toBe('ERR_OPTION');
+    expect(await look(spans(0.5), 0)).toBe('ERR_OPTION');
+    expect(await look(own(zeros([2, 1])))).toBe('ERR_SHAPE');
+  });
+
+  it.each(['float32', 'bfloat16'] as const)('has gradients in backward(), in %s', (dtype) => {
+    const [longest, heads] = [6, 2];
+    compareTaped({
+      device: 'auto',
+      dtype,
+      ...(dtype === 'bfloat16' && { tolerance: 0.04 }),
+      shapes: { q: [1, 3, heads, 4], k: [1, 9, heads, 4], v: [1, 9, heads, 4], span: [heads], keyPe: [4, longest] },
+      values: { span: Float64Array.of(0.25, 0.75) },
+      exact: (named) =>
+        eachRow({ batch: 1, tokens: 3, heads, kvHeads: heads, dim: 4, valueDim: 4 }, named, ({ h, i, query, key }) => {
+          const keys = range(longest).map((c) => {
+            const share = ((named.span[h] ?? NaN) * longest - (longest - 1 - c)) / 3 + 1;
+            const position = range(4).map((n) => named.keyPe[n * longest + c] ?? NaN);
+            return key(i + c, { bias: dot(query, position) / 2, weight: Math.min(Math.max(share, 0), 1) });
+          });
+          const { out, mass } = attend(query, keys, 0.5);
+          return out.map((x) => x / mass);
+        }),
+      run: ({ q, k, v, span, keyPe }) => {
+        const options = { span: cast(span, 'float32'), ramp: 3, keyPe: cast(keyPe, 'float32') };
+        return adaptiveSpanAttention(q as never, k as never, v as never, options as never).out as Tensor;
+      },
+    });
+  });
+
   it('refuses bad arguments', () => {
     const q = own(zeros([1, 4, 2, 4]));
     const k = own(zeros([1, 12, 2, 4]));
@@ -296,7 +477,10 @@ describe('adaptive span', () => {
       codeOf(() => adaptiveSpanAttention(q, k, k, { span, ramp: 2, ...options }));
     expect(run({ ramp: 0 })).toBe('ERR_OPTION');
     expect(run({ span: own(zeros([3])) })).toBe('ERR_SHAPE');
-    expect(run({ span: load(Float64Array.of(0.5, 1.5), [2]) as Tensor as Tensor<'float32'> })).toBe('ERR_OPTION');
+    expect(run({ span: own(zeros([2], { dtype: 'bfloat16' })) as never })).toBe('ERR_DTYPE');
+    expect(run({ reach: 0 })).toBe('ERR_OPTION');
+    expect(run({ reach: [9, 1] })).toBe('ERR_OPTION');
+    expect(run({ reach: [1, 2, 3] })).toBe('ERR_OPTION');
     expect(run({ keyPe: own(zeros([4, 9])) })).toBe('ERR_SHAPE');
     expect(codeOf(() => adaptiveSpanAttention(q, q, q, { span, ramp: 2 }))).toBe('ERR_SHAPE');
   });

@@ -105,6 +105,30 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
       expect([...indices].sort((a, b) => a - b)).toEqual(Array.from({ length: 40 }, (_, i) => i));
     });
 
+    it.each(['dot', 'euclidean'] as const)('finds each of vectors that are the same once, by %s', (metric) => {
+      // Two vectors, over and over: most means are nearest to nothing.
+      const two = normal(2 * dim, 5).map(Math.fround);
+      using vectors = rows(
+        Float64Array.from({ length: 24 * dim }, (_, i) => two[i % (2 * dim)] as number),
+        device,
+      );
+      using index = VectorIndex.build(vectors, { lists: 6, metric });
+      using queries = rows(two, device);
+      for (const probes of [1, 6]) {
+        const { values, indices } = search(index, queries, { count: 12, probes });
+        for (const query of [0, 1]) {
+          const own = [...indices.subarray(query * 12, (query + 1) * 12)].sort((a, b) => a - b);
+          // All of its own kind, however they are spread over lists.
+          if (metric === 'euclidean' && probes === 6)
+            expect(own).toEqual(Array.from({ length: 12 }, (_, i) => 2 * i + query));
+          const known = own.filter((i) => i >= 0);
+          expect(new Set(known).size).toBe(known.length);
+          for (const [n, i] of [...indices.subarray(query * 12, (query + 1) * 12)].entries())
+            if (i < 0) expect(values[query * 12 + n]).toBe(-Infinity);
+        }
+      }
+    });
+
     it('finds what is added, with indices that go on', () => {
       const [first, second] = [mixture(120, 5, 11), mixture(30, 5, 13)];
       using a = rows(first, device);

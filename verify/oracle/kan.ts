@@ -69,3 +69,38 @@ export function pykan(k: Kan, grid: Numbers, mask: Numbers | undefined, w: Pykan
     ),
   );
 }
+
+/** Knots by quantiles of samples, mixed with even ones, and `order` more on both sides. */
+export function gridOfSamples(samples: Numbers, intervals: number, order: number, eps: number): number[] {
+  const sorted = Array.from(samples).sort((a, b) => a - b);
+  const [low, high] = [sorted[0], sorted[sorted.length - 1]];
+  const step = (high - low) / intervals;
+  const inner = range(intervals + 1).map((i) => {
+    const quantile = i === intervals ? high : sorted[Math.floor((sorted.length / intervals) * i)];
+    return eps * (low + i * step) + (1 - eps) * quantile;
+  });
+  const outside = range(order).map((i) => (i + 1) * step);
+  return [...outside.toReversed().map((d) => low - d), ...inner, ...outside.map((d) => high + d)];
+}
+
+/** The coefficients of a curve through samples as near as it comes: (A^T A)^-1 A^T y by elimination. */
+export function fitCurve(x: Numbers, y: Numbers, knots: readonly number[], order: number): number[] {
+  const count = knots.length - order - 1;
+  const rows = Array.from(x, (value) => range(count).map((c) => bSpline(value, knots, c, order)));
+  const system = range(count).map((i) => [
+    ...range(count).map((j) => total(rows.map((r) => r[i] * r[j]))),
+    total(rows.map((r, n) => r[i] * y[n])),
+  ]);
+  for (const pivot of range(count)) {
+    const best = range(count - pivot)
+      .map((d) => pivot + d)
+      .reduce((a, b) => (Math.abs(system[b][pivot]) > Math.abs(system[a][pivot]) ? b : a));
+    [system[pivot], system[best]] = [system[best], system[pivot]];
+    for (const other of range(count)) {
+      if (other === pivot) continue;
+      const factor = system[other][pivot] / system[pivot][pivot];
+      system[other] = system[other].map((value, j) => value - factor * system[pivot][j]);
+    }
+  }
+  return system.map((r, i) => r[count] / r[i]);
+}

@@ -146,7 +146,7 @@ const systems: readonly SystemEntry[] = [
     title: 'KAN, as its authors have it',
     year: 2024,
     paper: 'arXiv:2404.19756; KindXiaoming/pykan',
-    imports: { 'flashattn/systems': ['pykanLinear', 'bSplines'] },
+    imports: { 'flashattn/systems': ['pykanLinear', 'pykanUpdateGrid', 'bSplines'] },
     runs: [],
     because: splines,
     cost: 'N (inputs) (outputs) (grid + order)',

@@ -109,14 +109,15 @@ const systems: readonly SystemEntry[] = [
     title: 'Adaptive attention span',
     year: 2019,
     paper: 'arXiv:1905.07799',
-    imports: { 'flashattn/systems': ['adaptiveSpanAttention', 'adaptiveSpanAttentionBackward'] },
+    imports: { 'flashattn/systems': ['adaptiveSpanAttention', 'adaptiveSpanReach', 'adaptiveSpanAttentionBackward'] },
     runs: ['attention'],
-    cost: 'N (the span of the head) D',
+    cost: 'N (the reach of the head) D',
     formula: 'sum_c p_c w_c v / sum_c p_c w_c, w_c = clamp((span L - (L - 1 - c)) / ramp + 1, 0, 1)',
     options: {
       span: 'of each head, from 0 to 1: [heads]',
       ramp: 'tokens from weight 1 to 0',
       keyPe: 'added to keys by their place',
+      reach: 'how many keys before its own position a head looks at; default all',
     },
     example: [
       'const q = normal([1, 16, 2, 16], { seed: 1 });',
