@@ -100,7 +100,10 @@ export interface CommonOptions {
    * The same seed drops the same elements on every device, and in backward.
    */
   dropout?: { readonly p: number; readonly seed: number | bigint };
-  /** Whether backward must give the same bits on repeats; forward always does. Default false; always so on WebAssembly. */
+  /**
+   * Whether backward must give the same bits on repeats, and on processors also for any number of threads, as forward then does.
+   * Default false: repeats alone have the same bits forward, and on processors backward too.
+   */
   deterministic?: boolean;
   /** How many queries of each batch entry or packed sequence are real. Later rows: out 0, lse -Infinity, no gradient. */
   qLens?: Integers;

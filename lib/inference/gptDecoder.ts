@@ -123,7 +123,7 @@ export class GptDecoder implements DecoderModel, Disposable {
         model.logitsWith(...given, (layer) => ({
           positions: reach,
           attend: (q, k, v, rope) => {
-            const rows = (t: Tensor) => t.reshape([ids.length, t.shape[2] as number, t.shape[3] as number]);
+            const rows = (t: Tensor) => t.select(0, 0);
             const { out } = attentionWithCache(rows(q), cache, {
               ...this.#patterns[layer],
               ...(rope && { rope }),

@@ -254,7 +254,9 @@ FLASHATTN_CALLED bool attend(Place at, const Sequence& s, const QueryTiles& tile
     fits = start_tile<kPairs>(at, s, ws.tiles[t], ws);
   }
   if (!fits) return false;
-  const Range visible = at.band.visible_keys(tiles.queries, s.key_length);
+  Range visible = at.band.visible_keys(tiles.queries, s.key_length);
+  // Sums go from key tile to key tile: these lie the same for all items then, whatever their size.
+  if (p.deterministic) visible.begin -= visible.begin % kKeyTile;
   for_key_tiles(p, at.b, at.h, tiles.queries, visible, [&](Range keys, const Meeting* meetings, Range next) {
     if (!fits) return;
     at.keys = keys;

@@ -5,6 +5,9 @@
 
 namespace flashattn {
 
+// Where bits must not depend on how many threads there are.
+inline constexpr int kAssumedThreads = 8;
+
 inline AttentionPartition partition(const AttentionShape& p, int threads) {
   const int query_tiles = divide_up(p.query_length, kQueryTile);
   const int64_t tiles = static_cast<int64_t>(p.batch) * p.heads * query_tiles;
@@ -14,7 +17,8 @@ inline AttentionPartition partition(const AttentionShape& p, int threads) {
   // Backward: an item is a key/value head, or a part of its keys where there are few heads.
   const int key_tile = backward_key_tile(p.block_size);
   const int heads = max(1, p.batch * p.kv_heads);
-  const int splits = heads >= 2 * threads ? 1 : min(divide_up(2 * threads, heads), divide_up(p.key_length, key_tile));
+  const int sharing = 2 * (p.deterministic ? kAssumedThreads : threads);
+  const int splits = heads >= sharing ? 1 : min(divide_up(sharing, heads), divide_up(p.key_length, key_tile));
 
   AttentionPartition result{};
   result.query_tile = kQueryTile;
