@@ -184,6 +184,10 @@ export class CpuBackend<H extends Host> implements Backend {
       });
   }
 
+  has(operation: Pick<Operation<never>, 'name'>): boolean {
+    return this.#build.has(operation);
+  }
+
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
     const launch = operation.describe(operands);
     if (!launch) return;

@@ -188,6 +188,10 @@ export class CudaBackend implements Backend {
   /** A device that fails fails every later call too: the next read reports it. */
   checkIntact(): void {}
 
+  has(operation: Pick<Operation<never>, 'name'>): boolean {
+    return this.#build.has(operation);
+  }
+
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
     const launch = operation.describe(operands);
     if (!launch) return;

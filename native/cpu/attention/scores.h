@@ -12,8 +12,10 @@ namespace flashattn {
 
 // The scale is applied where it cannot overflow what fits in the end: to the queries when it makes them smaller, to their
 // products with the keys when it makes those larger. One of the two factors is 1.
-inline float query_factor(const AttentionParams& p) { return __builtin_fabsf(p.scale) < 1 ? p.scale : 1.0f; }
-inline float product_factor(const AttentionParams& p) { return __builtin_fabsf(p.scale) < 1 ? 1.0f : p.scale; }
+inline float query_factor(float scale) { return __builtin_fabsf(scale) < 1 ? scale : 1.0f; }
+inline float product_factor(float scale) { return __builtin_fabsf(scale) < 1 ? 1.0f : scale; }
+inline float query_factor(const AttentionParams& p) { return query_factor(p.scale); }
+inline float product_factor(const AttentionParams& p) { return product_factor(p.scale); }
 
 namespace detail {
 
