@@ -16,7 +16,7 @@ struct SelectedAttentionParams {
 
   // Backward only.
   TensorRef d_out, d_query, d_key, d_value;
-  Pointer<const float> d_lse;            // as lse, or null: zero
+  Pointer<const float> d_lse;             // as lse, or null: zero
   Pointer<float> d_key_sum, d_value_sum;  // [splits, planes, batch, kv heads, seq, padded dim]
 
   int32_t batch, seq, heads, kv_heads, head_dim, value_dim, slots, block_size;
@@ -27,14 +27,16 @@ struct SelectedAttentionParams {
 
   constexpr int group() const { return heads / kv_heads; }
   constexpr int splits() const { return (seq + split_positions - 1) / split_positions; }
-  constexpr size_t lse_rows() const { return static_cast<size_t>(batch) * static_cast<size_t>(heads) * static_cast<size_t>(seq); }
+  constexpr size_t lse_rows() const {
+    return static_cast<size_t>(batch) * static_cast<size_t>(heads) * static_cast<size_t>(seq);
+  }
   constexpr size_t lse_row(int b, int h, int i) const {
     return (static_cast<size_t>(b) * static_cast<size_t>(heads) + static_cast<size_t>(h)) * static_cast<size_t>(seq) +
            static_cast<size_t>(i);
   }
 };
-FLASHATTN_FIELDS(SelectedAttentionParams, query, key, value, out, blocks, lse, row_terms, d_out, d_query, d_key, d_value,
-                 d_lse, d_key_sum, d_value_sum, batch, seq, heads, kv_heads, head_dim, value_dim, slots, block_size,
-                 split_positions, planes, scale, reserved);
+FLASHATTN_FIELDS(SelectedAttentionParams, query, key, value, out, blocks, lse, row_terms, d_out, d_query, d_key,
+                 d_value, d_lse, d_key_sum, d_value_sum, batch, seq, heads, kv_heads, head_dim, value_dim, slots,
+                 block_size, split_positions, planes, scale, reserved);
 
 }  // namespace flashattn

@@ -7,6 +7,7 @@
 // selected: each block is loaded once and meets those positions, a tile of them at a time.
 #pragma once
 #include "attention/forward.h"
+#include "attention/sums.h"
 #include "structs/selected_attention.h"
 
 namespace flashattn {
@@ -19,10 +20,37 @@ inline constexpr int kListedBlocks = 1 << 11;  // that are looked for at a time
 /** A set of positions of a range. */
 using Positions = uint64_t;
 
+/** Sums over the keys that a range meets, rows of whole vectors. Where a row may meet many, older ones have a total. */
+struct alignas(kCacheLine) RangeSums {
+  float block[kRangeFloats], total[kRangeFloats];
+  int floats, keys;  // of the range; met since the block was begun
+  bool many, carried;
+
+  void begin(const SelectedAttentionParams& p, int count) {
+    floats = count;
+    keys = 0;
+    many = int64_t{p.slots} * p.block_size > kBlockTiles * kKeyTile;
+    carried = false;
+    fill(block, 0.0f, floats);
+  }
+  /** Before sums over so many more keys are added. */
+  void meet(int count) {
+    if (!many) return;
+    if (keys += count; keys <= kBlockTiles * kKeyTile) return;
+    if (!carried) fill(total, 0.0f, floats);
+    carry(total, block, floats);
+    carried = true;
+    keys = count;
+  }
+  void finish() {
+    if (!carried) return;
+    for (int i = 0; i < floats; i += kLanes) store(block + i, load(block + i) + load(total + i));
+  }
+};
+
 struct alignas(kCacheLine) SelectedWorkspace {
-  float query[kRangeFloats];       // [position][head dim][lane], times query_factor
-  float out[kRangeFloats];         // [position][lane][value dim]: sums of probability * value
-  float out_total[kRangeFloats];   // sums of older blocks, where there are many
+  float query[kRangeFloats];  // [position][head dim][lane], times query_factor
+  RangeSums out;              // [position][lane][value dim]: sums of probability * value
   float reference[kRangeRows], sum[kRangeRows], rest[kRangeRows];  // RunningSoftmax
   bool overflowed[kRangeRows];
   KeyRows key, value;
@@ -184,17 +212,6 @@ FLASHATTN_CALLED bool hide_behind(const SelectedRange& range, const SelectedTile
   return hides;
 }
 
-inline void mark_hidden(int keys, int vectors, const float* scores, uint32_t* hidden /* both [key][query] */) {
-  for (int row = 0; row < keys * kQueryTile; row += kQueryTile)
-    for (int v = 0; v < vectors * kLanes; v += kLanes)
-      store_bits(hidden + row + v, (UintVec)(load(scores + row + v) == splat(-kInfinity)));
-}
-
-inline void scale_scores(int keys, int vectors, float* scores /* [key][query] */, float factor) {
-  for (int row = 0; row < keys * kQueryTile; row += kQueryTile)
-    for (int v = 0; v < vectors * kLanes; v += kLanes) store(scores + row + v, load(scores + row + v) * splat(factor));
-}
-
 /** Logits of a tile. Returns whether some are hidden. */
 FLASHATTN_CALLED bool selected_scores(const SelectedRange& range, const SelectedTile& tile, Range keys,
                                       const float* key /* [key][kRowStride] */, const float* columns, float* scores) {
@@ -223,7 +240,7 @@ FLASHATTN_CALLED void meet_selected(const SelectedRange& range, const SelectedTi
   const bool hides = selected_scores(range, tile, keys, ws.key, ws.columns, ws.scores);
   const bool guarded = hides && !ws.value_finite.check(ws.value, loaded.end - loaded.begin, dim);
   if (guarded) mark_hidden(count, vectors, ws.scores, ws.hidden);
-  online_softmax(count, vectors, ws.softmax, ws.scores, ws.shrink);
+  const bool raised = online_softmax(count, vectors, ws.softmax, ws.scores, ws.shrink);
   if (guarded) {
     clear_rows(ws.rows, rows, dim);
     product_visible<ScoresTimesKeyRows>(rows, width / kLanes, count, ws.scores, ws.hidden, ws.value, ws.rows,
@@ -233,10 +250,13 @@ FLASHATTN_CALLED void meet_selected(const SelectedRange& range, const SelectedTi
   }
   const float* part = ws.rows;
   for (int n = 0; n < tile.count; ++n) {
-    float* out = ws.out + size_t(tile.at[n]) * lanes * width;
-    for (int l = 0; l < lanes; ++l, out += width, part += kRowStride) {
+    size_t row = size_t(tile.at[n]) * lanes * width;
+    for (int l = 0; l < lanes; ++l, row += width, part += kRowStride) {
       const Vec shrink = load_splat(ws.shrink + n * lanes + l);
+      float *out = ws.out.block + row, *total = ws.out.total + row;
       for (int d = 0; d < width; d += kLanes) store(out + d, multiply_add(load(out + d), shrink, load(part + d)));
+      if (!raised || !ws.out.carried) continue;
+      for (int d = 0; d < width; d += kLanes) store(total + d, load(total + d) * shrink);
     }
   }
   decompose_rows(ws.reference, ws.softmax.reference, tile, lanes);
@@ -252,15 +272,17 @@ FLASHATTN_CALLED void attend_selected(const SelectedRange& range, float shrunk, 
   fill(ws.reference, -kInfinity, padded);
   fill(ws.sum, 0.0f, padded);
   fill(ws.rest, 0.0f, padded);
-  fill(ws.out, 0.0f, rows * round_up(p.value_dim, kLanes));
+  ws.out.begin(p, rows * round_up(p.value_dim, kLanes));
   for_selected_keys(range, ws.selecting, [&](Range keys, Positions seeing) {
     const int count = keys.end - keys.begin;
     load_rows(ws.key, p.key, range.b, keys.begin, count, range.kv_head, p.head_dim);
     load_rows(ws.value, p.value, range.b, keys.begin, count, range.kv_head, p.value_dim);
     if (shrunk != 1) scale_rows(ws.value, count, p.value_dim, shrunk);
     ws.value_finite = {};
+    ws.out.meet(count);
     for_tiles(range, seeing, [&](const SelectedTile& tile) { meet_selected(range, tile, keys, ws); });
   });
+  ws.out.finish();
 }
 
 /** Writes out, lse and what backward needs. Returns whether sums have overflowed that fit once values are shrunk. */
@@ -270,7 +292,7 @@ FLASHATTN_CALLED bool finish_selected(const SelectedRange& range, SelectedWorksp
   bool any = false;
   for (int i = range.positions.begin, r = 0; i < range.positions.end; ++i) {
     for (int h = range.heads.begin; h < range.heads.end; ++h, ++r) {
-      float* out = ws.out + size_t(r) * width;
+      float* out = ws.out.block + size_t(r) * width;
       const float sum = ws.sum[r] + ws.rest[r];
       ws.overflowed[r] = !finish_row(out, sum, 1, p.value_dim) && sum > 0;
       any |= ws.overflowed[r];
@@ -294,7 +316,7 @@ FLASHATTN_CALLED void restore_selected(const SelectedRange& range, SelectedWorks
   for (int i = range.positions.begin, r = 0; i < range.positions.end; ++i) {
     for (int h = range.heads.begin; h < range.heads.end; ++h, ++r) {
       if (!ws.overflowed[r]) continue;
-      float* out = ws.out + size_t(r) * round_up(p.value_dim, kLanes);
+      float* out = ws.out.block + size_t(r) * round_up(p.value_dim, kLanes);
       if (finish_row(out, ws.sum[r] + ws.rest[r], kRestored, p.value_dim)) clamp_row(out, p.value_dim);
       store_row(p.out.row(range.b, i, h), p.out.dtype, out, p.value_dim);
     }

@@ -11,7 +11,7 @@ namespace flashattn {
 
 struct alignas(kCacheLine) SelectedBackwardWorkspace {
   float query[kRangeFloats], d_out[kRangeFloats];  // [position][dim][lane], queries times query_factor
-  float d_query[kRangeFloats];                     // [position][lane][head dim]
+  RangeSums d_query;                               // [position][lane][head dim]
   float reference[kRangeRows], log_sum[kRangeRows], delta[kRangeRows];
   KeyRows key, value, d_key, d_value;
   QueryRows query_rows, d_out_rows, rows;
@@ -60,7 +60,7 @@ FLASHATTN_CALLED void load_selected(const SelectedRange& range, SelectedBackward
   const int rows = range.position_count() * range.lanes();
   load_columns(ws.query, range, p.query, p.head_dim, query_factor(p.scale), ws.rows, ws.query_columns);
   load_columns(ws.d_out, range, p.d_out, p.value_dim, 1, ws.rows, ws.d_out_columns);
-  fill(ws.d_query, 0.0f, rows * round_up(p.head_dim, kLanes));
+  ws.d_query.begin(p, rows * round_up(p.head_dim, kLanes));
   ws.rows_finite = true;
   for (int i = range.positions.begin, r = 0; i < range.positions.end; ++i) {
     for (int h = range.heads.begin; h < range.heads.end; ++h, ++r) {
@@ -87,9 +87,8 @@ FLASHATTN_CALLED bool selected_gradients(const SelectedRange& range, const Selec
   const SelectedAttentionParams& p = range.p;
   const int rows = tile.lanes(range), count = keys.end - keys.begin, vectors = divide_up(rows, kLanes);
   const bool hides = selected_scores(range, tile, keys, ws.key, ws.query_columns, ws.probability);
-  const bool guarded =
-      hides && !(ws.keys_finite && ws.rows_finite && all_finite(ws.query_rows, rows, p.head_dim) &&
-                 all_finite(ws.d_out_rows, rows, p.value_dim));
+  const bool guarded = hides && !(ws.keys_finite && ws.rows_finite && all_finite(ws.query_rows, rows, p.head_dim) &&
+                                  all_finite(ws.d_out_rows, rows, p.value_dim));
   if (guarded) mark_hidden(count, vectors, ws.probability, ws.hidden);
   product<KeyRowsTimesQueryColumns, Accumulate::No>(count, vectors, p.value_dim, ws.value, ws.d_out_columns, ws.d_score,
                                                     kQueryTile);
@@ -147,7 +146,7 @@ FLASHATTN_CALLED void meet_selected(const SelectedRange& range, const SelectedTi
   add_product<ScoresTimesKeyRows>(guarded, rows, p.head_dim, count, ws.d_score, ws.hidden, ws.key, ws.rows);
   const float* part = ws.rows;
   for (int n = 0; n < tile.count; ++n) {
-    float* d_query = ws.d_query + size_t(tile.at[n]) * lanes * width;
+    float* d_query = ws.d_query.block + size_t(tile.at[n]) * lanes * width;
     for (int l = 0; l < lanes; ++l, d_query += width, part += kRowStride)
       for (int d = 0; d < width; d += kLanes) store(d_query + d, load(d_query + d) + load(part + d));
   }
@@ -171,13 +170,15 @@ FLASHATTN_CALLED void selected_range_gradients(const SelectedRange& range, int s
     ws.keys_finite = all_finite(ws.key, count, p.head_dim) && all_finite(ws.value, count, p.value_dim);
     clear_rows(ws.d_key, count, p.head_dim);
     clear_rows(ws.d_value, count, p.value_dim);
+    ws.d_query.meet(count);
     for_tiles(range, seeing, [&](const SelectedTile& tile) { meet_selected(range, tile, keys, ws); });
     add_to_sums(d_key, split, keys, ws.d_key);
     add_to_sums(d_value, split, keys, ws.d_value);
   });
   const int width = round_up(p.head_dim, kLanes);
   const Vec factor = splat(product_factor(p.scale));
-  float* d_query = ws.d_query;
+  ws.d_query.finish();
+  float* d_query = ws.d_query.block;
   for (int i = range.positions.begin; i < range.positions.end; ++i) {
     for (int h = range.heads.begin; h < range.heads.end; ++h, d_query += width) {
       for (int d = 0; d < width; d += kLanes) store(d_query + d, load(d_query + d) * factor);
