@@ -29,6 +29,7 @@ import { recurrence, recurrenceBackward } from '../../lib/kernels/recurrence.js'
 import { reduce } from '../../lib/kernels/reduce.js';
 import { addRows, takeRows } from '../../lib/kernels/rowsByIndex.js';
 import { scoreProgram } from '../../lib/kernels/scoreProgram.js';
+import { selectedAttention, selectedAttentionBackward } from '../../lib/kernels/selectedAttention.js';
 import { selectiveScan, selectiveScanBackward } from '../../lib/kernels/selectiveScan.js';
 import { softmax, softmaxBackward } from '../../lib/kernels/softmax.js';
 import { checkFields, parseDescription, type Struct, struct } from '../../lib/kernels/struct.js';
@@ -82,24 +83,28 @@ function describeModule(module: WebAssembly.Module): string {
   return readText(memory, (exports as { describe(): number }).describe());
 }
 
-function expectAgreement(text: string): void {
+/** Those that only processors have. */
+const ofProcessors = [selectedAttention, selectedAttentionBackward];
+
+function expectAgreement(text: string, own: readonly { readonly name: string; readonly struct: unknown }[] = []): void {
+  const all = [...operations, ...own];
   const description = parseDescription(text);
   const others = [attentionShape, attentionPartition, mergePart, scoreProgram];
-  const structs = [...operations.map((operation) => operation.struct), ...others];
-  expect([...description.operations].sort()).toEqual(operations.map(({ name }) => name).sort());
+  const structs = [...all.map((operation) => operation.struct), ...others];
+  expect([...description.operations].sort()).toEqual(all.map(({ name }) => name).sort());
   for (const described of structs) checkFields(description, described as Struct, 'the build');
   checkOpcodes(description, 'the build');
 }
 
 describe('structs and operations of this version', () => {
-  it('are those of the WebAssembly build', () => expectAgreement(describeModule(loadModule().module)));
+  it('are those of the WebAssembly build', () => expectAgreement(describeModule(loadModule().module), ofProcessors));
 
   it.skipIf(!hasCpu)(onCpu('are those of the addon for native threads'), () => {
     const support = cpuSupport();
     if ('code' in support) throw new Error(support.hint);
     const { addon, instructionSet } = support;
     const { description } = new addon.Host(instructionSet, 1, 2 ** 26, () => {});
-    expectAgreement(description);
+    expectAgreement(description, ofProcessors);
   });
 
   it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () => expectAgreement(loadEmulatedAddon().description));

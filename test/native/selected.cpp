@@ -87,8 +87,7 @@ double largest_number(const Numbers& values) {
 void compare(Check& check, const char* name, const Numbers& got, const Numbers& wanted, double rounded) {
   const double absolute = (3e-5 + rounded) * largest_number(wanted);
   for (size_t i = 0; i < got.size(); ++i)
-    if (wanted[i] == wanted[i] || got[i] == got[i])
-      check.near(name, got[i], wanted[i], absolute, rounded);
+    if (wanted[i] == wanted[i] || got[i] == got[i]) check.near(name, got[i], wanted[i], absolute, rounded);
 }
 
 }  // namespace
@@ -123,8 +122,8 @@ bool selected_case(uint64_t seed) {
   const int count = divide_up(shape.seq, shape.block_size);
   Array<int32_t> blocks(size_t(shape.batch) * shape.seq * kv_heads * shape.slots);
   for (size_t at = 0; at < blocks.size(); ++at)
-    blocks[at] = random.chance(30) ? int(at / shape.slots / kv_heads % shape.seq) / shape.block_size
-                                   : random.integer(-2, count);
+    blocks[at] =
+        random.chance(30) ? int(at / shape.slots / kv_heads % shape.seq) / shape.block_size : random.integer(-2, count);
   const size_t rows = size_t(shape.batch) * shape.heads * shape.seq;
   Array<float> lse(rows), row_terms(2 * rows), d_lse = floats(random, rows, 1, 0);
 
@@ -151,13 +150,9 @@ bool selected_case(uint64_t seed) {
   run(p, selected_backward_items, selected_backward_item);
   run(p, finish_selected_items, finish_selected_item);
 
-  const Named wanted = exact(shape, {shape, blocks},
-                             {{"q", q.get()},
-                              {"k", k.get()},
-                              {"v", v.get()},
-                              {"d_out", d_out.get()},
-                              {"d_lse", numbers_of(d_lse)}},
-                             p.scale);
+  const Named wanted = exact(
+      shape, {shape, blocks},
+      {{"q", q.get()}, {"k", k.get()}, {"v", v.get()}, {"d_out", d_out.get()}, {"d_lse", numbers_of(d_lse)}}, p.scale);
   compare(check, "lse", numbers_of(lse), wanted.at("lse"), 0);
   compare(check, "out", out.get(), wanted.at("out"), rounding(dtype));
   // Backward reads out as it was rounded.

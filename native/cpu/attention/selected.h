@@ -62,6 +62,7 @@ struct alignas(kCacheLine) SelectedWorkspace {
   float shrink[kQueryTile];
   Positions selecting[kListedBlocks];
   Finite value_finite;
+  TileAhead ahead;
 };
 
 /** How the query heads of a kv head and the positions of the sequence are cut. */
@@ -178,12 +179,28 @@ FLASHATTN_CALLED void compose_columns(float* to /* [dim][kQueryTile] */, const f
 inline void compose_rows(float* to /* [kQueryTile] */, const float* from /* [position][lane] */,
                          const SelectedTile& tile, int lanes, float padding) {
   const int used = tile.count * lanes;
-  for (int n = 0; n < tile.count; ++n) copy_lanes(to + n * lanes, from + tile.at[n] * lanes, lanes);
+  for (int n = 0; n < tile.count; ++n)
+    __builtin_memcpy(to + n * lanes, from + tile.at[n] * lanes, lanes * sizeof(float));
   for (int lane = used; lane < round_up(used, kLanes); ++lane) to[lane] = padding;
 }
 inline void decompose_rows(float* to /* [position][lane] */, const float* from /* [kQueryTile] */,
                            const SelectedTile& tile, int lanes) {
-  for (int n = 0; n < tile.count; ++n) copy_lanes(to + tile.at[n] * lanes, from + n * lanes, lanes);
+  for (int n = 0; n < tile.count; ++n)
+    __builtin_memcpy(to + tile.at[n] * lanes, from + n * lanes, lanes * sizeof(float));
+}
+
+/** The rows of a position, one for each lane. */
+inline void load_heads(float* rows /* [lane][kRowStride] */, const SelectedRange& range, TensorRef from, int i,
+                       int dim) {
+  const int64_t seq = from.seq;
+  from.seq = from.head;
+  from.head = seq;
+  load_rows(rows, from, range.b, range.heads.begin, range.lanes(), i, dim);
+}
+
+/** Rows are stored in many places: once is enough for the code that each dtype takes. */
+FLASHATTN_CALLED void store_head(const TensorRef& to, int b, int i, int h, const float* row, int dim) {
+  store_row(to.row(b, i, h), to.dtype, row, dim);
 }
 
 /** The rows of all positions of a range, as columns: [position][dim][lane]. */
@@ -191,10 +208,9 @@ FLASHATTN_CALLED void load_columns(float* to, const SelectedRange& range, const 
                                    float* rows /* [kQueryTile][kRowStride] */, float* columns /* [dim][kQueryTile] */) {
   const int lanes = range.lanes();
   for (int i = range.positions.begin; i < range.positions.end; ++i, to += dim * lanes) {
-    for (int l = 0; l < lanes; ++l)
-      load_row(rows + l * kRowStride, from.row(range.b, i, range.heads.begin + l), from.dtype, dim);
+    load_heads(rows, range, from, i, dim);
     transpose_rows(columns, rows, lanes, dim, factor);
-    for (int d = 0; d < dim; ++d) copy_lanes(to + d * lanes, columns + d * kQueryTile, lanes);
+    for (int d = 0; d < dim; ++d) __builtin_memcpy(to + d * lanes, columns + d * kQueryTile, lanes * sizeof(float));
   }
 }
 
@@ -214,9 +230,11 @@ FLASHATTN_CALLED bool hide_behind(const SelectedRange& range, const SelectedTile
 
 /** Logits of a tile. Returns whether some are hidden. */
 FLASHATTN_CALLED bool selected_scores(const SelectedRange& range, const SelectedTile& tile, Range keys,
-                                      const float* key /* [key][kRowStride] */, const float* columns, float* scores) {
+                                      const float* key /* [key][kRowStride] */, const float* columns, float* scores,
+                                      TileAhead& ahead) {
   const int count = keys.end - keys.begin, vectors = divide_up(tile.lanes(range), kLanes);
-  product<KeyRowsTimesQueryColumns, Accumulate::No>(count, vectors, range.p.head_dim, key, columns, scores, kQueryTile);
+  product<KeyRowsTimesQueryColumns, Accumulate::No>(count, vectors, range.p.head_dim, key, columns, scores, kQueryTile,
+                                                    nullptr, ahead);
   if (const float factor = product_factor(range.p.scale); factor != 1) scale_scores(count, vectors, scores, factor);
   return hide_behind(range, tile, keys, scores);
 }
@@ -224,6 +242,11 @@ FLASHATTN_CALLED bool selected_scores(const SelectedRange& range, const Selected
 /** Keys that the last of these positions sees. */
 inline Range keys_of(const SelectedRange& range, const SelectedTile& tile, Range keys) {
   return {keys.begin, min(keys.end, range.positions.begin + tile.at[tile.count - 1] + 1)};
+}
+
+inline void shrink_rows(float* rows /* [lanes][width] */, const float* shrink /* [lanes] */, int lanes, int width) {
+  for (int l = 0; l < lanes; ++l, rows += width)
+    for (int d = 0; d < width; d += kLanes) store(rows + d, load(rows + d) * load_splat(shrink + l));
 }
 
 /** Some positions of a range meet the keys that were loaded. */
@@ -237,27 +260,21 @@ FLASHATTN_CALLED void meet_selected(const SelectedRange& range, const SelectedTi
   compose_rows(ws.softmax.reference, ws.reference, tile, lanes, -kInfinity);
   compose_rows(ws.softmax.sum, ws.sum, tile, lanes, 0);
   compose_rows(ws.softmax.rest, ws.rest, tile, lanes, 0);
-  const bool hides = selected_scores(range, tile, keys, ws.key, ws.columns, ws.scores);
+  const bool hides = selected_scores(range, tile, keys, ws.key, ws.columns, ws.scores, ws.ahead);
   const bool guarded = hides && !ws.value_finite.check(ws.value, loaded.end - loaded.begin, dim);
   if (guarded) mark_hidden(count, vectors, ws.scores, ws.hidden);
   const bool raised = online_softmax(count, vectors, ws.softmax, ws.scores, ws.shrink);
-  if (guarded) {
-    clear_rows(ws.rows, rows, dim);
-    product_visible<ScoresTimesKeyRows>(rows, width / kLanes, count, ws.scores, ws.hidden, ws.value, ws.rows,
-                                        kRowStride);
-  } else {
-    product<ScoresTimesKeyRows, Accumulate::No>(rows, width / kLanes, count, ws.scores, ws.value, ws.rows, kRowStride);
-  }
-  const float* part = ws.rows;
   for (int n = 0; n < tile.count; ++n) {
-    size_t row = size_t(tile.at[n]) * lanes * width;
-    for (int l = 0; l < lanes; ++l, row += width, part += kRowStride) {
-      const Vec shrink = load_splat(ws.shrink + n * lanes + l);
-      float *out = ws.out.block + row, *total = ws.out.total + row;
-      for (int d = 0; d < width; d += kLanes) store(out + d, multiply_add(load(out + d), shrink, load(part + d)));
-      if (!raised || !ws.out.carried) continue;
-      for (int d = 0; d < width; d += kLanes) store(total + d, load(total + d) * shrink);
-    }
+    const size_t row = size_t(tile.at[n]) * lanes * width;
+    const int column = n * lanes;
+    const float* shrink = ws.shrink + column;
+    float* out = ws.out.block + row;
+    product<ScoresTimesKeyRows, Accumulate::Scaled>(lanes, width / kLanes, guarded ? 0 : count, ws.scores + column,
+                                                    ws.value, out, width, shrink, ws.ahead);
+    if (guarded)
+      product_visible<ScoresTimesKeyRows>(lanes, width / kLanes, count, ws.scores + column, ws.hidden + column,
+                                          ws.value, out, width);
+    if (raised && ws.out.carried) shrink_rows(ws.out.total + row, shrink, lanes, width);
   }
   decompose_rows(ws.reference, ws.softmax.reference, tile, lanes);
   decompose_rows(ws.sum, ws.softmax.sum, tile, lanes);
@@ -272,6 +289,7 @@ FLASHATTN_CALLED void attend_selected(const SelectedRange& range, float shrunk, 
   fill(ws.reference, -kInfinity, padded);
   fill(ws.sum, 0.0f, padded);
   fill(ws.rest, 0.0f, padded);
+  ws.ahead = {};
   ws.out.begin(p, rows * round_up(p.value_dim, kLanes));
   for_selected_keys(range, ws.selecting, [&](Range keys, Positions seeing) {
     const int count = keys.end - keys.begin;
@@ -296,7 +314,7 @@ FLASHATTN_CALLED bool finish_selected(const SelectedRange& range, SelectedWorksp
       const float sum = ws.sum[r] + ws.rest[r];
       ws.overflowed[r] = !finish_row(out, sum, 1, p.value_dim) && sum > 0;
       any |= ws.overflowed[r];
-      store_row(p.out.row(range.b, i, h), p.out.dtype, out, p.value_dim);
+      store_head(p.out, range.b, i, h, out, p.value_dim);
       const size_t row = p.lse_row(range.b, h, i);
       const double log_sum = sum > 0 ? ln(sum) : 0;
       // Without keys every probability is 0; NaN stays NaN.
@@ -318,7 +336,7 @@ FLASHATTN_CALLED void restore_selected(const SelectedRange& range, SelectedWorks
       if (!ws.overflowed[r]) continue;
       float* out = ws.out.block + size_t(r) * round_up(p.value_dim, kLanes);
       if (finish_row(out, ws.sum[r] + ws.rest[r], kRestored, p.value_dim)) clamp_row(out, p.value_dim);
-      store_row(p.out.row(range.b, i, h), p.out.dtype, out, p.value_dim);
+      store_head(p.out, range.b, i, h, out, p.value_dim);
     }
   }
 }

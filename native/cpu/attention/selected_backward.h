@@ -4,8 +4,8 @@
 // writes the gradients of its queries, and adds those of keys and values into sums of its own. The second adds up the sums of
 // all parts, in their order. How the sequence is cut depends on its length alone.
 #pragma once
+#include "attention/backward.h"
 #include "attention/selected.h"
-#include "attention/sums.h"
 
 namespace flashattn {
 
@@ -22,6 +22,7 @@ struct alignas(kCacheLine) SelectedBackwardWorkspace {
   Positions selecting[kListedBlocks];
   bool keys_finite;  // key and value
   bool rows_finite;  // of the whole range
+  TileAhead ahead;
 };
 
 /** Ranges whose sums are added up as a block. */
@@ -62,13 +63,14 @@ FLASHATTN_CALLED void load_selected(const SelectedRange& range, SelectedBackward
   load_columns(ws.d_out, range, p.d_out, p.value_dim, 1, ws.rows, ws.d_out_columns);
   ws.d_query.begin(p, rows * round_up(p.head_dim, kLanes));
   ws.rows_finite = true;
+  ws.ahead = {};
   for (int i = range.positions.begin, r = 0; i < range.positions.end; ++i) {
-    for (int h = range.heads.begin; h < range.heads.end; ++h, ++r) {
-      load_row(ws.rows, p.out.row(range.b, i, h), p.out.dtype, p.value_dim);
-      load_row(ws.rows + kRowStride, p.d_out.row(range.b, i, h), p.d_out.dtype, p.value_dim);
+    load_heads(ws.rows, range, p.out, i, p.value_dim);
+    load_heads(ws.d_out_rows, range, p.d_out, i, p.value_dim);
+    const float *out = ws.rows, *d_out = ws.d_out_rows;
+    for (int h = range.heads.begin; h < range.heads.end; ++h, ++r, out += kRowStride, d_out += kRowStride) {
       Vec sum{};
-      for (int d = 0; d < p.value_dim; d += kLanes)
-        sum = multiply_add(load(ws.rows + d), load(ws.rows + kRowStride + d), sum);
+      for (int d = 0; d < p.value_dim; d += kLanes) sum = multiply_add(load(out + d), load(d_out + d), sum);
       const size_t row = p.lse_row(range.b, h, i);
       ws.delta[r] = sum_lanes(sum) - (p.d_lse ? p.d_lse[row] : 0.0f);
       ws.reference[r] = p.row_terms[row];
@@ -86,12 +88,12 @@ FLASHATTN_CALLED bool selected_gradients(const SelectedRange& range, const Selec
                                          SelectedBackwardWorkspace& ws) {
   const SelectedAttentionParams& p = range.p;
   const int rows = tile.lanes(range), count = keys.end - keys.begin, vectors = divide_up(rows, kLanes);
-  const bool hides = selected_scores(range, tile, keys, ws.key, ws.query_columns, ws.probability);
+  const bool hides = selected_scores(range, tile, keys, ws.key, ws.query_columns, ws.probability, ws.ahead);
   const bool guarded = hides && !(ws.keys_finite && ws.rows_finite && all_finite(ws.query_rows, rows, p.head_dim) &&
                                   all_finite(ws.d_out_rows, rows, p.value_dim));
   if (guarded) mark_hidden(count, vectors, ws.probability, ws.hidden);
   product<KeyRowsTimesQueryColumns, Accumulate::No>(count, vectors, p.value_dim, ws.value, ws.d_out_columns, ws.d_score,
-                                                    kQueryTile);
+                                                    kQueryTile, nullptr, ws.ahead);
   const Vec factor = splat(query_factor(p.scale));
   for (int v = 0; v < vectors * kLanes; v += kLanes) {
     const Vec reference = load(ws.tile_reference + v), log_sum = load(ws.tile_log_sum + v);
@@ -107,16 +109,6 @@ FLASHATTN_CALLED bool selected_gradients(const SelectedRange& range, const Selec
   return guarded;
 }
 
-template <class S>
-FLASHATTN_INLINE void add_product(bool guarded, int rows, int dim, int inner, const float* a, const uint32_t* hidden,
-                                  const float* b, float* c) {
-  const int vectors = divide_up(dim, kLanes);
-  if (guarded)
-    product_visible<S>(rows, vectors, inner, a, hidden, b, c, kRowStride);
-  else
-    product<S, Accumulate::Yes>(rows, vectors, inner, a, b, c, kRowStride);
-}
-
 /** Some positions of a range meet the keys that were loaded. */
 FLASHATTN_CALLED void meet_selected(const SelectedRange& range, const SelectedTile& tile, Range loaded,
                                     SelectedBackwardWorkspace& ws) {
@@ -130,29 +122,23 @@ FLASHATTN_CALLED void meet_selected(const SelectedRange& range, const SelectedTi
   compose_rows(ws.tile_log_sum, ws.log_sum, tile, lanes, 0);
   compose_rows(ws.tile_delta, ws.delta, tile, lanes, 0);
   for (int n = 0; n < tile.count; ++n) {
-    for (int l = 0; l < lanes; ++l) {
-      const int i = range.positions.begin + tile.at[n], h = range.heads.begin + l;
-      const size_t row = size_t(n * lanes + l) * kRowStride;
-      load_row(ws.query_rows + row, p.query.row(range.b, i, h), p.query.dtype, p.head_dim);
-      load_row(ws.d_out_rows + row, p.d_out.row(range.b, i, h), p.d_out.dtype, p.value_dim);
-    }
+    const int i = range.positions.begin + tile.at[n];
+    const size_t first = size_t(n) * lanes * kRowStride;
+    load_heads(ws.query_rows + first, range, p.query, i, p.head_dim);
+    load_heads(ws.d_out_rows + first, range, p.d_out, i, p.value_dim);
   }
   const bool guarded = selected_gradients(range, tile, keys, ws);
-  add_product<ScoresTransposedTimesQueryRows>(guarded, count, p.value_dim, rows, ws.probability, ws.hidden,
-                                              ws.d_out_rows, ws.d_value);
-  add_product<ScoresTransposedTimesQueryRows>(guarded, count, p.head_dim, rows, ws.d_score, ws.hidden, ws.query_rows,
-                                              ws.d_key);
-  clear_rows(ws.rows, rows, p.head_dim);
-  add_product<ScoresTimesKeyRows>(guarded, rows, p.head_dim, count, ws.d_score, ws.hidden, ws.key, ws.rows);
-  const float* part = ws.rows;
-  for (int n = 0; n < tile.count; ++n) {
-    float* d_query = ws.d_query.block + size_t(tile.at[n]) * lanes * width;
-    for (int l = 0; l < lanes; ++l, d_query += width, part += kRowStride)
-      for (int d = 0; d < width; d += kLanes) store(d_query + d, load(d_query + d) + load(part + d));
-  }
+  accumulate<ScoresTransposedTimesQueryRows>(guarded, count, p.value_dim, rows, ws.probability, ws.hidden,
+                                             ws.d_out_rows, ws.d_value, kRowStride);
+  accumulate<ScoresTransposedTimesQueryRows>(guarded, count, p.head_dim, rows, ws.d_score, ws.hidden, ws.query_rows,
+                                             ws.d_key, kRowStride);
+  for (int n = 0; n < tile.count; ++n)
+    accumulate<ScoresTimesKeyRows>(guarded, lanes, p.head_dim, count, ws.d_score + n * lanes, ws.hidden + n * lanes,
+                                   ws.key, ws.d_query.block + size_t(tile.at[n]) * lanes * width, width);
 }
 
-inline void add_to_sums(const SelectedSums& sums, int split, Range keys, const float* rows /* [key][kRowStride] */) {
+FLASHATTN_CALLED void add_to_sums(const SelectedSums& sums, int split, Range keys,
+                                  const float* rows /* [key][kRowStride] */) {
   for (int j = keys.begin; j < keys.end; ++j, rows += kRowStride) {
     float* to = sums.row(split, 0, j);
     for (int d = 0; d < sums.width; d += kLanes) store(to + d, load(to + d) + load(rows + d));
@@ -182,13 +168,13 @@ FLASHATTN_CALLED void selected_range_gradients(const SelectedRange& range, int s
   for (int i = range.positions.begin; i < range.positions.end; ++i) {
     for (int h = range.heads.begin; h < range.heads.end; ++h, d_query += width) {
       for (int d = 0; d < width; d += kLanes) store(d_query + d, load(d_query + d) * factor);
-      store_row(p.d_query.row(range.b, i, h), p.d_query.dtype, d_query, p.head_dim);
+      store_head(p.d_query, range.b, i, h, d_query, p.head_dim);
     }
   }
 }
 
 /** d = factor * the sum over the parts that see the key, and their planes, in their order. */
-inline void finish_sums(const SelectedSums& sums, int j, float factor, float* row) {
+FLASHATTN_CALLED void finish_sums(const SelectedSums& sums, int j, float factor, float* row) {
   const SelectedAttentionParams& p = sums.p;
   for (int d = 0; d < sums.width; d += kLanes) {
     Vec sum{}, rest{};
@@ -232,9 +218,9 @@ FLASHATTN_CALLED void finish_selected_item(const SelectedAttentionParams& p, int
   const int kv_head = item / chunks % p.kv_heads, b = item / chunks / p.kv_heads;
   for (int j = begin; j < min(begin + kRowsPerItem, p.seq); ++j) {
     detail::finish_sums(detail::d_key_sums(p, b, kv_head), j, product_factor(p.scale), ws.row[0]);
-    store_row(p.d_key.row(b, j, kv_head), p.d_key.dtype, ws.row[0], p.head_dim);
+    detail::store_head(p.d_key, b, j, kv_head, ws.row[0], p.head_dim);
     detail::finish_sums(detail::d_value_sums(p, b, kv_head), j, 1, ws.row[0]);
-    store_row(p.d_value.row(b, j, kv_head), p.d_value.dtype, ws.row[0], p.value_dim);
+    detail::store_head(p.d_value, b, j, kv_head, ws.row[0], p.value_dim);
   }
 }
 
