@@ -118,6 +118,17 @@ describe.each(processors)('$device', ({ device, present, title }) => {
       expect([unseen(b.gradients.k, c.dim), unseen(b.gradients.v, c.valueDim)]).toEqual([true, true]);
     });
 
+    it('is finite where sums of values overflow before they are divided', () => {
+      const c = { ...base, batch: 1, size: 16, slots: 2 };
+      const inputs = inputsOf(c);
+      const v = {
+        shape: [1, c.seq, c.kvHeads, c.valueDim],
+        data: new Float64Array(c.seq * c.kvHeads * c.valueDim).fill(3e38),
+      };
+      const { outputs } = run(device, { ...inputs, v }, (t) => ({ out: runOn(t, c, listsOf(c, true)).out }), undefined);
+      for (const x of outputs.out ?? []) expect(Math.abs(x / 3e38 - 1)).toBeLessThan(1e-5);
+    });
+
     it('leaves nothing behind', () => {
       const before = memory(device);
       const lists = listsOf(base, true);
