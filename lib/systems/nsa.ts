@@ -190,7 +190,8 @@ function attendCopies(q: Tensor, k: Tensor, v: Tensor, selecting: Selecting, cho
  * the paper has an MLP over overlapping blocks.
  *
  * Selection happens on the device, in float32. Time is that of seq^2 / blockSize pairs, twice, and of about seq * blockCount *
- * blockSize pairs. On processors the selected branch is one kernel, which reads keys and values where they lie. On GPUs queries are
+ * blockSize pairs. On processors the selected branch is one kernel, for which nothing is copied; its gradients need float32 sums of the
+ * size of k and v for each of 16 parts of the sequence, fewer where there are several kv heads or batch entries. On GPUs queries are
  * sorted by the blocks that they have selected: a query is copied for each of its blocks, a block for every 64 queries that have
  * selected it, and results are merged. That is done for as many queries at a time as fit 2^25 elements; where these are not all, it is
  * done once more for gradients, rather than kept.
