@@ -10,7 +10,7 @@ import { bytesPerElement, type FloatDType } from '../base/dtype.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
 import { tensor } from '../devices/create.js';
 import type { DeviceName } from '../devices/registry.js';
-import type { AttentionProblem, RotaryProblem } from '../kernels/attention.js';
+import { type AttentionProblem, pagedAttention as pagedOperation, type RotaryProblem } from '../kernels/attention.js';
 import { cast } from '../ops/cast.js';
 import { embedding } from '../ops/embedding.js';
 import { rope as turn } from '../ops/rope.js';
@@ -211,7 +211,7 @@ const turnedAt = (q: Tensor, positions: ReturnType<typeof indices>, { cos, sin, 
 
 /** @internal */
 export const attendPaged = (call: PagedCall): PagedAttentionResult =>
-  call.q.backend.readsPages && !needsRecord([call.q, call.pages.keys, call.pages.values, call.options.sink])
+  call.q.backend.has(pagedOperation) && !needsRecord([call.q, call.pages.keys, call.pages.values, call.options.sink])
     ? attendPages(call)
     : attendGathered(call);
 

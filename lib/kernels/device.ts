@@ -54,6 +54,8 @@ export interface Backend extends Memory {
   /** What multiplies matrices, where that is a question: looks for it when it is first asked. */
   readonly matmulKernels?: MatmulKernels;
 
+  /** Whether the kernels have an operation that not all devices have. */
+  has(operation: Pick<Operation<never>, 'name'>): boolean;
   /** Queues a launch and returns at once; operands have been validated by the caller. */
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void;
   /** Told of every launch while it is set; each then runs alone. */
@@ -70,8 +72,6 @@ export interface Backend extends Memory {
   readonly isRecording: boolean;
   /** Whether kernels of attention turn q and k by rotary positions as they load them. */
   readonly turnsRows: boolean;
-  /** Whether kernels of attention read keys and values in pages. */
-  readonly readsPages: boolean;
   /** Whether products of matrices read their factors from packed copies, in scratch memory that the host allocates. */
   readonly packsFactors: boolean;
   /** How attention is cut into pieces here. */

@@ -15,6 +15,7 @@ import type { Shape, Tensor } from '../tensor/tensor.js';
 import { inChunks } from './chunks.js';
 import { checkQkv, checkShaped, narrow, type Sequence, type Wide, wide } from './inputs.js';
 import { checkOptions as checkScaled, type ScaleOption } from './saved.js';
+import { hasSelectedAttention, selectedAttention } from './selectedAttention.js';
 import {
   attendBlocks,
   attendOwnBlocks,
@@ -138,7 +139,44 @@ function readOptions(q: Tensor, options: NsaOptions) {
     throw optionError('gates.sliding is given, but window is 0: there is no sliding branch');
   const slots = Math.max(1, Math.min(blockCount, Math.ceil(seq / blockSize)));
   const { scale = 1 / Math.sqrt(dim) } = options;
-  return { batch, seq, scale, gates, size: blockSize, slots, window, initialBlocks, localBlocks };
+  return { seq, scale, gates, size: blockSize, slots, window, initialBlocks, localBlocks };
+}
+
+/** The blocks of the queries [from, to): [batch, to - from, kv heads, slots]. */
+type Choose = (from: number, to: number) => Wide;
+
+interface SelectedBranch {
+  readonly selected: Tensor;
+  readonly blockIndices: Indices;
+}
+
+/** What one kernel does. */
+function attendSelected(q: Tensor, k: Tensor, v: Tensor, { scale, size }: Selecting, choose: Choose): SelectedBranch {
+  const [batch, seq, heads] = q.shape as readonly number[];
+  const parts = ranges(seq, queriesAtOnce((batch * heads * seq) / size));
+  const blockIndices = scope(() => cast(joinedAlong(parts.map(([from, to]) => choose(from, to))), 'int32'));
+  return { selected: selectedAttention(q, k, v, blockIndices, { size, scale }).out, blockIndices };
+}
+
+/** The same with queries that are copied for each of their blocks. */
+function attendCopies(q: Tensor, k: Tensor, v: Tensor, selecting: Selecting, choose: Choose): SelectedBranch {
+  const { scale, size, slots } = selecting;
+  const [batch, seq, heads] = q.shape as readonly number[];
+  const blocks = blocksOf(k, v, size);
+  const near = attendOwnBlocks(q, k, v, size, scale);
+  const elements = heads * ((slots - 1) * (k.shape[3] + 2 * v.shape[3]) + seq / size);
+  const parts = ranges(seq, queriesAtOnce(batch * elements)).map(([from, to]) => {
+    const chosen = choose(from, to);
+    const attend = (q: Tensor, keys: Tensor, values: Tensor, out: Tensor, lse: Tensor, chosen: Tensor) =>
+      attendBlocks(q, chosen.slice(3, 0, slots - 1), { ...blocks, keys, values }, { out, lse }, scale);
+    const [own, out, ownLse] = [q, near.out, near.lse].map((t) => t.slice(1, from, to)) as [Tensor, Tensor, Tensor];
+    const all = [own, blocks.keys, blocks.values, out, ownLse, chosen] as const;
+    return { out: to - from === seq ? attend(...all) : checkpoint(attend, ...all), chosen };
+  });
+  return {
+    selected: narrow(joinedAlong(parts.map(({ out }) => out)), q),
+    blockIndices: cast(joinedAlong(parts.map(({ chosen }) => chosen)), 'int32'),
+  };
 }
 
 /**
@@ -152,9 +190,11 @@ function readOptions(q: Tensor, options: NsaOptions) {
  * the paper has an MLP over overlapping blocks.
  *
  * Selection happens on the device, in float32. Time is that of seq^2 / blockSize pairs, twice, and of about seq * blockCount *
- * blockSize pairs. For the selected branch queries are sorted by the blocks that they have selected: a query is copied for
- * each of its blocks, a block for every 64 queries that have selected it, and results are merged. That is done for as many queries at a
- * time as fit 2^25 elements; where these are not all, it is done once more for gradients, rather than kept.
+ * blockSize pairs. On processors the selected branch is one kernel, for which nothing is copied; its gradients need float32 sums of the
+ * size of k and v for each of 16 parts of the sequence, fewer where there are several kv heads or batch entries. On GPUs queries are
+ * sorted by the blocks that they have selected: a query is copied for each of its blocks, a block for every 64 queries that have
+ * selected it, and results are merged. That is done for as many queries at a time as fit 2^25 elements; where these are not all, it is
+ * done once more for gradients, rather than kept.
  *
  * @param q [batch, seq, heads, dim]
  * @param k [batch, seq, kv heads, dim], kv heads dividing heads
@@ -169,7 +209,7 @@ export function nativeSparseAttention<D extends FloatDType>(
 ): NsaResult<D> {
   const [query, key, value] = [q, k, v] as unknown as readonly [Tensor, Tensor, Tensor];
   checkQkv(query, key, value, { grouped: true, self: true });
-  const { batch, seq, scale, gates, size, slots, window, initialBlocks, localBlocks } = readOptions(query, options);
+  const { seq, scale, gates, size, slots, window, initialBlocks, localBlocks } = readOptions(query, options);
   return scope(() => {
     if (query.size === 0) {
       const [out, compressed, selected, sliding] = Array.from({ length: 4 }, () => emptyLike(query, value));
@@ -180,21 +220,18 @@ export function nativeSparseAttention<D extends FloatDType>(
     const keys = means(key);
     const { out: compressed, lse } = attention(query, keys, means(value), { scale, mask: staircase(size) });
 
-    const blocks = blocksOf(key, value, size);
-    const near = attendOwnBlocks(query, key, value, size, scale);
     const selecting = { scale, size, slots, initial: initialBlocks, local: localBlocks };
-    const elements = query.shape[2] * ((slots - 1) * (key.shape[3] + 2 * value.shape[3]) + seq / size);
-    const parts = ranges(seq, queriesAtOnce(batch * elements)).map(([from, to]) => {
-      const own = query.slice(1, from, to);
-      const chosen = scope(() => select(own.detach(), keys.detach(), lse.detach().slice(2, from, to), from, selecting));
-      const attend = (q: Tensor, keys: Tensor, values: Tensor, out: Tensor, lse: Tensor, chosen: Tensor) =>
-        attendBlocks(q, chosen.slice(3, 0, slots - 1), { ...blocks, keys, values }, { out, lse }, scale);
-      const [out, ownLse] = [near.out.slice(1, from, to), near.lse.slice(1, from, to)];
-      const all = [own, blocks.keys, blocks.values, out, ownLse, chosen] as const;
-      return { out: to - from === seq ? attend(...all) : checkpoint(attend, ...all), chosen };
-    });
-    const selected = narrow(joinedAlong(parts.map(({ out }) => out)), query);
-    const blockIndices = cast(joinedAlong(parts.map(({ chosen }) => chosen)), 'int32');
+    const choose = (from: number, to: number) =>
+      scope(() =>
+        select(query.slice(1, from, to).detach(), keys.detach(), lse.detach().slice(2, from, to), from, selecting),
+      );
+    const { selected, blockIndices } = (hasSelectedAttention(query.backend) ? attendSelected : attendCopies)(
+      query,
+      key,
+      value,
+      selecting,
+      choose,
+    );
     const gate = (t: Tensor) => wide(t.contiguous()).reshape([...t.shape, 1]);
     const both = joined(gate(gates.compressed), compressed, gate(gates.selected), selected);
     const branches = { compressed, selected, blockIndices };

@@ -18,6 +18,7 @@ import { scope } from '../tape/scope.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 import { checkAlike, checkQkv, checkShaped, narrow, type Sequence, type Wide, wide } from './inputs.js';
 import { checkOptions as checkScaled, type ScaleOption } from './saved.js';
+import { hasSelectedAttention, selectedAttention } from './selectedAttention.js';
 import {
   attendBlocks,
   attendOwnBlocks,
@@ -149,6 +150,67 @@ function checkCompression(c: unknown, argument: string, t: Tensor, windows: numb
   return { size, memories: own.memory.shape[1] };
 }
 
+interface SelectedBranch {
+  readonly q: Tensor;
+  /** As the selected branch sees them. */
+  readonly turnedQ: Tensor;
+  readonly turnedK: Tensor;
+  readonly v: Tensor;
+  /** [batch, blocks, kv heads, dim], of the compressed keys of each block. */
+  readonly means: Tensor;
+  readonly size: number;
+  readonly slots: number;
+  readonly scale: number;
+}
+
+/** `select` for some of the queries, from position `from` on. */
+type Choose = (q: Tensor, means: Tensor, from: number) => Selection;
+
+/** What one kernel does. */
+function attendSelected({ q, turnedQ, turnedK, v, means, size, scale }: SelectedBranch, choose: Choose) {
+  const [batch, seq, heads] = q.shape as readonly number[];
+  const blockIndices = scope(() => {
+    const parts = ranges(seq, queriesAtOnce(batch * heads * means.shape[1])).map(([from, to]) =>
+      scope(() => choose(q.slice(1, from, to).detach(), means.detach(), from).blocks),
+    );
+    return cast(concat(parts, 1), 'int32');
+  });
+  return { selected: selectedAttention(turnedQ, turnedK, v, blockIndices, { size, scale }).out, blockIndices };
+}
+
+/** The same with queries that are copied for each of their blocks. */
+function attendCopies(branch: SelectedBranch, choose: Choose, differentiable: boolean) {
+  const { q, turnedQ, turnedK, v, means, size, slots, scale } = branch;
+  const [batch, seq, heads, dim] = q.shape as readonly number[];
+  const blocks = blocksOf(turnedK, v, size);
+  const near = attendOwnBlocks(turnedQ, turnedK, v, size, scale);
+  const elements = heads * ((slots - 1) * (dim + 2 * v.shape[3]) + means.shape[1]);
+  const parts = ranges(seq, queriesAtOnce(batch * elements)).map(([from, to]) => {
+    const attend = (...[own, turned, means, keys, values, out, lse]: readonly Tensor[]) => {
+      const judged = [own, means].map((t) => (differentiable ? t : t.detach())) as [Tensor, Tensor];
+      const { blocks: chosen, probabilities: p } = choose(...judged, from);
+      const weights = differentiable && p ? straightThrough(p, p.detach()) : undefined;
+      const others = chosen.slice(3, 0, slots - 1);
+      const table = { ...blocks, keys, values };
+      return [attendBlocks(turned, others, table, { out, lse }, scale, weights), chosen] as const;
+    };
+    const [own, turned, out, lse] = [q, turnedQ, near.out, near.lse].map((t) => t.slice(1, from, to)) as [
+      Tensor,
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    const inputs = [own, turned, means, blocks.keys, blocks.values, out, lse] as const;
+    return to - from === seq ? attend(...inputs) : checkpoint(attend, ...inputs);
+  });
+  const joined = (at: 0 | 1) =>
+    concat(
+      parts.map((part) => part[at] as Tensor),
+      1,
+    );
+  return { selected: narrow(joined(0), q), blockIndices: cast(joined(1), 'int32') };
+}
+
 const optionNames = [
   ...(['gates', 'keyCompression', 'valueCompression', 'stride', 'blockSize', 'blockCount'] as const),
   ...(['window', 'differentiableTopK', 'rope'] as const),
@@ -187,7 +249,7 @@ const added = fused((sum, gate, branch) => gate.mul(branch).add(sum));
  *
  * Yuan et al., "Native Sparse Attention" (2025), arXiv:2502.11089, as SparseAttention of lucidrains' native-sparse-attention-pytorch
  * computes it, between its projections. Selection happens on the device, in float32; what it costs is said at
- * `nativeSparseAttention`.
+ * `nativeSparseAttention`: with `differentiableTopK` on processors what it costs on GPUs.
  *
  * @param q [batch, seq, heads, dim]
  * @param k [batch, seq, kv heads, dim], kv heads dividing heads
@@ -203,7 +265,7 @@ export function nativeSparseAttentionLucidrains<D extends FloatDType>(
   const [query, key, value] = [q, k, v] as unknown as readonly [Tensor, Tensor, Tensor];
   const { memories } = checkAll(query, key, value, options);
   const { gates, stride, blockSize, blockCount, window, differentiableTopK = false } = options;
-  const [batch, seq, heads, dim] = query.shape as readonly number[];
+  const [batch, seq, , dim] = query.shape as readonly number[];
   const kvHeads = key.shape[2];
   const scale = options.scale ?? 1 / Math.sqrt(dim);
   return scope(() => {
@@ -227,36 +289,21 @@ export function nativeSparseAttentionLucidrains<D extends FloatDType>(
     const count = Math.floor((keys.shape[1] - memories) / perBlock);
     const whole = keys.slice(1, memories, memories + count * perBlock);
     const means = mean(whole.contiguous().reshape([batch, count, perBlock, kvHeads, dim]), 2);
-    const blocks = blocksOf(turnedK, value, blockSize);
-    const slots = Math.min(blockCount, count) + 1;
-
-    const near = attendOwnBlocks(turnedQ, turnedK, value, blockSize, scale);
-    const elements = heads * ((slots - 1) * (dim + 2 * value.shape[3]) + count);
-    const parts = ranges(seq, queriesAtOnce(batch * elements)).map(([from, to]) => {
-      const attend = (...[own, turned, means, keys, values, out, lse]: readonly Tensor[]) => {
-        const judged = [own, means].map((t) => (differentiableTopK ? t : t.detach())) as [Tensor, Tensor];
-        const { blocks: chosen, probabilities: p } = select(...judged, from, blockSize, blockCount, scale);
-        const weights = differentiableTopK && p ? straightThrough(p, p.detach()) : undefined;
-        const others = chosen.slice(3, 0, slots - 1);
-        const table = { ...blocks, keys, values };
-        return [attendBlocks(turned, others, table, { out, lse }, scale, weights), chosen] as const;
-      };
-      const [own, turned, out, lse] = [query, turnedQ, near.out, near.lse].map((t) => t.slice(1, from, to)) as [
-        Tensor,
-        Tensor,
-        Tensor,
-        Tensor,
-      ];
-      const inputs = [own, turned, means, blocks.keys, blocks.values, out, lse] as const;
-      return to - from === seq ? attend(...inputs) : checkpoint(attend, ...inputs);
-    });
-    const joined = (at: 0 | 1) =>
-      concat(
-        parts.map((part) => part[at] as Tensor),
-        1,
-      );
-    const selected = narrow(joined(0), query);
-    const blockIndices = cast(joined(1), 'int32');
+    const choose = (q: Tensor, means: Tensor, from: number) => select(q, means, from, blockSize, blockCount, scale);
+    const branch = {
+      q: query,
+      turnedQ,
+      turnedK,
+      v: value,
+      means,
+      size: blockSize,
+      slots: Math.min(blockCount, count) + 1,
+      scale,
+    };
+    const isOneKernel = !differentiableTopK && hasSelectedAttention(query.backend);
+    const { selected, blockIndices } = isOneKernel
+      ? attendSelected(branch, choose)
+      : attendCopies(branch, choose, differentiableTopK);
     const { out: sliding } = attention(turnedQ, turnedK, value, { scale, causal: true, window: [window, 0] });
     const gate = (branch: number) => wide(gates.slice(3, branch, branch + 1));
     const out = added(gated(compressed, gate(0), selected, gate(1)), gate(2), sliding);

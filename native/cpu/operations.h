@@ -4,6 +4,7 @@
 #include "attention/decode.h"
 #include "attention/merge.h"
 #include "attention/partition.h"
+#include "attention/selected_backward.h"
 #include "attention/store_rows.h"
 #include "linear/diagonal_scan.h"
 #include "linear/linear_scan.h"
@@ -29,6 +30,8 @@ namespace flashattn {
 union Workspace {
   ForwardWorkspace forward;
   BackwardWorkspace backward;
+  SelectedWorkspace selected;
+  SelectedBackwardWorkspace selected_backward;
   RowWorkspace rows;
   LongRowWorkspace long_rows;
   MatmulWorkspace matmul;
@@ -107,6 +110,13 @@ inline constexpr Operation kOperations[] = {
       detail::phase<AttentionParams, sink_items, backward_sink_item>}},
     {"merge", detail::describe<MergePart, MergeParams>, {detail::phase<MergeParams, merge_items, merge_item>}},
     {"mergeBackward", detail::describe<>, {detail::phase<MergeParams, merge_items, merge_backward_item>}},
+    {"selectedAttention",
+     detail::describe<SelectedAttentionParams>,
+     {detail::phase<SelectedAttentionParams, selected_items, selected_item>}},
+    {"selectedAttentionBackward",
+     detail::describe<>,
+     {detail::phase<SelectedAttentionParams, selected_backward_items, selected_backward_item>,
+      detail::phase<SelectedAttentionParams, finish_selected_items, finish_selected_item>}},
     {"gather", detail::describe<GatherParams>, {detail::phase<GatherParams, gather_items, gather_item>}},
     {"matmul",
      detail::describe<MatrixRef, MatmulParams>,

@@ -30,6 +30,7 @@ import { recurrence, recurrenceBackward } from '../../lib/kernels/recurrence.js'
 import { reduce } from '../../lib/kernels/reduce.js';
 import { addRows, takeRows } from '../../lib/kernels/rowsByIndex.js';
 import { scoreProgram } from '../../lib/kernels/scoreProgram.js';
+import { selectedAttention, selectedAttentionBackward } from '../../lib/kernels/selectedAttention.js';
 import { selectiveScan, selectiveScanBackward } from '../../lib/kernels/selectiveScan.js';
 import { softmax, softmaxBackward } from '../../lib/kernels/softmax.js';
 import { storeRows } from '../../lib/kernels/storeRows.js';
@@ -59,7 +60,6 @@ const operations = [
   crossEntropyBackward,
   argmax,
   sort,
-  pagedAttention,
   storeRows,
   takeAlong,
   addAlong,
@@ -79,9 +79,6 @@ const operations = [
   fill,
   peak,
 ];
-/** What CUDA composes of others. */
-const onProcessors = ['pagedAttention'];
-
 /** What a module with `describe` says of itself. */
 function describeModule(module: WebAssembly.Module): string {
   const memory = new WebAssembly.Memory({ initial: 16, maximum: 65536, shared: true });
@@ -89,30 +86,31 @@ function describeModule(module: WebAssembly.Module): string {
   return readText(memory, (exports as { describe(): number }).describe());
 }
 
-function expectAgreement(text: string, without: readonly string[] = []): void {
+/** Those that only processors have. */
+const ofProcessors = [pagedAttention, selectedAttention, selectedAttentionBackward];
+
+function expectAgreement(text: string, own: readonly { readonly name: string; readonly struct: unknown }[] = []): void {
+  const all = [...operations, ...own];
   const description = parseDescription(text);
   const others = [attentionShape, attentionPartition, mergePart, scoreProgram];
-  const structs = [...operations.map((operation) => operation.struct), ...others];
-  const own = operations.map(({ name }) => name).filter((name) => !without.includes(name));
-  expect([...description.operations].sort()).toEqual(own.sort());
+  const structs = [...all.map((operation) => operation.struct), ...others];
+  expect([...description.operations].sort()).toEqual(all.map(({ name }) => name).sort());
   for (const described of structs) checkFields(description, described as Struct, 'the build');
   checkOpcodes(description, 'the build');
 }
 
 describe('structs and operations of this version', () => {
-  it('are those of the WebAssembly build', () => expectAgreement(describeModule(loadModule().module)));
+  it('are those of the WebAssembly build', () => expectAgreement(describeModule(loadModule().module), ofProcessors));
 
   it.skipIf(!hasCpu)(onCpu('are those of the addon for native threads'), () => {
     const support = cpuSupport();
     if ('code' in support) throw new Error(support.hint);
     const { addon, instructionSet } = support;
     const { description } = new addon.Host(instructionSet, 1, 2 ** 26, () => {});
-    expectAgreement(description);
+    expectAgreement(description, ofProcessors);
   });
 
-  it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () =>
-    expectAgreement(loadEmulatedAddon().description, onProcessors),
-  );
+  it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () => expectAgreement(loadEmulatedAddon().description));
 });
 
 describe('programs whose instructions have other numbers', () => {

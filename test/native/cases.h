@@ -5,6 +5,7 @@
 namespace flashattn::test {
 
 bool attention_case(uint64_t seed);
+bool selected_case(uint64_t seed);
 bool merge_case(uint64_t seed);
 bool gather_case(uint64_t seed);
 bool matmul_case(uint64_t seed);

@@ -22,6 +22,11 @@ const bugs: readonly Patch[] = [
   },
   { file: 'ops/reduce.h', find: 'lane < n - i; ++lane) tail', replace: 'lane < n - i - 1; ++lane) tail' },
   {
+    file: 'attention/selected.h',
+    find: 'positions.begin + tile.at[n] + 1, keys.begin)',
+    replace: 'positions.begin + tile.at[n] + 2, keys.begin)',
+  },
+  {
     file: 'attention/merge.h',
     find: 'weight * (sum_lanes(dot) + d_lse)',
     replace: 'weight * (sum_lanes(dot) - d_lse)',
@@ -36,6 +41,7 @@ describe.skipIf(missingSanitizers)(
       expect(stderr).toBe('');
       expect(stdout.trim().split('\n')).toEqual([
         'attention: 240 of 240 cases passed',
+        'selected: 120 of 120 cases passed',
         'merge: 60 of 60 cases passed',
         'gather: 60 of 60 cases passed',
         'matmul: 80 of 80 cases passed',
@@ -64,6 +70,7 @@ describe.skipIf(missingSanitizers)(
       ['a shift by all bits', 'attention', /runtime error: shift exponent 32 is too large/],
       ['a vector that is read past its row', 'elementwise', /AddressSanitizer: heap-buffer-overflow/],
       ['an element that is left out', 'reduce', /^reduce \d+: a sum is \S+, not \S+$/m],
+      ['a key that is seen too early', 'selected', /^selected \d+: lse is \S+, not \S+$/m],
       ['a wrong gradient', 'merge', /^merge \d+: d_lse is \S+, not \S+$/m],
     ])('notices %s', async (_, kind, report) => {
       const { code, stdout, stderr } = await runProgram(await compileCases(bugs), [kind], env);

@@ -16,6 +16,7 @@ struct Kind {
 
 constexpr Kind kKinds[] = {
     {"attention", flashattn::test::attention_case, 240},
+    {"selected", flashattn::test::selected_case, 120},
     {"merge", flashattn::test::merge_case, 60},
     {"gather", flashattn::test::gather_case, 60},
     {"matmul", flashattn::test::matmul_case, 80},

@@ -43,7 +43,6 @@ export class CpuBackend<H extends Host> implements Backend {
   readonly device: H['device'];
   readonly packsFactors = true;
   readonly turnsRows = true;
-  readonly readsPages = true;
   readonly host: H;
   readonly #heap: Heap;
   readonly #build: NativeBuild;
@@ -184,6 +183,10 @@ export class CpuBackend<H extends Host> implements Backend {
       throw new FlashAttnError('ERR_WORKER', `${argument} was never computed: a worker thread died before it`, {
         cause: lost.cause,
       });
+  }
+
+  has(operation: Pick<Operation<never>, 'name'>): boolean {
+    return this.#build.has(operation);
   }
 
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {

@@ -62,7 +62,6 @@ export class CudaBackend implements Backend {
   readonly packsFactors = false;
   // Every block would turn the same keys again, on its way from memory to a product that does not wait for it.
   readonly turnsRows = false;
-  readonly readsPages = false;
   readonly status: CudaStatus;
   /** Switches and findings of the emulator. */
   readonly emulator: EmulatorControls | undefined;
@@ -190,6 +189,10 @@ export class CudaBackend implements Backend {
 
   /** A device that fails fails every later call too: the next read reports it. */
   checkIntact(): void {}
+
+  has(operation: Pick<Operation<never>, 'name'>): boolean {
+    return this.#build.has(operation);
+  }
 
   launch<Operands, F extends Fields>(operation: Operation<Operands, F>, operands: Operands): void {
     const launch = operation.describe(operands);

@@ -48,6 +48,11 @@ export class NativeBuild {
     for (const struct of structs) checkFields(this.#description, struct, name);
   }
 
+  /** Whether it has an operation of this name. */
+  has({ name }: Pick<Operation<never>, 'name'>): boolean {
+    return this.#description.operations.includes(name);
+  }
+
   /** Its number of an operation. @throws ERR_DEVICE when it has no such operation, another struct or other opcodes */
   numberOf<Operands, F extends Fields>(operation: Operation<Operands, F>): number {
     const known = this.#numbers.get(operation as Operation<never>);

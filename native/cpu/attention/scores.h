@@ -12,8 +12,10 @@ namespace flashattn {
 
 // The scale is applied where it cannot overflow what fits in the end: to the queries when it makes them smaller, to their
 // products with the keys when it makes those larger. One of the two factors is 1.
-inline float query_factor(const AttentionParams& p) { return __builtin_fabsf(p.scale) < 1 ? p.scale : 1.0f; }
-inline float product_factor(const AttentionParams& p) { return __builtin_fabsf(p.scale) < 1 ? 1.0f : p.scale; }
+inline float query_factor(float scale) { return __builtin_fabsf(scale) < 1 ? scale : 1.0f; }
+inline float product_factor(float scale) { return __builtin_fabsf(scale) < 1 ? 1.0f : scale; }
+inline float query_factor(const AttentionParams& p) { return query_factor(p.scale); }
+inline float product_factor(const AttentionParams& p) { return product_factor(p.scale); }
 
 namespace detail {
 
@@ -78,10 +80,13 @@ FLASHATTN_CALLED void add_alibi(const Place& at, float* scores) {
 
 }  // namespace detail
 
-FLASHATTN_CALLED void scale_scores(const Place& at, float* scores, float factor) {
-  for (int row = 0; row < at.key_count() * kQueryTile; row += kQueryTile)
-    for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes)
+FLASHATTN_CALLED void scale_scores(int keys, int query_vectors, float* scores /* [key][query] */, float factor) {
+  for (int row = 0; row < keys * kQueryTile; row += kQueryTile)
+    for (int v = 0; v < query_vectors * kLanes; v += kLanes)
       store(scores + row + v, load(scores + row + v) * splat(factor));
+}
+inline void scale_scores(const Place& at, float* scores, float factor) {
+  scale_scores(at.key_count(), at.query_vectors(), scores, factor);
 }
 
 inline int relative_bucket(const RelativeParams& r, int i, int j) {
@@ -134,10 +139,13 @@ FLASHATTN_CALLED void hide_scores(const Place& at, float* scores) {
 }
 
 /** Which pairs a guarded product must skip: those hidden by the mask, or by a bias or score_mod of -Infinity. */
-inline void mark_hidden(const Place& at, const float* scores, uint32_t* hidden /* [key][query] */) {
-  for (int at_row = 0; at_row < at.key_count() * kQueryTile; at_row += kQueryTile)
-    for (int v = 0; v < at.query_vectors() * kLanes; v += kLanes)
-      store_bits(hidden + at_row + v, (UintVec)(load(scores + at_row + v) == splat(-kInfinity)));
+inline void mark_hidden(int keys, int query_vectors, const float* scores, uint32_t* hidden /* both [key][query] */) {
+  for (int row = 0; row < keys * kQueryTile; row += kQueryTile)
+    for (int v = 0; v < query_vectors * kLanes; v += kLanes)
+      store_bits(hidden + row + v, (UintVec)(load(scores + row + v) == splat(-kInfinity)));
+}
+inline void mark_hidden(const Place& at, const float* scores, uint32_t* hidden) {
+  mark_hidden(at.key_count(), at.query_vectors(), scores, hidden);
 }
 
 /** Dropout factors of a tile: 0 or 1 / (1 - p). One Philox call yields four consecutive keys of a query. */

@@ -12,6 +12,7 @@ describe('native code of this version', () => {
   it('has a number for each operation', () => {
     const build = new NativeBuild('the build', same, [pair as unknown as Struct]);
     expect([build.numberOf(operation), build.numberOf(operation)]).toEqual([1, 1]);
+    expect([build.has(operation), build.has({ name: 'subtract' })]).toEqual([true, false]);
   });
 });
 
