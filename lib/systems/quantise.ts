@@ -42,13 +42,53 @@ export const throughQuantiser = (x: Tensor, quantiser: Quantiser): Tensor =>
     backward: ({ gradients: [gradient] }) => [gradient],
   })(x);
 
-/** The product of codes, over their scales. Float32 is exact while the sums stay within 2^24. */
-function productOfCodes(a: Tensor, b: Tensor, ofA: Quantiser, ofB: Quantiser): Tensor {
-  if (ofA.pack && ofB.pack && areExact(a.shape[a.shape.length - 1]))
-    return codeMatmul(ofA.pack(a), ofB.pack(b), 'float32') as unknown as Tensor;
-  const [qa, qb] = [ofA.quantise(a), ofB.quantise(b)];
-  return scaledBack(matmul(qa.codes, qb.codes.transpose(-2, -1)), qa.scale, qb.scale.transpose(-2, -1));
-}
+/** The gradients of a and b, for those that want one. */
+const throughProduct = (
+  gradient: Tensor | undefined,
+  needed: readonly boolean[],
+  ofA: () => Tensor,
+  ofB: () => Tensor,
+): [Tensor | undefined, Tensor | undefined] => [
+  gradient && needed[0] ? matmul(gradient, ofB()) : undefined,
+  gradient && needed[1] ? matmul(gradient.transpose(-2, -1), ofA()) : undefined,
+];
+
+/** Products of codes in words. Codes are made again for the gradients, for which they are numbers. */
+const exactProduct = (ofA: PackingQuantiser, ofB: PackingQuantiser) =>
+  customOp({
+    name: 'quantisedProduct',
+    forward: (a: Tensor, b: Tensor) => ({
+      result: codeMatmul(ofA.pack(a), ofB.pack(b), 'float32') as unknown as Tensor,
+      save: [a, b] as const,
+    }),
+    backward: ({ gradients: [gradient], saved: [a, b], needed }) =>
+      throughProduct(
+        gradient,
+        needed,
+        () => dequantised(ofA.quantise(a)),
+        () => dequantised(ofB.quantise(b)),
+      ),
+  });
+
+/** Products of codes in float32, which are exact while the sums stay within 2^24. */
+const floatProduct = (ofA: Quantiser, ofB: Quantiser) =>
+  customOp({
+    name: 'quantisedProduct',
+    forward: (a: Tensor, b: Tensor) => {
+      const [qa, qb] = [ofA.quantise(a), ofB.quantise(b)];
+      const result = scaledBack(matmul(qa.codes, qb.codes.transpose(-2, -1)), qa.scale, qb.scale.transpose(-2, -1));
+      return { result, save: [qa.codes, qa.scale, qb.codes, qb.scale] as const };
+    },
+    backward: ({ gradients: [gradient], saved: [codesA, scaleA, codesB, scaleB], needed }) =>
+      throughProduct(
+        gradient,
+        needed,
+        () => value(codesA, scaleA),
+        () => value(codesB, scaleB),
+      ),
+  });
+
+const packs = (quantiser: Quantiser): quantiser is PackingQuantiser => quantiser.pack !== undefined;
 
 /**
  * Q(a) Q(b)^T with gradients straight through: as if it were a Q(b)^T for a, and Q(a) b^T for b.
@@ -57,17 +97,8 @@ function productOfCodes(a: Tensor, b: Tensor, ofA: Quantiser, ofB: Quantiser): T
  * @param b float32 [...batch, n, k] with the same batch axes
  */
 export function quantisedProduct(a: Tensor, b: Tensor, ofA: Quantiser, ofB: Quantiser): Tensor {
-  return customOp({
-    name: 'quantisedProduct',
-    forward: (left: Tensor, right: Tensor) => ({
-      result: productOfCodes(left, right, ofA, ofB),
-      save: [left, right] as const,
-    }),
-    backward: ({ gradients: [gradient], saved: [left, right], needed }) => [
-      gradient && needed[0] ? matmul(gradient, dequantised(ofB.quantise(right))) : undefined,
-      gradient && needed[1] ? matmul(gradient.transpose(-2, -1), dequantised(ofA.quantise(left))) : undefined,
-    ],
-  })(a, b);
+  const exact = packs(ofA) && packs(ofB) && areExact(a.shape[a.shape.length - 1]);
+  return exact ? exactProduct(ofA, ofB)(a, b) : floatProduct(ofA, ofB)(a, b);
 }
 
 /** x, but from -bound to bound; only what lies strictly between has a gradient. NaN stays. */

@@ -33,7 +33,6 @@ FLASHATTN_INLINE void code_block(int steps, const uint32_t* a /* [kRows][a_row] 
                                  const uint32_t* panel /* [steps][kCodeColumns] */, int32_t* c /* [kRows][..] */,
                                  bool first) {
   IntVec acc[kRows][kCodeVectors];
-#pragma clang loop unroll(full)
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma clang loop unroll(full)
@@ -45,7 +44,6 @@ FLASHATTN_INLINE void code_block(int steps, const uint32_t* a /* [kRows][a_row] 
 #pragma clang loop unroll(full)
     for (int v = 0; v < kCodeVectors; ++v) columns[v] = (IntVec)load_bits(panel + v * kLanes);
     const uint32_t* row = a;
-#pragma clang loop unroll(full)
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const IntVec word = load_splat_bits(row);
@@ -58,7 +56,6 @@ FLASHATTN_INLINE void code_block(int steps, const uint32_t* a /* [kRows][a_row] 
     keep_as_pointer(a);
     keep_as_pointer(panel);
   }
-#pragma clang loop unroll(full)
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma clang loop unroll(full)
