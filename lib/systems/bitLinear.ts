@@ -5,7 +5,7 @@ import { mostCodes } from '../kernels/codeMatmul.js';
 import { type Initial, type ModuleOptions, makeWeight, moduleOptionNames, pick } from '../nn/initial.js';
 import { Module } from '../nn/module.js';
 import { areExact, type Codes, codeMatmul } from '../ops/codes.js';
-import { abs, add, fused, square, sub } from '../ops/elementwise.js';
+import { add, fused, square, sub } from '../ops/elementwise.js';
 import { rmsNorm } from '../ops/norm.js';
 import { mean, sum } from '../ops/reduce.js';
 import { scope } from '../tape/scope.js';
@@ -34,10 +34,8 @@ const unitRows = (x: Tensor): Tensor =>
 
 const everyAxis = (t: Tensor) => t.shape.map((_, axis) => axis);
 
-const centered = (weight: Tensor): Quantised => {
-  const over = (t: Tensor) => mean(t, everyAxis(t), { keepDims: true });
-  return signs(sub(weight, over(weight)) as Tensor, over(abs(weight)));
-};
+const centered = (weight: Tensor): Quantised =>
+  signs(sub(weight, mean(weight, everyAxis(weight), { keepDims: true })) as Tensor, meanSize(weight));
 
 /** sign(W - mean(W)) with one scale, 1 / mean|W|. */
 const centeredSigns: PackingQuantiser = { quantise: centered, pack: (weight) => packSigns(centered(weight)) };

@@ -4,7 +4,7 @@ import { areExact, type Codes, codeMatmul, quantiseRows } from '../ops/codes.js'
 import { abs, fused, mul, sign } from '../ops/elementwise.js';
 import { matmul } from '../ops/matmul.js';
 import { max, mean, sum } from '../ops/reduce.js';
-import { filled } from '../tape/arithmetic.js';
+import { filled, reduceAxes } from '../tape/arithmetic.js';
 import type { Shape, Tensor } from '../tensor/tensor.js';
 
 /** x is about codes / scale. */
@@ -143,7 +143,15 @@ export const perToken: PackingQuantiser = {
   pack: (x) => quantiseRows(x, { least: leastSize }),
 };
 
-const absMeanScale = (x: Tensor) => scaleFor(mean(abs(x), axesOf(x), { keepDims: true }), 1, leastSize);
+/** mean|x|, of length 1 along every axis. */
+export const meanSize = (x: Tensor): Tensor =>
+  reduceAxes(
+    x,
+    x.shape.map(() => true),
+    { reduction: 'magnitude', scale: 1 / x.size, dtype: 'float32' },
+  ).reshape(x.shape.map(() => 1)) as Tensor;
+
+const absMeanScale = (x: Tensor) => scaleFor(meanSize(x), 1, leastSize);
 
 /** -1, 0 or 1, the nearest to x / mean|x|, with one scale for the whole tensor. */
 export const absMean: PackingQuantiser = {

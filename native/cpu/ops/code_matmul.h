@@ -61,7 +61,7 @@ FLASHATTN_INLINE void code_block(int steps, const uint32_t* a /* [kRows][a_row] 
 #pragma clang loop unroll(full)
     for (int v = 0; v < kCodeVectors; ++v) {
       uint32_t* const to = reinterpret_cast<uint32_t*>(c) + r * kCodeColumns + v * kLanes;
-      store_bits(to, (UintVec)acc[r][v] + (first ? UintVec{} : load_bits(to)));
+      store_bits(to, (UintVec)Products::finish(acc[r][v]) + (first ? UintVec{} : load_bits(to)));
     }
   }
 }
@@ -81,7 +81,9 @@ FLASHATTN_INLINE void code_strip(int rows, int steps, const uint32_t* a, int64_t
 template <class Products>
 FLASHATTN_CALLED void code_rows(int rows, int steps, const uint32_t* a, int64_t a_row, const uint32_t* panel,
                                 int32_t* c, bool first) {
-  code_strip<Products>(rows, steps, a, a_row, panel, c, first);
+  for (int k = 0; k == 0 || k < steps; k += min(Products::kMostSteps, max(steps, 1)))
+    code_strip<Products>(rows, min(Products::kMostSteps, steps - k), a + k, a_row, panel + k * kCodeColumns, c,
+                         first && k == 0);
 }
 
 #if defined(FLASHATTN_DOT_TARGET)

@@ -32,6 +32,9 @@ FLASHATTN_INLINE IntVec load_splat_bits(const uint32_t* p) {
 #endif
 }
 
+/** What fits the registers of sums: any number of steps. */
+inline constexpr int kAnySteps = 1 << 30;
+
 #if defined(FLASHATTN_DOT_TARGET)
 /** Not intrinsics, which compilers refuse in what is only inlined into a function that has them. */
 struct DotProducts {
@@ -41,7 +44,7 @@ struct DotProducts {
 #else
   static constexpr int kByteOffset = 0;
 #endif
-  static constexpr bool kHasPairs = false;
+  static constexpr int kMostSteps = kAnySteps;
 
   /** sum + a b of four signed codes a and four b. */
   FLASHATTN_INLINE IntVec multiply_add(IntVec a, IntVec b, IntVec sum) {
@@ -54,6 +57,7 @@ struct DotProducts {
 #endif
     return sum;
   }
+  FLASHATTN_INLINE IntVec finish(IntVec sum) { return sum; }
 };
 #endif
 
@@ -63,28 +67,32 @@ inline constexpr bool kHasSmallDots = true;
 inline constexpr bool kHasSmallDots = false;
 #endif
 
-/** Of b from 0 to 2: two products of bytes fit in 16 bits. */
+/**
+ * Of b from 0 to 2: sums of pairs of products fit in 16 bits for so many steps. Not WebAssembly's instruction that adds to 32 bits,
+ * which Node 20 gets wrong.
+ */
 struct SmallDots {
-  static constexpr bool kHasPairs = false;
+  static constexpr int kMostSteps = 63;  // of up to 2 * 2 * 128 each
 
   FLASHATTN_INLINE IntVec multiply_add(IntVec a, IntVec b, IntVec sum) {
 #if defined(__wasm_relaxed_simd__)
-    return (IntVec)wasm_i32x4_relaxed_dot_i8x16_i7x16_add((v128_t)a, (v128_t)b, (v128_t)sum);
+    return (IntVec)wasm_i16x8_add((v128_t)sum, wasm_i16x8_relaxed_dot_i8x16_i7x16((v128_t)a, (v128_t)b));
 #elif defined(__AVX512F__)
-    const __m512i pairs = _mm512_maddubs_epi16((__m512i)b, (__m512i)a);
-    return sum + (IntVec)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+    return (IntVec)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)b, (__m512i)a));
 #elif defined(__AVX2__)
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)b, (__m256i)a);
-    return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    return (IntVec)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)b, (__m256i)a));
 #else
     return sum + a * b;  // never run
 #endif
   }
+
+  /** Each lane's two sums as one of 32 bits. */
+  FLASHATTN_INLINE IntVec finish(IntVec sum) { return ((sum << 16) >> 16) + (sum >> 16); }
 };
 
 /** Of pairs of 16 bits. */
 struct PairProducts {
-  static constexpr bool kHasPairs = true;
+  static constexpr int kMostSteps = kAnySteps;
 
   FLASHATTN_INLINE IntVec multiply_add(IntVec a, IntVec b, IntVec sum) {
 #if defined(__wasm__)
@@ -97,6 +105,7 @@ struct PairProducts {
     return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
   }
+  FLASHATTN_INLINE IntVec finish(IntVec sum) { return sum; }
 };
 
 /** The codes of a word's lower and upper half as pairs of 16 bits. */
