@@ -15,6 +15,7 @@ import { unwatched } from '../tensor/track.js';
 import { checkShaped, narrow, wide } from './inputs.js';
 import {
   absMean,
+  meanSize,
   type PackingQuantiser,
   packSigns,
   perToken,

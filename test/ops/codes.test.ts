@@ -97,6 +97,25 @@ function unpack(words: Int32Array, rows: number, inner: number, format: CodeForm
   });
 }
 
+it('have the same bits on every device, with scales of rows', () => {
+  const [rows, columns, inner] = [7, 21, 300];
+  const bits = testDevices
+    .filter(({ present }) => present)
+    .map(({ device }) => {
+      const [x, w] = [rows, columns].map((n, seed) => {
+        const values = wholeNumbers(n * inner, seed + 11, 'bytes', false).map((value, at) => value / (3 + (at % 7)));
+        return tensor(values, [n, inner], { device }) as Tensor;
+      });
+      const [a, b] = [quantiseRows(x), quantiseRows(w)];
+      const out = codeMatmul(a, b, 'float32');
+      const result = [a.words.dataSync(), b.words.dataSync(), out.toFloat32Sync()];
+      disposeAll(a, b);
+      for (const t of [x, w, out]) t.dispose();
+      return result;
+    });
+  for (const each of bits) expect(each).toEqual(bits[0]);
+});
+
 describe.each(testDevices)('$device', ({ device, present, title, runs, isSlow }) => {
   describe.skipIf(!present)(title('products of whole numbers'), () => {
     it('are exact, for all shapes, formats and extremes', () => {
