@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "launch.h"
-#include "vector.cuh"
 #include "launch_error.h"
+#include "vector.cuh"
 
 namespace flashattn {
 
@@ -14,7 +14,7 @@ namespace {
 constexpr int kThreads = 256, kRowWarps = 2, kColumnWarps = 4;
 constexpr int kColumnTiles = 4;  // of 8 columns, of a warp
 constexpr int kColumns = kColumnWarps * kColumnTiles * 8;
-constexpr int kStep = 16;        // words of a row
+constexpr int kStep = 16;           // words of a row
 constexpr int kStride = kStep + 4;  // rows that are read together lie in different banks
 
 struct CodeMatmulLaunch {
@@ -35,7 +35,8 @@ template <int kRowTiles>
 constexpr int kRows = kRowWarps * kRowTiles * 16;
 
 template <int kRowTiles>
-FLASHATTN_KERNEL(kThreads) code_matmul_kernel(CodeMatmulLaunch launch) {
+FLASHATTN_KERNEL(kThreads)
+code_matmul_kernel(CodeMatmulLaunch launch) {
   const CodeMatmulParams& p = launch.params;
   const uint32_t tile = ptx::block().x, column_tile = tile % launch.column_tiles;
   const int64_t entry = tile / launch.column_tiles / launch.row_tiles;
@@ -144,8 +145,8 @@ cudaError_t launch_tiles(const CodeMatmulParams& p, cudaStream_t stream) {
   const CodeMatmulLaunch launch{p, tiles(p.rows, kRows<kRowTiles>), tiles(p.columns, kColumns)};
   const dim3 grid(static_cast<uint32_t>(p.batch) * launch.row_tiles * launch.column_tiles);
   constexpr int kSharedBytes = (kRows<kRowTiles> + kColumns) * kStride * 4;
-  return launched("code_matmul", ptx::launch(code_matmul_kernel<kRowTiles>, "code_matmul", grid, kThreads,
-                                             kSharedBytes, stream, launch));
+  return launched("code_matmul", ptx::launch(code_matmul_kernel<kRowTiles>, "code_matmul", grid, kThreads, kSharedBytes,
+                                             stream, launch));
 }
 
 }  // namespace

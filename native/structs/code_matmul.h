@@ -16,10 +16,10 @@ struct CodesRef {
 FLASHATTN_FIELDS(CodesRef, codes, scale, words, format, has_row_scales, reserved);
 
 struct CodeMatmulParams {
-  CodesRef a, b;               // [batch, rows, inner], bytes, and [batch, columns, inner], bytes or trits
-  Pointer<void> c;             // [batch, rows, columns], contiguous
-  Pointer<const float> bias;   // [columns], or null
-  DType dtype;                 // of C
+  CodesRef a, b;              // [batch, rows, inner], bytes, and [batch, columns, inner], bytes or trits
+  Pointer<void> c;            // [batch, rows, columns], contiguous
+  Pointer<const float> bias;  // [columns], or null
+  DType dtype;                // of C
   int32_t batch, rows, columns, inner, reserved;
 };
 FLASHATTN_FIELDS(CodeMatmulParams, a, b, c, bias, dtype, batch, rows, columns, inner, reserved);

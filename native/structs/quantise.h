@@ -13,11 +13,11 @@ enum class CodeFormat : int32_t { Bytes, Trits };
 constexpr int kCodesPerByteWord = 4, kCodesPerTritWord = 16;
 
 struct QuantiseParams {
-  Pointer<const void> x;         // [rows, inner], rows contiguous
-  Pointer<const float> scale;    // [1], of all rows; null: of each row 127 / max(max|x|, least)
-  Pointer<int32_t> codes;        // [rows, words]: round(x * scale), ties to even, from `smallest` to `largest`
-  Pointer<float> row_scale;      // [rows], written where scale is null; NaN where a row has a number that is not finite
-  int64_t x_row;                 // stride
+  Pointer<const void> x;       // [rows, inner], rows contiguous
+  Pointer<const float> scale;  // [1], of all rows; null: of each row 127 / max(max|x|, least)
+  Pointer<int32_t> codes;      // [rows, words]: round(x * scale), ties to even, from `smallest` to `largest`
+  Pointer<float> row_scale;    // [rows], written where scale is null; NaN where a row has a number that is not finite
+  int64_t x_row;               // stride
   DType dtype;
   int32_t rows, inner, words;
   CodeFormat format;

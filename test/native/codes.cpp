@@ -76,7 +76,8 @@ bool can_dot() {
 
 bool quantise_case(uint64_t seed) {
   Random random(seed);
-  const int rows = random.integer(1, 9), inner = random.chance(10) ? 8192 + random.integer(0, 40) : random.integer(0, 300);
+  const int rows = random.integer(1, 9),
+            inner = random.chance(10) ? 8192 + random.integer(0, 40) : random.integer(0, 300);
   const auto dtype = static_cast<DType>(random.integer(0, 2));
   const bool given = random.chance(50);
   const CodeFormat format = given && random.chance(50) ? CodeFormat::Trits : CodeFormat::Bytes;
@@ -92,8 +93,13 @@ bool quantise_case(uint64_t seed) {
   const Array<int32_t> codes(size_t(rows) * words);
   const float least = 0.25f, smallest = format == CodeFormat::Trits ? -1 : -128;
   const float largest = format == CodeFormat::Trits ? 1 : 127;
-  const QuantiseParams p{x.data(), given ? scale.data() : nullptr, codes.data(), given ? nullptr : row_scale.data(),
-                         stride,   dtype,  rows, inner, words, format, least, smallest, largest};
+  const QuantiseParams p{x.data(),     given ? scale.data() : nullptr,
+                         codes.data(), given ? nullptr : row_scale.data(),
+                         stride,       dtype,
+                         rows,         inner,
+                         words,        format,
+                         least,        smallest,
+                         largest};
   const auto workspace = poisoned_workspace<LongRowWorkspace>();
   for (int item = quantise_items(p) - 1; item >= 0; --item) quantise_item(p, item, *workspace);
 

@@ -171,8 +171,7 @@ FLASHATTN_CALLED void widen_rows(const uint32_t* a /* [rows][a_row] */, int64_t 
 struct CodeGrid {
   int tile_rows, row_tiles, panels;  // of an entry of the batch
 
-  explicit CodeGrid(const CodeMatmulParams& p)
-      : panels(divide_up(p.columns, kCodeColumns)) {
+  explicit CodeGrid(const CodeMatmulParams& p) : panels(divide_up(p.columns, kCodeColumns)) {
     constexpr int kWanted = 16;
     const int blocks = divide_up(p.rows, kCodeRows);
     int tiles = divide_up(p.rows, kTallCodeRows);
@@ -224,8 +223,8 @@ FLASHATTN_CALLED void code_matmul_item(const CodeMatmulParams& p, int item, Code
   const CodeProducts products = products_of(p.b.format);
   const bool as_pairs = products == CodeProducts::Pairs;
   const int offset = offset_of(p.b.format, products);
-  const auto* a = reinterpret_cast<const uint32_t*>(static_cast<const int32_t*>(p.a.codes)) +
-                  (entry * p.rows + i) * p.a.words;
+  const auto* a =
+      reinterpret_cast<const uint32_t*>(static_cast<const int32_t*>(p.a.codes)) + (entry * p.rows + i) * p.a.words;
   const int32_t* b = p.b.codes + (entry * p.columns + j) * p.b.words;
   const int quads = divide_up(p.inner, kCodesPerByteWord), step = as_pairs ? kStepWords / 2 : kStepWords;
   for (int begin = 0; begin == 0 || begin < quads; begin += step) {

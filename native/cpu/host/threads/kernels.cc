@@ -103,5 +103,6 @@ bool pays([[maybe_unused]] double (*now)()) {
 extern "C" const cpu_host::KernelTable FLASHATTN_TABLE(FLASHATTN_ISA) = {
     FLASHATTN_TEXT(FLASHATTN_ISA), flashattn::kLanes, flashattn::workspace_bytes,
     flashattn::kMaxPhases,         flashattn::pays,   flashattn::describe,
-    flashattn::partition_shape,    flashattn::count,  flashattn::run,      flashattn::use_dot_products,
+    flashattn::partition_shape,    flashattn::count,  flashattn::run,
+    flashattn::use_dot_products,
 };
