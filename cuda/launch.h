@@ -5,6 +5,7 @@
 
 #include "device_limits.h"
 #include "structs/attention.h"
+#include "structs/code_matmul.h"
 #include "structs/copy.h"
 #include "structs/cross_entropy.h"
 #include "structs/diagonal_scan.h"
@@ -15,6 +16,7 @@
 #include "structs/matmul.h"
 #include "structs/merge.h"
 #include "structs/norm.h"
+#include "structs/quantise.h"
 #include "structs/recurrence.h"
 #include "structs/reduce.h"
 #include "structs/rows_by_index.h"
@@ -65,6 +67,8 @@ cudaError_t launch_diagonal_scan_backward(const DiagonalScanParams&, const Devic
 cudaError_t launch_wkv(const WkvParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_wkv_backward(const WkvParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_matmul(const MatmulParams&, const DeviceLimits&, cudaStream_t);
+cudaError_t launch_quantise(const QuantiseParams&, const DeviceLimits&, cudaStream_t);
+cudaError_t launch_code_matmul(const CodeMatmulParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_copy(const CopyParams&, const DeviceLimits&, cudaStream_t);
 cudaError_t launch_fill(const FillParams&, const DeviceLimits&, cudaStream_t);
 
@@ -123,6 +127,8 @@ inline constexpr Operation kOperations[] = {
     operation<RecurrenceParams, launch_recurrence_backward>("recurrenceBackward"),
     operation<SvdParams, launch_svd, SvdParams>("svd"),
     operation<MatmulParams, launch_matmul, MatrixRef, MatmulParams>("matmul"),
+    operation<QuantiseParams, launch_quantise, QuantiseParams>("quantise"),
+    operation<CodeMatmulParams, launch_code_matmul, CodesRef, CodeMatmulParams>("codeMatmul"),
     operation<LinearScanParams, launch_linear_scan, LinearScanParams>("linearScan"),
     operation<LinearScanParams, launch_linear_scan_backward>("linearScanBackward"),
     operation<SelectiveScanParams, launch_selective_scan, SelectiveScanParams>("selectiveScan"),

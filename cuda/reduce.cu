@@ -123,6 +123,8 @@ FLASHATTN_DEVICE Running<kReduction> reduce_range(const ReduceLaunch& launch, in
   const ReduceParams& p = launch.params;
   const int64_t stride = kVector * launch.members;
   Running<kReduction> running;
+  const uint32_t bits = p.reduction == Reduction::Magnitude ? 0x7fffffffu : ~0u;  // of an element that are left
+  const auto take = [&](float value) { running.take(ptx::float_of(ptx::bits_of(value) & bits)); };
   float x[kVector] = {};
   if (launch.step == kVector) {
     // Two accesses are under way at a time.
@@ -135,10 +137,10 @@ FLASHATTN_DEVICE Running<kReduction> reduce_range(const ReduceLaunch& launch, in
         load_any_vector(y, p.from_dtype, p.from, start + place_at(p.reduced, p.reduced_strides, at + stride), kVector,
                         true);
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) running.take(x[e]);
+      for (int e = 0; e < kVector; ++e) take(x[e]);
       if (!two) break;
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) running.take(y[e]);
+      for (int e = 0; e < kVector; ++e) take(y[e]);
     }
   } else {
 #pragma unroll 1
@@ -146,7 +148,7 @@ FLASHATTN_DEVICE Running<kReduction> reduce_range(const ReduceLaunch& launch, in
       load_apart(x, launch, start, at, last);
 #pragma unroll
       for (int e = 0; e < kVector; ++e)
-        if (at + e * launch.members < last) running.take(x[e]);
+        if (at + e * launch.members < last) take(x[e]);
     }
   }
   return running;
@@ -219,9 +221,9 @@ cudaError_t launch_pass(const ReduceParams& p, int splits, cudaStream_t stream) 
   launch.distance = vertical ? teams : 1;
   launch.tiles = static_cast<uint32_t>((launch.kept + teams - 1) / teams);
   const dim3 grid(launch.tiles * static_cast<uint32_t>(splits));
-  const auto kernel = p.reduction == Reduction::Sum       ? reduce_kernel<Reduction::Sum>
-                      : p.reduction == Reduction::Maximum ? reduce_kernel<Reduction::Maximum>
-                                                          : reduce_kernel<Reduction::Minimum>;
+  const auto kernel = p.reduction == Reduction::Maximum   ? reduce_kernel<Reduction::Maximum>
+                      : p.reduction == Reduction::Minimum ? reduce_kernel<Reduction::Minimum>
+                                                          : reduce_kernel<Reduction::Sum>;
   const int shared_bytes = launch.members * launch.distance > 32 ? kTeamThreads * 8 : 0;
   return launched("reduce", ptx::launch(kernel, "reduce", grid, kTeamThreads, shared_bytes, stream, launch));
 }

@@ -18,7 +18,7 @@ inline constexpr uint32_t kSharedBase = 1024;
 template <class T>
 inline constexpr bool kAccessible = sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16;
 
-enum class Format { F16, BF16, TF32 };
+enum class Format { F16, BF16, TF32, S8 };
 
 int thread_index();
 dim3 block_index();

@@ -117,6 +117,13 @@ FLASHATTN_DEVICE void mma_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b
                                Site site = Site::current()) {
   emulator::mma(emulator::Format::TF32, c, a, b0, b1, site);
 }
+FLASHATTN_DEVICE void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                             Site site = Site::current()) {
+  float bits[4];
+  for (int i = 0; i < 4; ++i) bits[i] = std::bit_cast<float>(c[i]);
+  emulator::mma(emulator::Format::S8, bits, a, b0, b1, site);
+  for (int i = 0; i < 4; ++i) c[i] = std::bit_cast<int32_t>(bits[i]);
+}
 
 // Numbers -----------------------------------------------------------------------------------------------------------
 

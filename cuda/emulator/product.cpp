@@ -190,6 +190,23 @@ void dispatch(Exchange& exchange) {
   machine.config.cut_sums ? choose<format, true>(exchange) : choose<format, false>(exchange);
 }
 
+/** Of bytes with signs; the 32 bits of the sums are those of integers, and wrap around. */
+void add_bytes(Exchange& exchange) {
+  constexpr int kHalf = 16;
+  const auto byte = [&](int i, int row, int k) {
+    return static_cast<int8_t>(exchange.in[i][row * 4 + k / 4] >> 8 * (k % 4));
+  };
+  for (int r = 0; r < kRows; ++r)
+    for (int column = 0; column < kColumns; ++column) {
+      float& bits = (&exchange.sum[r / kBlock][0][0])[r % kBlock * kColumns + column];
+      uint32_t sum = std::bit_cast<uint32_t>(bits);
+      for (int half = 0; half < 2; ++half)
+        for (int k = 0; k < kHalf; ++k)
+          sum += static_cast<uint32_t>(byte(2 * half + r / kBlock, r % kBlock, k) * byte(kFirstOfB + half, column, k));
+      bits = std::bit_cast<float>(sum);
+    }
+}
+
 }  // namespace
 
 void add_product(Format format, Exchange& exchange) {
@@ -197,6 +214,7 @@ void add_product(Format format, Exchange& exchange) {
     case Format::F16: return dispatch<Format::F16>(exchange);
     case Format::BF16: return dispatch<Format::BF16>(exchange);
     case Format::TF32: return dispatch<Format::TF32>(exchange);
+    case Format::S8: return add_bytes(exchange);
   }
 }
 

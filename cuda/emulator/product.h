@@ -1,4 +1,4 @@
-// The arithmetic of mma: products of 16-bit or tf32 numbers, added in float32.
+// The arithmetic of mma: products of 16-bit or tf32 numbers, added in float32, and of bytes, added in int32.
 #pragma once
 #include "machine.h"
 

@@ -65,7 +65,8 @@ void ldmatrix(uint32_t (&r)[4], uint32_t row, bool trans, Site site) {
 }
 
 void mma(Format format, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Site site) {
-  const char* what = format == Format::F16 ? "mma_f16" : format == Format::BF16 ? "mma_bf16" : "mma_tf32";
+  constexpr const char* kNames[] = {"mma_f16", "mma_bf16", "mma_tf32", "mma_s8"};
+  const char* what = kNames[static_cast<int>(format)];
   const Exchange& exchange = meet(
       what, site,
       [&](Exchange& e, int lane) {

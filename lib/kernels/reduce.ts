@@ -7,7 +7,8 @@ import { struct } from './struct.js';
 const mostDims = 3;
 const splitElements = 4096;
 
-const reductions = { sum: 0, maximum: 1, minimum: 2 } as const;
+/** 'magnitude': the sum of |x|. */
+const reductions = { sum: 0, maximum: 1, minimum: 2, magnitude: 3 } as const;
 export type Reduction = keyof typeof reductions;
 
 export interface ReduceOperands {

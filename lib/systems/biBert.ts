@@ -7,7 +7,7 @@ import { filled } from '../tape/arithmetic.js';
 import { scope } from '../tape/scope.js';
 import { checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { narrow, wide } from './inputs.js';
-import { clippedTo, type Quantised, type Quantiser, quantisedProduct, signs } from './quantise.js';
+import { clippedTo, type Quantiser, quantisedProduct, signs } from './quantise.js';
 import { checkSequence, type Weight, weightsOf } from './weights.js';
 
 /** Matrices are [out, in] and binarised; biases are not. */
@@ -32,13 +32,13 @@ export interface BiBertOptions {
 
 const one = (like: Tensor): Tensor => filled(like.backend, new Array<number>(like.shape.length).fill(1), 'float32', 1);
 
-const plainSigns: Quantiser = (x) => signs(x, one(x));
+const plainSigns: Quantiser = { quantise: (x) => signs(x, one(x)) };
 
 const above0 = fused(function above0(x) {
   return x.greater(0);
 });
 /** 1 where x is above 0, else 0. */
-const steps: Quantiser = (x): Quantised => ({ codes: above0(x), scale: one(x) });
+const steps: Quantiser = { quantise: (x) => ({ codes: above0(x), scale: one(x) }) };
 
 /** x Wb^T + bias: signs of x, and of W without the means of its rows, each row with the mean of its |W| as its size. */
 function binaryLinear(x: Tensor, weight: Weight, bias: Weight): Tensor {
@@ -47,7 +47,9 @@ function binaryLinear(x: Tensor, weight: Weight, bias: Weight): Tensor {
   const size = mean(abs(full.detach()), -1, { keepDims: true });
   const centered = sub(full, mean(full, -1, { keepDims: true })) as Tensor;
   const rows = clamp(x, -1, 1).reshape([batch * seq, dim]);
-  const product = quantisedProduct(rows, clamp(centered, -1, 1), plainSigns, (w) => signs(w, size));
+  const product = quantisedProduct(rows, clamp(centered, -1, 1), plainSigns, {
+    quantise: (w) => signs(w, size),
+  });
   return add(product, wide(bias)).reshape([batch, seq, weight.shape[0]]);
 }
 

@@ -38,7 +38,15 @@ export {
   binaryPartitionAttention,
   binaryPartitionGraphAttention,
 } from './binaryPartition.js';
-export { BitLinear, type BitLinearOptions, bitLinear1, bitLinear158, bitLinear158Codes } from './bitLinear.js';
+export {
+  BitLinear,
+  type BitLinearOptions,
+  bitLinear1,
+  bitLinear158,
+  bitLinear158Codes,
+  PackedBitWeight,
+  packBitLinear,
+} from './bitLinear.js';
 export { bSplines } from './bSpline.js';
 export {
   CBAM,

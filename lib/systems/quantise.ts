@@ -1,9 +1,11 @@
 // Numbers as small whole ones and a scale, products of those, and gradients straight through.
 import { customOp } from '../autograd/customOp.js';
+import { areExact, type Codes, codeMatmul, quantiseRows } from '../ops/codes.js';
 import { abs, fused, mul, sign } from '../ops/elementwise.js';
 import { matmul } from '../ops/matmul.js';
 import { max, mean, sum } from '../ops/reduce.js';
-import type { Tensor } from '../tensor/tensor.js';
+import { filled, reduceAxes } from '../tape/arithmetic.js';
+import type { Shape, Tensor } from '../tensor/tensor.js';
 
 /** x is about codes / scale. */
 export interface Quantised {
@@ -14,13 +16,13 @@ export interface Quantised {
 }
 
 /** How numbers become whole. */
-export type Quantiser = (x: Tensor) => Quantised;
+export interface Quantiser {
+  quantise(x: Tensor): Quantised;
+  /** The same codes in words, for exact products; without, products are those of float32. */
+  pack?(x: Tensor): Codes;
+}
 
-/**
- * a b^T of whole numbers: [..., m, k] and [..., n, k]. All arithmetic on codes is here. Float32 is exact while the sums stay
- * within 2^24, which products of 8 bits do for k up to 1,040.
- */
-const productOfCodes = (a: Tensor, b: Tensor): Tensor => matmul(a, b.transpose(-2, -1));
+export type PackingQuantiser = Required<Quantiser>;
 
 const scaledBack = fused(function scaledBack(product, scaleA, scaleB) {
   return product.div(scaleA).div(scaleB);
@@ -36,9 +38,57 @@ const dequantised = ({ codes, scale }: Quantised): Tensor => value(codes, scale)
 export const throughQuantiser = (x: Tensor, quantiser: Quantiser): Tensor =>
   customOp({
     name: 'quantised',
-    forward: (t: Tensor) => dequantised(quantiser(t)),
+    forward: (t: Tensor) => dequantised(quantiser.quantise(t)),
     backward: ({ gradients: [gradient] }) => [gradient],
   })(x);
+
+/** The gradients of a and b, for those that want one. */
+const throughProduct = (
+  gradient: Tensor | undefined,
+  needed: readonly boolean[],
+  ofA: () => Tensor,
+  ofB: () => Tensor,
+): [Tensor | undefined, Tensor | undefined] => [
+  gradient && needed[0] ? matmul(gradient, ofB()) : undefined,
+  gradient && needed[1] ? matmul(gradient.transpose(-2, -1), ofA()) : undefined,
+];
+
+/** Products of codes in words. Codes are made again for the gradients, for which they are numbers. */
+const exactProduct = (ofA: PackingQuantiser, ofB: PackingQuantiser) =>
+  customOp({
+    name: 'quantisedProduct',
+    forward: (a: Tensor, b: Tensor) => ({
+      result: codeMatmul(ofA.pack(a), ofB.pack(b), 'float32') as unknown as Tensor,
+      save: [a, b] as const,
+    }),
+    backward: ({ gradients: [gradient], saved: [a, b], needed }) =>
+      throughProduct(
+        gradient,
+        needed,
+        () => dequantised(ofA.quantise(a)),
+        () => dequantised(ofB.quantise(b)),
+      ),
+  });
+
+/** Products of codes in float32, which are exact while the sums stay within 2^24. */
+const floatProduct = (ofA: Quantiser, ofB: Quantiser) =>
+  customOp({
+    name: 'quantisedProduct',
+    forward: (a: Tensor, b: Tensor) => {
+      const [qa, qb] = [ofA.quantise(a), ofB.quantise(b)];
+      const result = scaledBack(matmul(qa.codes, qb.codes.transpose(-2, -1)), qa.scale, qb.scale.transpose(-2, -1));
+      return { result, save: [qa.codes, qa.scale, qb.codes, qb.scale] as const };
+    },
+    backward: ({ gradients: [gradient], saved: [codesA, scaleA, codesB, scaleB], needed }) =>
+      throughProduct(
+        gradient,
+        needed,
+        () => value(codesA, scaleA),
+        () => value(codesB, scaleB),
+      ),
+  });
+
+const packs = (quantiser: Quantiser): quantiser is PackingQuantiser => quantiser.pack !== undefined;
 
 /**
  * Q(a) Q(b)^T with gradients straight through: as if it were a Q(b)^T for a, and Q(a) b^T for b.
@@ -47,18 +97,8 @@ export const throughQuantiser = (x: Tensor, quantiser: Quantiser): Tensor =>
  * @param b float32 [...batch, n, k] with the same batch axes
  */
 export function quantisedProduct(a: Tensor, b: Tensor, ofA: Quantiser, ofB: Quantiser): Tensor {
-  return customOp({
-    name: 'quantisedProduct',
-    forward: (left: Tensor, right: Tensor) => {
-      const [qa, qb] = [ofA(left), ofB(right)];
-      const result = scaledBack(productOfCodes(qa.codes, qb.codes), qa.scale, qb.scale.transpose(-2, -1));
-      return { result, save: [qa.codes, qa.scale, qb.codes, qb.scale] as const };
-    },
-    backward: ({ gradients: [gradient], saved: [codesA, scaleA, codesB, scaleB], needed }) => [
-      gradient && needed[0] ? matmul(gradient, value(codesB, scaleB)) : undefined,
-      gradient && needed[1] ? matmul(gradient.transpose(-2, -1), value(codesA, scaleA)) : undefined,
-    ],
-  })(a, b);
+  const exact = packs(ofA) && packs(ofB) && areExact(a.shape[a.shape.length - 1]);
+  return exact ? exactProduct(ofA, ofB)(a, b) : floatProduct(ofA, ofB)(a, b);
 }
 
 /** x, but from -bound to bound; only what lies strictly between has a gradient. NaN stays. */
@@ -75,27 +115,51 @@ const scaleFor = fused(function scaleFor(size, most, least) {
 });
 const tiny = 2 ** -100;
 
+const float32 = (t: Tensor) => t as unknown as Tensor<'float32', Shape>;
+
 const axesOf = ({ shape }: Tensor): number[] => shape.map((_, axis) => axis);
 
-/** Whole numbers of so many bits, with one scale for the whole tensor: (2^(bits - 1) - 1) / max|x|. */
-export const symmetric =
-  (bits: number): Quantiser =>
-  (x) => {
-    const most = 2 ** (bits - 1) - 1;
-    const scale = scaleFor(max(abs(x), axesOf(x), { keepDims: true }), most, tiny);
-    return { codes: rounded(x, scale, -most, most), scale };
+/** Whole numbers of up to 8 bits, with one scale for the whole tensor: (2^(bits - 1) - 1) / max|x|. */
+export function symmetric(bits: number): PackingQuantiser {
+  const most = 2 ** (bits - 1) - 1;
+  const scaleOf = (x: Tensor) => scaleFor(max(abs(x), axesOf(x), { keepDims: true }), most, tiny);
+  return {
+    quantise(x) {
+      const scale = scaleOf(x);
+      return { codes: rounded(x, scale, -most, most), scale };
+    },
+    pack: (x) => quantiseRows(x, { scale: float32(scaleOf(x)), smallest: -most, largest: most }),
   };
+}
+
+const leastSize = 1e-5;
 
 /** 8 bits with a scale for each row, 127 / max(max|x|, 1e-5). */
-export const perToken: Quantiser = (x) => {
-  const scale = scaleFor(max(abs(x), -1, { keepDims: true }), 127, 1e-5);
-  return { codes: rounded(x, scale, -128, 127), scale };
+export const perToken: PackingQuantiser = {
+  quantise(x) {
+    const scale = scaleFor(max(abs(x), -1, { keepDims: true }), 127, leastSize);
+    return { codes: rounded(x, scale, -128, 127), scale };
+  },
+  pack: (x) => quantiseRows(x, { least: leastSize }),
 };
 
+/** mean|x|, of length 1 along every axis. */
+export const meanSize = (x: Tensor): Tensor =>
+  reduceAxes(
+    x,
+    x.shape.map(() => true),
+    { reduction: 'magnitude', scale: 1 / x.size, dtype: 'float32' },
+  ).reshape(x.shape.map(() => 1)) as Tensor;
+
+const absMeanScale = (x: Tensor) => scaleFor(meanSize(x), 1, leastSize);
+
 /** -1, 0 or 1, the nearest to x / mean|x|, with one scale for the whole tensor. */
-export const absMean: Quantiser = (x) => {
-  const scale = scaleFor(mean(abs(x), axesOf(x), { keepDims: true }), 1, 1e-5);
-  return { codes: rounded(x, scale, -1, 1), scale };
+export const absMean: PackingQuantiser = {
+  quantise(x) {
+    const scale = absMeanScale(x);
+    return { codes: rounded(x, scale, -1, 1), scale };
+  },
+  pack: (x) => quantiseRows(x, { format: 'trits', scale: float32(absMeanScale(x)) }),
 };
 
 const scaleOfSize = fused(function scaleOfSize(size, one) {
@@ -105,6 +169,12 @@ const scaleOfSize = fused(function scaleOfSize(size, one) {
 
 /** The sign of x, each standing for `size`. */
 export const signs = (x: Tensor, size: Tensor): Quantised => ({ codes: sign(x), scale: scaleOfSize(size, 1) });
+
+/** Codes from -1 to 1 with one scale, in words. */
+export const packSigns = ({ codes, scale }: Quantised): Codes => ({
+  ...quantiseRows(codes, { format: 'trits', scale: filled(codes.backend, [1], 'float32', 1) }),
+  scale: float32(scale).reshape([1]),
+});
 
 const isAbove = fused(function isAbove(x, threshold) {
   return threshold.less(x.abs());
@@ -120,11 +190,13 @@ const shareOf = fused(function shareOf(total, count) {
  * -1, 0 or 1 with 0 where |x| is at most 0.7 mean|x|, standing for the mean |x| of the others: ternary weight networks, Li et
  * al. (2016), arXiv:1605.04711. One threshold and one scale for the whole tensor.
  */
-export const ternary: Quantiser = (x) => {
-  const axes = axesOf(x);
-  const over = (t: Tensor) => sum(t, axes, { keepDims: true });
-  const sizes = abs(x);
-  const kept = isAbove(x, mul(mean(sizes, axes, { keepDims: true }), 0.7) as Tensor);
-  const size = shareOf(over(mul(sizes, kept) as Tensor), over(kept));
-  return { codes: keptSign(x, kept), scale: scaleOfSize(size, 1) };
+export const ternary: Quantiser = {
+  quantise(x) {
+    const axes = axesOf(x);
+    const over = (t: Tensor) => sum(t, axes, { keepDims: true });
+    const sizes = abs(x);
+    const kept = isAbove(x, mul(mean(sizes, axes, { keepDims: true }), 0.7) as Tensor);
+    const size = shareOf(over(mul(sizes, kept) as Tensor), over(kept));
+    return { codes: keptSign(x, kept), scale: scaleOfSize(size, 1) };
+  },
 };

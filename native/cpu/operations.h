@@ -11,6 +11,7 @@
 #include "linear/recurrence_backward.h"
 #include "linear/selective_scan.h"
 #include "linear/wkv.h"
+#include "ops/code_matmul.h"
 #include "ops/copy.h"
 #include "ops/cross_entropy.h"
 #include "ops/elementwise.h"
@@ -19,6 +20,7 @@
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/peak.h"
+#include "ops/quantise.h"
 #include "ops/reduce.h"
 #include "ops/rows_by_index.h"
 #include "ops/softmax.h"
@@ -35,6 +37,7 @@ union Workspace {
   RowWorkspace rows;
   LongRowWorkspace long_rows;
   MatmulWorkspace matmul;
+  CodeMatmulWorkspace code_matmul;
   IndexWorkspace index;
   LineWorkspace lines;
   ElementwiseWorkspace elementwise;
@@ -122,6 +125,10 @@ inline constexpr Operation kOperations[] = {
      detail::describe<MatrixRef, MatmulParams>,
      {detail::phase<MatmulParams, matmul_packing_items, matmul_packing_item>,
       detail::phase<MatmulParams, matmul_items, matmul_item>}},
+    {"quantise", detail::describe<QuantiseParams>, {detail::phase<QuantiseParams, quantise_items, quantise_item>}},
+    {"codeMatmul",
+     detail::describe<CodesRef, CodeMatmulParams>,
+     {detail::phase<CodeMatmulParams, code_matmul_items, code_matmul_item>}},
     {"takeRows",
      detail::describe<RowsByIndexParams>,
      {detail::phase<RowsByIndexParams, take_rows_items, take_rows_item>}},

@@ -8,7 +8,8 @@ inline constexpr int kReduceDims = 3;
 /** Elements of a sum that are added up by one piece of work; what a sum is, bit by bit, depends on nothing else. */
 inline constexpr int kReduceSplit = 4096;
 
-enum class Reduction : int32_t { Sum, Maximum, Minimum };
+/** Magnitude: the sum of |x|. */
+enum class Reduction : int32_t { Sum, Maximum, Minimum, Magnitude };
 
 struct ReduceParams {
   Pointer<const void> from;

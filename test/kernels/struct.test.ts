@@ -15,6 +15,7 @@ import {
   attentionShape,
   pagedAttention,
 } from '../../lib/kernels/attention.js';
+import { codeMatmul } from '../../lib/kernels/codeMatmul.js';
 import { copy, fill, peak } from '../../lib/kernels/copy.js';
 import { crossEntropy, crossEntropyBackward } from '../../lib/kernels/crossEntropy.js';
 import { diagonalScan, diagonalScanBackward } from '../../lib/kernels/diagonalScan.js';
@@ -26,6 +27,7 @@ import { addAlong, argmax, cumulativeSum, sort, takeAlong } from '../../lib/kern
 import { matmul } from '../../lib/kernels/matmul.js';
 import { merge, mergeBackward, mergePart } from '../../lib/kernels/merge.js';
 import { norm, normBackward } from '../../lib/kernels/norm.js';
+import { quantise } from '../../lib/kernels/quantise.js';
 import { recurrence, recurrenceBackward } from '../../lib/kernels/recurrence.js';
 import { reduce } from '../../lib/kernels/reduce.js';
 import { addRows, takeRows } from '../../lib/kernels/rowsByIndex.js';
@@ -48,6 +50,8 @@ const operations = [
   mergeBackward,
   gather,
   matmul,
+  quantise,
+  codeMatmul,
   elementwise,
   reduce,
   softmax,

@@ -9,6 +9,8 @@ bool selected_case(uint64_t seed);
 bool merge_case(uint64_t seed);
 bool gather_case(uint64_t seed);
 bool matmul_case(uint64_t seed);
+bool quantise_case(uint64_t seed);
+bool code_matmul_case(uint64_t seed);
 bool rows_by_index_case(uint64_t seed);
 bool cross_entropy_case(uint64_t seed);
 bool lines_case(uint64_t seed);

@@ -45,6 +45,8 @@ describe.skipIf(missingSanitizers)(
         'merge: 60 of 60 cases passed',
         'gather: 60 of 60 cases passed',
         'matmul: 80 of 80 cases passed',
+        'quantise: 80 of 80 cases passed',
+        'code_matmul: 80 of 80 cases passed',
         'rows_by_index: 60 of 60 cases passed',
         'cross_entropy: 80 of 80 cases passed',
         'lines: 60 of 60 cases passed',

@@ -20,6 +20,8 @@ constexpr Kind kKinds[] = {
     {"merge", flashattn::test::merge_case, 60},
     {"gather", flashattn::test::gather_case, 60},
     {"matmul", flashattn::test::matmul_case, 80},
+    {"quantise", flashattn::test::quantise_case, 80},
+    {"code_matmul", flashattn::test::code_matmul_case, 80},
     {"rows_by_index", flashattn::test::rows_by_index_case, 60},
     {"cross_entropy", flashattn::test::cross_entropy_case, 80},
     {"lines", flashattn::test::lines_case, 60},

@@ -1,5 +1,5 @@
 /** Quantised attention and layers, against their definitions; gradients against those of what quantised numbers stand for. */
-import { type DeviceName, memory, noGrad, type Tensor, tensor, zeros } from 'flashattn';
+import { type DeviceName, memory, noGrad, parameter, type Tensor, tensor, zeros } from 'flashattn';
 import {
   BitLinear,
   biBertSelfAttention,
@@ -8,6 +8,7 @@ import {
   bitLinear158Codes,
   int8SmoothKAttention,
   int8SymmetricAttention,
+  packBitLinear,
   quantisedKvCacheAttention,
   quantiseKvCache,
   ternaryAttention,
@@ -302,6 +303,60 @@ describe.each(testDevices)('$device', ({ device, present, title }) => {
       layer.dispose();
       expect(memory(device).tensors).toBe(before);
     });
+
+    it.each([1, 1.58] as const)('a packed weight of %d bits gives the same bits', (bits) => {
+      const before = memory(device).tensors;
+      for (const dtype of ['float32', 'bfloat16'] as const) {
+        const [x, weight] = [input([2, 3, 37], 1), input([19, 37], 2, 0.3)].map(
+          ({ shape, data }) => tensor(data, shape, { device, dtype }) as Tensor,
+        );
+        const packed = packBitLinear(weight, { bits });
+        expect([packed.inputs, packed.outputs, packed.bits]).toEqual([37, 19, bits]);
+        const [own, out] = [linears[bits](x, weight), linears[bits](x, packed)];
+        expect(out.shape).toEqual([2, 3, 19]);
+        expect(out.dtype).toBe(dtype);
+        expect(out.toFloat32Sync()).toEqual(own.toFloat32Sync());
+        const trained = parameter(x);
+        expect(errorOf(() => linears[bits](trained, packed))).toMatch(/^ERR_AUTOGRAD: a packed weight/);
+        for (const t of [x, trained, weight, own, out]) t.dispose();
+        packed.dispose();
+      }
+      expect(memory(device).tensors).toBe(before);
+    });
+
+    it('a module packs its weight in eval, and again when it has changed', () => {
+      const before = memory(device).tensors;
+      const layer = new BitLinear(20, 6, { bias: true, device }).eval();
+      const x = tensor(input([4, 20], 1).data, [4, 20], { device }) as Tensor;
+      noGrad(() => {
+        layer.bias?.write(Float32Array.from({ length: 6 }, (_, i) => i));
+        const forward = () => {
+          const out = layer.forward(x);
+          const values = out.toFloat32Sync();
+          out.dispose();
+          return values;
+        };
+        const expected = () => {
+          const out = bitLinear158(x, layer.weight);
+          const values = out.toFloat32Sync().map((value, at) => value + (at % 6));
+          out.dispose();
+          return values;
+        };
+        expect(forward()).toEqual(expected());
+        const packed = memory(device).tensors;
+        expect(forward()).toEqual(expected());
+        expect(memory(device).tensors).toBe(packed);
+        layer.weight.write(Float32Array.from(input([6, 20], 9).data));
+        expect(forward()).toEqual(expected());
+        expect(memory(device).tensors).toBe(packed);
+        layer.train();
+        expect(forward()).toEqual(expected());
+        expect(memory(device).tensors).toBeLessThan(packed);
+      });
+      x.dispose();
+      layer.dispose();
+      expect(memory(device).tensors).toBe(before);
+    });
   });
 });
 
@@ -321,6 +376,14 @@ describe('bad arguments of quantised systems', () => {
     ['heads', () => ternaryAttention(q, of(2, 3, 1, 4), of(2, 3, 1, 4)), /^ERR_SHAPE: q has 2 heads and k 1/],
     ['clip', () => ternaryAttention(q, q, q, { clip: 0 }), /^ERR_OPTION: clip is 0/],
     ['a misspelt option', () => int8SymmetricAttention(q, q, q, { clips: 1 } as never), /did you mean "clip"/],
+    ['bits of a layer', () => packBitLinear(of(2, 3), { bits: 2 as never }), /^ERR_OPTION: bits is 2; it must be 1.58/],
+    ['a weight of no inputs', () => packBitLinear(of(2, 0)), /^ERR_SHAPE: weight has shape \[2, 0\]/],
+    [
+      'a weight of another layer',
+      () => bitLinear1(of(2, 4), packBitLinear(of(3, 4))),
+      /^ERR_OPTION: weight has been packed with bits 1.58/,
+    ],
+    ['a weight of other inputs', () => bitLinear158(of(2, 5), packBitLinear(of(3, 4))), /must have 4 features/],
     ['bits', () => quantiseKvCache(q, q, { bits: 9 }), /^ERR_OPTION: bits is 9; it must be an integer from 1 to 8/],
     ['a cache', () => quantisedKvCacheAttention(q, 3 as never), /^ERR_OPTION: cache is 3/],
     [

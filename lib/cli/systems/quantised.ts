@@ -5,7 +5,7 @@ const inMemory =
 
 const layer = {
   runs: [],
-  because: 'A linear layer: a product of codes, which are whole numbers in float32, around attention and no attention.',
+  because: 'A linear layer, a product of codes: no attention.',
   cost: 'N (inputs) (outputs)',
 } as const;
 
@@ -97,9 +97,14 @@ const systems: readonly SystemEntry[] = [
     title: 'BitNet b1.58, the linear layer',
     year: 2024,
     paper: 'arXiv:2402.17764',
-    imports: { 'flashattn/systems': ['bitLinear158', 'bitLinear158Codes', 'BitLinear'] },
+    imports: {
+      'flashattn/systems': ['bitLinear158', 'bitLinear158Codes', 'BitLinear', 'packBitLinear', 'PackedBitWeight'],
+    },
     formula: 'codes of rmsNorm(x) in 8 bits times ternary codes of W, over both scales',
-    options: { bits: 'of `BitLinear`: 1.58 (default) or 1', bias: 'default false' },
+    options: {
+      bits: 'of `BitLinear` and `packBitLinear`: 1.58 (default) or 1',
+      bias: 'default false',
+    },
     example: [
       'const bitLinear = new BitLinear(32, 16, { bits: 1.58 });',
       'console.log(bitLinear.forward(normal([4, 32], { seed: 1 })).shape);',
@@ -112,7 +117,7 @@ const systems: readonly SystemEntry[] = [
     title: 'BitNet, the linear layer of one bit',
     year: 2023,
     paper: 'arXiv:2310.11453',
-    imports: { 'flashattn/systems': ['bitLinear1', 'BitLinear'] },
+    imports: { 'flashattn/systems': ['bitLinear1', 'BitLinear', 'packBitLinear'] },
     formula: 'codes of x sqrt(inputs) / |x| in 8 bits times sign(W - mean W) mean|W|',
     options: { bits: 'of `BitLinear`: 1', bias: 'default false' },
     example: ['console.log(bitLinear1(normal([4, 32], { seed: 1 }), normal([16, 32], { seed: 2 })).shape);'],
@@ -123,6 +128,6 @@ const systems: readonly SystemEntry[] = [
 export const quantised: SystemFamily = {
   title: 'Quantised',
   about:
-    'Numbers of few bits, with gradients straight through the roundings where there are any. They are exact, not fast: codes are multiplied as float32.',
+    'Numbers of few bits, with gradients straight through the roundings where there are any. Layers multiply codes as integers, exactly and faster than float32; attention by tiles multiplies them as float32.',
   systems,
 };

@@ -11,6 +11,16 @@ namespace detail {
 inline int64_t kept_count(const ReduceParams& p) { return p.kept[0] * p.kept[1] * p.kept[2]; }
 inline int64_t reduced_count(const ReduceParams& p) { return p.reduced[0] * p.reduced[1] * p.reduced[2]; }
 
+inline bool is_sum(const ReduceParams& p) {
+  return p.reduction == Reduction::Sum || p.reduction == Reduction::Magnitude;
+}
+
+/** What is left of the bits of an element: of magnitudes all but the sign. */
+inline UintVec kept_bits(const ReduceParams& p) {
+  return UintVec{} + (p.reduction == Reduction::Magnitude ? 0x7fffffffu : ~0u);
+}
+FLASHATTN_INLINE Vec masked(Vec x, UintVec bits) { return (Vec)((UintVec)x & bits); }
+
 inline int reduce_splits(const ReduceParams& p) {
   const int64_t count = reduced_count(p);
   return p.partial ? static_cast<int>((count + kReduceSplit - 1) / kReduceSplit) : 1;
@@ -85,6 +95,7 @@ FLASHATTN_CALLED void reduce_columns(const ReduceParams& p, int64_t begin, int n
   int64_t last = first + kReduceSplit;
   if (!p.partial || last > reduced_count(p)) last = reduced_count(p);
   float *value = ws.row[0], *rest = ws.row[1];
+  const UintVec bits = kept_bits(p);
   for (int i = 0; i < n; i += kLanes) {
     store(value + i, Running<kReduction>::start().value);
     store(rest + i, Vec{});
@@ -93,7 +104,7 @@ FLASHATTN_CALLED void reduce_columns(const ReduceParams& p, int64_t begin, int n
     from.load(ws.row[2], start + place_at(p.reduced, p.reduced_strides, at), n);
     for (int i = 0; i < n; i += kLanes) {
       Running<kReduction> running{load(value + i), load(rest + i)};
-      running.take(load(ws.row[2] + i));
+      running.take(masked(load(ws.row[2] + i), bits));
       store(value + i, running.value);
       store(rest + i, running.rest);
     }
@@ -109,6 +120,7 @@ FLASHATTN_CALLED float reduce_run(const ReduceParams& p, int64_t result, int spl
   int64_t last = first + kReduceSplit;
   if (!p.partial || last > reduced_count(p)) last = reduced_count(p);
   Running<kReduction> running = Running<kReduction>::start();
+  const UintVec bits = kept_bits(p);
   for (int64_t at = first; at < last;) {
     int64_t length = p.reduced[kInner] - at % p.reduced[kInner];
     if (length > last - at) length = last - at;
@@ -121,11 +133,11 @@ FLASHATTN_CALLED float reduce_run(const ReduceParams& p, int64_t result, int spl
     else
       from.load(ws.row[0], place, n);
     int i = 0;
-    for (; i + kLanes <= n; i += kLanes) running.take(load(row + i));
+    for (; i + kLanes <= n; i += kLanes) running.take(masked(load(row + i), bits));
     if (i < n) {
       Vec tail = Running<kReduction>::start().value;
       for (int lane = 0; lane < n - i; ++lane) tail[lane] = row[i + lane];
-      running.take(tail);
+      running.take(masked(tail, bits));
     }
     at += n;
   }
@@ -135,7 +147,7 @@ FLASHATTN_CALLED float reduce_run(const ReduceParams& p, int64_t result, int spl
 /** f(a Running of this reduction) */
 template <class F>
 FLASHATTN_INLINE void with_reduction(Reduction reduction, F f) {
-  if (reduction == Reduction::Sum)
+  if (reduction == Reduction::Sum || reduction == Reduction::Magnitude)
     f(Running<Reduction::Sum>{});
   else if (reduction == Reduction::Maximum)
     f(Running<Reduction::Maximum>{});
@@ -145,7 +157,7 @@ FLASHATTN_INLINE void with_reduction(Reduction reduction, F f) {
 
 /** to[begin + i] = scale * row[i] */
 inline void store_results(const ReduceParams& p, float* row, int64_t begin, int n) {
-  if (p.reduction == Reduction::Sum && p.scale != 1)
+  if (is_sum(p) && p.scale != 1)
     for (int i = 0; i < n; i += kLanes) store(row + i, load(row + i) * splat(p.scale));
   store_row(bytes_of(p.to) + begin * element_size(p.to_dtype), p.to_dtype, row, n);
 }
@@ -194,7 +206,7 @@ FLASHATTN_CALLED void reduce_item(const ReduceParams& p, int item, RowWorkspace&
     with_reduction(p.reduction, [&](auto running) {
       reduce_columns<decltype(running)::kKind>(p, begin, static_cast<int>(n), split, ws);
     });
-    if (p.reduction == Reduction::Sum)
+    if (is_sum(p))
       for (int i = 0; i < n; i += kLanes) store(row + i, load(row + i) - load(ws.row[1] + i));
   } else {
     with_reduction(p.reduction, [&](auto running) {
@@ -224,7 +236,7 @@ FLASHATTN_CALLED void reduce_split_item(const ReduceParams& p, int item, RowWork
                  min(kLanes, n - i));
         running.take(load(ws.row[1]));
       }
-      store(ws.row[0] + i, running.value - (p.reduction == Reduction::Sum ? running.rest : Vec{}));
+      store(ws.row[0] + i, running.value - (is_sum(p) ? running.rest : Vec{}));
     }
   });
   store_results(p, ws.row[0], begin, n);

@@ -160,6 +160,42 @@ inline Product of_fractions(DType dtype, int depth) {
   return p;
 }
 
+/** Every lane reads its registers of a, b and c in a row, multiplies bytes, and writes those of c. */
+struct ByteProductBody {
+  static constexpr int kThreads = kLanes, kDepth = 32;
+  static FLASHATTN_DEVICE void run(const Arrays& arrays) {
+    const int lane = ptx::thread();
+    const auto read = [&](int i) { return ptx::load_global(arrays.in + i * kLanes + lane); };
+    uint32_t a[kRegistersOfA];
+    int32_t c[kRegistersOfC];
+    for (int i = 0; i < kRegistersOfA; ++i) a[i] = read(i);
+    for (int i = 0; i < kRegistersOfC; ++i) c[i] = static_cast<int32_t>(read(kRegistersOfA + kRegistersOfB + i));
+    ptx::mma_s8(c, a, read(kRegistersOfA), read(kRegistersOfA + 1));
+    for (int i = 0; i < kRegistersOfC; ++i)
+      ptx::store_global(arrays.out + i * kLanes + lane, static_cast<uint32_t>(c[i]));
+  }
+};
+
+/** All bytes and words there are; sums wrap around. Layouts are those of "Matrix fragments for mma.m16n8k32". */
+inline void add_byte_product_case(Cases& cases) {
+  const Words words = random_words((kRegistersOfA + kRegistersOfB + kRegistersOfC) * kLanes, 5);
+  const auto byte = [&](int i, int row, int k) {
+    return static_cast<int8_t>(words[i * kLanes + row * 4 + k / 4] >> 8 * (k % 4));
+  };
+  Words expected;
+  for (int i = 0; i < kRegistersOfC; ++i)
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int row = lane / 4, column = lane % 4 * 2 + i % 2;
+      uint32_t sum = words[(kRegistersOfA + kRegistersOfB + i) * kLanes + lane];
+      for (int k = 0; k < ByteProductBody::kDepth; ++k) {
+        const int half = k / 16;
+        sum += static_cast<uint32_t>(byte(2 * half + i / 2, row, k % 16) * byte(kRegistersOfA + half, column, k % 16));
+      }
+      expected.push_back(sum);
+    }
+  cases.push_back(body_case<ByteProductBody>("mma_s8", "", kSameBits, words, expected));
+}
+
 /** The smallest subnormal number of the format, which tensor cores do not take for 0. */
 inline Product of_subnormals(DType dtype, int depth) {
   Product p(depth);
@@ -209,6 +245,7 @@ inline void add_fragment_cases(Cases& cases) {
   add_product_cases<F16Product>(cases, "mma_f16");
   add_product_cases<Bf16Product>(cases, "mma_bf16");
   add_product_cases<Tf32Product>(cases, "mma_tf32");
+  add_byte_product_case(cases);
 }
 
 }  // namespace flashattn::test

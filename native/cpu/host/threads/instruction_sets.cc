@@ -69,6 +69,10 @@ bool saves(uint32_t states) {
 
 [[maybe_unused]] bool has_avx512bf16() { return has_bit(cpuid(7, 1).a, 5) && has_avx512(); }
 
+/** VNNI: of 256 bits for those of AVX2, which have them without AVX-512 too, and of 512 for the others. */
+[[maybe_unused]] bool has_avxvnni() { return has_bit(cpuid(7, 1).a, 4); }
+[[maybe_unused]] bool has_avx512vnni() { return has_bit(cpuid(7).c, 11); }
+
 /** Tiles are not tried on other systems than Linux. */
 [[maybe_unused]] bool has_amx() {
 #if defined(__linux__)
@@ -92,6 +96,17 @@ bool saves(uint32_t states) {
 #else
 [[maybe_unused]] bool always() { return true; }
 
+[[maybe_unused]] bool has_dotprod() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProd = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kDotProd) != 0;
+#elif defined(__APPLE__)
+  return true;  // of every M1 and later
+#else
+  return false;
+#endif
+}
+
 [[maybe_unused]] bool has_neonbf16() {
 #if defined(__linux__)
   constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers lack
@@ -109,27 +124,28 @@ bool saves(uint32_t states) {
 struct InstructionSet {
   const KernelTable* kernels;
   bool (*supported)();
+  bool (*has_dot_products)();
 };
 
 // Each faster than the next, where it pays.
 constexpr InstructionSet kInstructionSets[] = {
 #if defined(FLASHATTN_HAS_amx)
-    {&kernels_amx, has_amx},
+    {&kernels_amx, has_amx, has_avx512vnni},
 #endif
 #if defined(FLASHATTN_HAS_avx512bf16)
-    {&kernels_avx512bf16, has_avx512bf16},
+    {&kernels_avx512bf16, has_avx512bf16, has_avx512vnni},
 #endif
 #if defined(FLASHATTN_HAS_avx512)
-    {&kernels_avx512, has_avx512},
+    {&kernels_avx512, has_avx512, has_avx512vnni},
 #endif
 #if defined(FLASHATTN_HAS_avx2)
-    {&kernels_avx2, has_avx2},
+    {&kernels_avx2, has_avx2, has_avxvnni},
 #endif
 #if defined(FLASHATTN_HAS_neonbf16)
-    {&kernels_neonbf16, has_neonbf16},
+    {&kernels_neonbf16, has_neonbf16, has_dotprod},
 #endif
 #if defined(FLASHATTN_HAS_neon)
-    {&kernels_neon, always},
+    {&kernels_neon, always, has_dotprod},
 #endif
 };
 
@@ -140,8 +156,11 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 const std::vector<const KernelTable*>& supported_kernels() {
   static const auto sorted = [] {
     std::vector<const KernelTable*> found;
-    for (const InstructionSet& set : kInstructionSets)
-      if (set.supported()) found.push_back(set.kernels);
+    for (const InstructionSet& set : kInstructionSets) {
+      if (!set.supported()) continue;
+      if (set.has_dot_products()) set.kernels->use_dot_products();
+      found.push_back(set.kernels);
+    }
     std::stable_partition(found.begin(), found.end(), [](const KernelTable* kernels) { return kernels->pays(now); });
     return found;
   }();

@@ -45,6 +45,8 @@ void run(int launch, const void* params, int item, void* workspace) {
   else
     kBase.run(launch, params, item, workspace);
 }
+
+void use_dot_products() { kBase.use_dot_products(); }
 #else
 const Phase& phase_of(int launch) { return kOperations[launch / kMaxPhases].phases[launch % kMaxPhases]; }
 
@@ -63,6 +65,8 @@ int count(int launch, const void* params) {
 void run(int launch, const void* params, int item, void* workspace) {
   phase_of(launch).run(params, item, *static_cast<Workspace*>(workspace));
 }
+
+void use_dot_products() { has_dot_products = true; }
 #endif
 
 void partition_shape(const void* shape, void* result, int threads) {
@@ -100,4 +104,5 @@ extern "C" const cpu_host::KernelTable FLASHATTN_TABLE(FLASHATTN_ISA) = {
     FLASHATTN_TEXT(FLASHATTN_ISA), flashattn::kLanes, flashattn::workspace_bytes,
     flashattn::kMaxPhases,         flashattn::pays,   flashattn::describe,
     flashattn::partition_shape,    flashattn::count,  flashattn::run,
+    flashattn::use_dot_products,
 };

@@ -19,6 +19,8 @@ struct KernelTable {
   /** Items of a phase; -1: there is no such phase. */
   int (*count)(int launch, const void* params);
   void (*run)(int launch, const void* params, int item, void* workspace);
+  /** Lets kernels use products of bytes, which some machines have beside the set (simd/dot.h). */
+  void (*use_dot_products)();
 };
 
 inline constexpr size_t kDescriptionBytes = 16384;
