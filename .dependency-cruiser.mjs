@@ -16,8 +16,8 @@ const layers = [
   'attention', // the operation of the package
   'autograd', // gradients of functions
   'nn', // what training needs around operations: weights in files, tokens, curves
+  'inference', // decoding: blocks of the cache, continuous batching, speculation, serving
   'systems', // what is built of it
-  'inference', // what serving needs around models: caches, sampling, an engine, a server
   'cli', // programs for users
 ];
 

@@ -9,6 +9,7 @@ export type ErrorCode =
   | 'ERR_AUTOGRAD'
   | 'ERR_WORKER'
   | 'ERR_FILE'
+  | 'ERR_BUSY'
   | 'ERR_LEAK';
 
 /**
