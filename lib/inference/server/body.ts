@@ -22,7 +22,7 @@ function readChunks(request: IncomingMessage, take: (chunk: Buffer) => boolean):
       settle();
     };
     if (request.destroyed) onClose();
-    else request.on('data', onData).on('end', onEnd).on('error', onClose).on('close', onClose);
+    else request.on('data', onData).on('end', onEnd).on('error', onClose).on('close', onClose).resume();
   });
 }
 

@@ -163,16 +163,16 @@ class HttpServer implements InferenceServer {
     this.#state = 'closing';
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
     this.#server.closeIdleConnections();
-    const timer = setTimeout(() => {
+    const abort = setTimeout(() => {
       for (const { controller } of this.#active) controller.abort(endings.closing());
     }, graceSeconds * 1000);
+    // What has been written last may still be on its way; who does not read or finish it is not waited for.
+    const cut = setTimeout(() => this.#server.closeAllConnections(), graceSeconds * 1000 + 1000);
     if (this.#active.size > 0) await new Promise<void>((resolve) => (this.#whenIdle = resolve));
-    clearTimeout(timer);
-    // What has been written last may still be on its way; who does not read it is not waited for.
     this.#server.closeIdleConnections();
-    const last = setTimeout(() => this.#server.closeAllConnections(), 1000);
     await closed;
-    clearTimeout(last);
+    clearTimeout(abort);
+    clearTimeout(cut);
   }
 
   async #handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
