@@ -1,5 +1,6 @@
 // Bodies come from anyone: they are bounded before they are kept, and checked before they are read.
 import type { IncomingMessage } from 'node:http';
+import { parseJsonObject } from '../json.js';
 import { ApiError, badRequest, endings } from './apiError.js';
 
 /** So many times the limit is read and thrown away, so that a client can finish and hear why it is refused. */
@@ -53,37 +54,9 @@ export async function discardBody(request: IncomingMessage, limit: number): Prom
   return length <= patience * limit;
 }
 
-/** Deeper than any request, and far less deep than would cost a parser its memory. */
-const deepest = 32;
-
-function isTooDeep(json: string): boolean {
-  let depth = 0;
-  for (let at = 0; at < json.length; at++) {
-    const character = json.charCodeAt(at);
-    if (character === 0x22) {
-      for (at++; at < json.length && json.charCodeAt(at) !== 0x22; at++) if (json.charCodeAt(at) === 0x5c) at++;
-    } else if (character === 0x7b || character === 0x5b) {
-      if (++depth > deepest) return true;
-    } else if (character === 0x7d || character === 0x5d) depth--;
-  }
-  return false;
-}
-
 /** The JSON object that a body is. @throws 400 */
 export function parseBody(bytes: Uint8Array): object {
-  let json: string;
-  try {
-    json = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
-  } catch {
-    throw badRequest(undefined, 'the body is not UTF-8', 'invalid_json');
-  }
-  if (isTooDeep(json)) throw badRequest(undefined, `the body is nested more than ${deepest} deep`, 'invalid_json');
-  let value: unknown;
-  try {
-    value = JSON.parse(json);
-  } catch (error) {
-    throw badRequest(undefined, `the body is not JSON: ${(error as Error).message}`, 'invalid_json');
-  }
-  if (value !== null && typeof value === 'object' && !Array.isArray(value)) return value;
-  throw badRequest(undefined, 'the body is not a JSON object', 'invalid_json');
+  const value = parseJsonObject(bytes);
+  if (typeof value === 'string') throw badRequest(undefined, `the body ${value}`, 'invalid_json');
+  return value;
 }
