@@ -195,7 +195,8 @@ function llamaShape(fields: FileFields, architecture: 'llama' | 'qwen2'): Shape 
   const headDim = fields.integer('head_dim', 256, width / heads);
   if (headDim % 2 === 1) throw fields.wrong('head_dim', 'even');
   fields.only('hidden_act', 'silu', 'swish');
-  for (const name of ['mlp_bias', 'use_sliding_window', 'attention_bias']) fields.only(name, false);
+  for (const name of ['mlp_bias', 'use_sliding_window']) fields.only(name, false);
+  fields.only('attention_bias', architecture === 'qwen2');
   fields.only('partial_rotary_factor', 1);
   return {
     ...{ architecture, width, heads, kvHeads, headDim },
