@@ -87,15 +87,14 @@ class HttpServer implements InferenceServer {
     const { limits, host, hostNames, token } = checked;
     this.#checkToken = tokenCheck(token);
     this.#checkHost = hostCheck(host, hostNames);
+    const ofModel: Route = { method: 'GET', answer: ({ response }) => sendJson(response, 200, this.#model) };
     this.#routes = new Map<string, Route>([
       ['/', { method: 'GET', isOpen: true, answer: (exchange) => this.#page(exchange) }],
       ['/health', { method: 'GET', isOpen: true, answer: (exchange) => this.#health(exchange) }],
       ['/metrics', { method: 'GET', answer: (exchange) => this.#metricsText(exchange) }],
       ['/v1/models', { method: 'GET', answer: (exchange) => this.#models(exchange) }],
-      [
-        `/v1/models/${checked.model.name}`,
-        { method: 'GET', answer: ({ response }) => sendJson(response, 200, this.#model) },
-      ],
+      [`/v1/models/${checked.model.name}`, ofModel],
+      [`/v1/models/${encodeURIComponent(checked.model.name)}`, ofModel],
       ['/v1/completions', { method: 'POST', answer: (exchange) => this.#complete(exchange) }],
       ['/v1/chat/completions', { method: 'POST', answer: (exchange) => this.#chat(exchange) }],
       ['/v1/embeddings', { method: 'POST', answer: (exchange) => this.#embed(exchange) }],

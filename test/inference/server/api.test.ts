@@ -182,6 +182,8 @@ describe('the other routes', () => {
     });
     expect(await json(await fetch(`${url}/v1/models/example`))).toMatchObject({ id: 'example' });
     expect((await fetch(`${url}/v1/models/other`)).status).toBe(404);
+    const named = await serve({ model: { name: 'a/b', context: 10 } });
+    for (const path of ['a/b', 'a%2Fb']) expect((await fetch(`${named.url}/v1/models/${path}`)).status).toBe(200);
     const head = await fetch(`${url}/health`, { method: 'HEAD' });
     expect([head.status, await head.text()]).toEqual([200, '']);
     expect(await json(await fetch(`${url}/health?x=1`))).toEqual({ status: 'ok' });
