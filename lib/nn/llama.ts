@@ -1,0 +1,192 @@
+import { checkBoolean, checkInteger, checkOptions, mustBe } from '../base/check.js';
+import type { FloatDType } from '../base/dtype.js';
+import { FlashAttnError, shapeError, show } from '../base/errors.js';
+import { tensor } from '../devices/create.js';
+import { sameShape } from '../tensor/shape.js';
+import type { Tensor } from '../tensor/tensor.js';
+import { type FilePath, fileError } from './file.js';
+import { GPT, type GPTOptions } from './gpt.js';
+import { openSafetensors, type SafetensorsFile, type StoredTensor } from './safetensors.js';
+
+/** What the weights do not tell. */
+export interface LlamaOptions
+  extends Pick<GPTOptions, 'device' | 'dtype' | 'compute' | 'dropout' | 'seed' | 'epsilon' | 'rope'> {
+  readonly heads: number;
+  /** Default that which the weights have. */
+  readonly kvHeads?: number;
+  /** The longest sequence. */
+  readonly context: number;
+  /** Whether the head is the token embedding, also where a file has one of its own. Default whether there is none. */
+  readonly tied?: boolean;
+}
+
+const dtypes: Readonly<Record<string, FloatDType>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' };
+const headName = 'lm_head.weight';
+
+/** Of rotary positions, which older files have among the weights. */
+const isBuffer = (name: string) => name.endsWith('.rotary_emb.inv_freq');
+
+interface Stored extends StoredTensor {
+  readonly file: SafetensorsFile;
+}
+
+/** What a weight of the files fills: rows of one of the model, which are those from `begin` on. */
+interface Place {
+  readonly shape: readonly number[];
+  /** By name of the model. */
+  readonly target: string;
+  readonly begin: number;
+}
+
+interface Sizes {
+  readonly vocabulary: number;
+  readonly width: number;
+  readonly hidden: number;
+  readonly layers: number;
+  readonly headDim: number;
+  readonly kvHeads: number;
+  /** Whether projections to queries, keys and values have biases, as in Qwen2. */
+  readonly bias: boolean;
+}
+
+/** All weights by the names that Hugging Face gives them. */
+function placesOf(sizes: Sizes, heads: number): Map<string, Place> {
+  const { vocabulary, width, hidden, layers, headDim, kvHeads, bias } = sizes;
+  const places = new Map<string, Place>();
+  const add = (name: string, target: string, shape: readonly number[], begin = 0) =>
+    places.set(name, { shape, target, begin });
+  const [ofQueries, ofKeys] = [heads * headDim, kvHeads * headDim];
+  add('model.embed_tokens.weight', 'tokens.weight', [vocabulary, width]);
+  for (let layer = 0; layer < layers; layer++) {
+    const [from, to] = [`model.layers.${layer}`, `blocks.${layer}`];
+    add(`${from}.input_layernorm.weight`, `${to}.norm1.weight`, [width]);
+    let begin = 0;
+    for (const [name, rows] of [
+      ['q', ofQueries],
+      ['k', ofKeys],
+      ['v', ofKeys],
+    ] as const) {
+      add(`${from}.self_attn.${name}_proj.weight`, `${to}.attention.qkv.weight`, [rows, width], begin);
+      if (bias) add(`${from}.self_attn.${name}_proj.bias`, `${to}.attention.qkv.bias`, [rows], begin);
+      begin += rows;
+    }
+    add(`${from}.self_attn.o_proj.weight`, `${to}.attention.out.weight`, [width, ofQueries]);
+    add(`${from}.post_attention_layernorm.weight`, `${to}.norm2.weight`, [width]);
+    add(`${from}.mlp.gate_proj.weight`, `${to}.mlp.up.weight`, [hidden, width]);
+    add(`${from}.mlp.up_proj.weight`, `${to}.mlp.up.weight`, [hidden, width], hidden);
+    add(`${from}.mlp.down_proj.weight`, `${to}.mlp.down.weight`, [width, hidden]);
+  }
+  add('model.norm.weight', 'norm.weight', [width]);
+  return places;
+}
+
+type Weights = ReadonlyMap<string, Stored>;
+
+/** The sizes that the weights have. @throws ERR_FILE, ERR_SHAPE */
+function sizesOf(path: string, stored: Weights, { heads, kvHeads }: LlamaOptions): Sizes {
+  const matrix = (name: string): readonly [number, number] => {
+    const found = stored.get(name);
+    if (!found) throw fileError(path, `tensor ${show(name)} is missing: these are no weights of Llama`);
+    if (found.shape.length !== 2)
+      throw shapeError(`${path}: tensor ${show(name)} has shape ${show(found.shape)}; it must be a matrix`);
+    return found.shape as readonly [number, number];
+  };
+  const [vocabulary, width] = matrix('model.embed_tokens.weight');
+  const [ofQueries] = matrix('model.layers.0.self_attn.q_proj.weight');
+  const [ofKeys] = matrix('model.layers.0.self_attn.k_proj.weight');
+  const [hidden] = matrix('model.layers.0.mlp.gate_proj.weight');
+  if (ofQueries % heads !== 0) throw mustBe('heads', heads, `a divisor of the ${ofQueries} rows of queries`);
+  const headDim = ofQueries / heads;
+  const found = ofKeys / headDim;
+  if (kvHeads !== undefined && kvHeads !== found)
+    throw mustBe('kvHeads', kvHeads, `${found}, of which ${path} has keys`);
+  if (!Number.isInteger(found)) throw mustBe('heads', heads, `a number that ${ofKeys} rows of keys can have`);
+  let layers = 1;
+  for (const name of stored.keys())
+    layers = Math.max(layers, 1 + Number(name.match(/^model\.layers\.(\d{1,4})\./)?.[1] ?? 0));
+  const bias = stored.has('model.layers.0.self_attn.q_proj.bias');
+  return { vocabulary, width, hidden, layers, headDim, kvHeads: found, bias };
+}
+
+/** @throws ERR_FILE, ERR_SHAPE, ERR_DTYPE, naming the first difference */
+function checkPlaces(path: string, stored: Weights, places: ReadonlyMap<string, Place>): void {
+  for (const [name, { shape }] of places) {
+    const found = stored.get(name);
+    if (!found) throw fileError(path, `tensor ${show(name)} is missing`);
+    if (!sameShape(found.shape, shape))
+      throw shapeError(`${path}: tensor ${show(name)} has shape ${show(found.shape)}; it must be ${show(shape)}`);
+    if (!Object.hasOwn(dtypes, found.dtype))
+      throw new FlashAttnError(
+        'ERR_DTYPE',
+        `${path}: tensor ${show(name)} is ${found.dtype}; it must be one of ${Object.keys(dtypes).join(', ')}`,
+      );
+  }
+  for (const name of stored.keys())
+    if (!places.has(name) && name !== headName)
+      throw fileError(path, `tensor ${show(name)} is unexpected; Llama has none of this name`);
+}
+
+async function fill(model: GPT, stored: Weights, places: ReadonlyMap<string, Place>): Promise<void> {
+  const own = model.namedParameters();
+  for (const [name, { target, shape, begin }] of places) {
+    const { file, dtype } = stored.get(name) as Stored;
+    const weight = own.get(target) as Tensor;
+    const data = (await file.read(name)) as Uint16Array & Float32Array;
+    const loaded = tensor(data, shape, { device: weight.device as 'cpu', dtype: dtypes[dtype] as 'float32' }) as Tensor;
+    const rows = weight.slice(0, begin, begin + shape[0]);
+    loaded.copyInto(rows);
+    rows.dispose();
+    loaded.dispose();
+  }
+}
+
+/**
+ * Llama (Touvron et al. 2023) and Qwen2 (Yang et al. 2024) with weights from safetensors files that have Hugging Face's
+ * names (`model.layers.0.self_attn.q_proj.weight`, ...), in float32, float16 or bfloat16. Sizes are those of the weights. With
+ * biases of queries, keys and values, as Qwen2 has them, the other projections have biases that are 0. The model comes in the
+ * mode of evaluation.
+ *
+ * @param paths one file, or all parts of a model that has several
+ * @throws ERR_FILE, ERR_SHAPE, ERR_DTYPE, which name the first difference; ERR_OPTION, ERR_DEVICE, ERR_OUT_OF_MEMORY
+ */
+export async function llamaFromSafetensors(paths: FilePath | readonly FilePath[], options: LlamaOptions): Promise<GPT> {
+  checkOptions(options, [
+    ...(['heads', 'kvHeads', 'context', 'tied', 'rope', 'epsilon'] as const),
+    ...(['device', 'dtype', 'compute', 'dropout', 'seed'] as const),
+  ]);
+  const { tied, ...rest } = options;
+  checkInteger(options.heads, 'heads', 1);
+  checkInteger(options.context, 'context', 1);
+  if (tied !== undefined) checkBoolean(tied, 'tied');
+  const files: SafetensorsFile[] = [];
+  try {
+    const stored = new Map<string, Stored>();
+    for (const path of [paths].flat() as FilePath[]) {
+      const file = await openSafetensors(path);
+      files.push(file);
+      for (const [name, each] of file.tensors) {
+        if (stored.has(name)) throw fileError(file.path, `tensor ${show(name)} is in another file too`);
+        if (!isBuffer(name)) stored.set(name, { ...each, file });
+      }
+    }
+    if (files.length === 0) throw mustBe('paths', paths, 'a file at least');
+    const [{ path }] = files;
+    const sizes = sizesOf(path, stored, options);
+    const places = placesOf(sizes, options.heads);
+    const { vocabulary, width, hidden, layers, headDim, kvHeads, bias } = sizes;
+    const isTied = tied ?? !stored.has(headName);
+    if (!isTied) places.set(headName, { shape: [vocabulary, width], target: 'head.weight', begin: 0 });
+    checkPlaces(path, stored, places);
+    const shape = { vocabulary, width, hidden, layers, headDim, kvHeads, bias, tied: isTied };
+    const model = GPT.llama({ ...rest, ...shape });
+    try {
+      await fill(model, stored, places);
+      return model.eval() as GPT;
+    } catch (error) {
+      model.dispose();
+      throw error;
+    }
+  } finally {
+    for (const file of files) await file.close();
+  }
+}
