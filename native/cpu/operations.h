@@ -2,6 +2,7 @@
 #pragma once
 #include "attention/backward_extras.h"
 #include "attention/decode.h"
+#include "attention/head_mixing_backward.h"
 #include "attention/merge.h"
 #include "attention/partition.h"
 #include "linear/diagonal_scan.h"
@@ -28,6 +29,7 @@ namespace flashattn {
 union Workspace {
   ForwardWorkspace forward;
   BackwardWorkspace backward;
+  HeadMixingWorkspace head_mixing;
   RowWorkspace rows;
   LongRowWorkspace long_rows;
   MatmulWorkspace matmul;
@@ -101,6 +103,14 @@ inline constexpr Operation kOperations[] = {
       detail::phase<AttentionParams, sink_items, backward_sink_item>}},
     {"merge", detail::describe<MergePart, MergeParams>, {detail::phase<MergeParams, merge_items, merge_item>}},
     {"mergeBackward", detail::describe<>, {detail::phase<MergeParams, merge_items, merge_backward_item>}},
+    {"headMixing",
+     detail::describe<HeadMix, HeadMixingParams>,
+     {detail::phase<HeadMixingParams, head_mixing_items, head_mixing_item>}},
+    {"headMixingBackward",
+     detail::describe<>,
+     {detail::phase<HeadMixingParams, head_mixing_items, head_mixing_deltas>,
+      detail::phase<HeadMixingParams, head_mixing_key_items, head_mixing_keys>,
+      detail::phase<HeadMixingParams, finish_head_mixing_items, finish_head_mixing>}},
     {"gather", detail::describe<GatherParams>, {detail::phase<GatherParams, gather_items, gather_item>}},
     {"matmul",
      detail::describe<MatrixRef, MatmulParams>,
