@@ -34,9 +34,9 @@ struct HeadMixingParams {
   TensorRef query, key, value, out;         // [batch, seq, heads, dim]
   TensorRef d_out, d_query, d_key, d_value;  // backward only
   HeadMix logits, weights;
-  // [3, batch, softmax heads, padded queries]: what logits are seen from, the inverse sum of powers, and of backward the sum
-  // over keys of P dP.
+  // [2, batch, softmax heads, padded queries]: what logits are seen from, and the inverse sum of powers; null: not kept
   Pointer<float> rows;
+  Pointer<float> deltas;  // [batch, softmax heads, padded queries], the sum over keys of P dP; backward only
   Pointer<float> memory;  // [walkers, walker_floats]: what each of them works with
   Pointer<float> d_query_sum;  // [batch, key splits, padded queries, heads, padded head dim]
   int64_t walker_floats;
@@ -53,7 +53,7 @@ struct HeadMixingParams {
   constexpr int padded_queries() const { return query_tiles() * kMixedQueries; }
 };
 FLASHATTN_FIELDS(HeadMixingParams, query, key, value, out, d_out, d_query, d_key, d_value, logits, weights, rows,
-                 memory, d_query_sum, walker_floats, batch, queries, keys, heads, softmax_heads, value_heads, head_dim,
+                 deltas, memory, d_query_sum, walker_floats, batch, queries, keys, heads, softmax_heads, value_heads, head_dim,
                  value_dim, window_left, window_right, walkers, kept_tiles, key_splits, scale);
 
 }  // namespace flashattn

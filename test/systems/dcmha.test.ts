@@ -10,7 +10,7 @@ import { compareNarrow } from './compareNarrow.js';
 import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
 
 const usual = { ...blockLimit };
-/** Blocks of at most so many logits, or of one query. */
+/** Blocks of at most so many logits, or of one query, where there is no kernel. */
 const limit = (logits: number | undefined) =>
   Object.assign(blockLimit, logits === undefined ? usual : { logits, queries: 1 });
 afterEach(() => {

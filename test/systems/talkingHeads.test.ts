@@ -10,7 +10,7 @@ import { compareNarrow } from './compareNarrow.js';
 import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
 
 const usual = { ...blockLimit };
-/** Blocks of at most so many logits, or of one query. */
+/** Blocks of at most so many logits, or of one query, where there is no kernel. */
 const limit = (logits: number | undefined) =>
   Object.assign(blockLimit, logits === undefined ? usual : { logits, queries: 1 });
 afterEach(() => {
@@ -51,6 +51,27 @@ const cases: readonly Case[] = [
   { ...base, heads: 1, softmaxHeads: 1, valueHeads: 1, dim: 1, valueDim: 1, causal: true, mixing: everything },
 ];
 
+/** Several tiles of queries and of keys, whole ones and others. */
+const tiles: readonly Case[] = [
+  { ...base, batch: 1, queries: 64, keys: 64, causal: true, mixing: everything },
+  { ...paper, batch: 1, queries: 65, keys: 130, causal: true, mixing: everything },
+  { ...paper, batch: 1, queries: 97, keys: 33, causal: true, mixing: projections },
+  { ...base, batch: 1, queries: 33, keys: 129, dim: 130, valueDim: 66, causal: false, mixing: everything },
+  { ...base, batch: 1, queries: 5, keys: 70, dim: 257, valueDim: 300, causal: true, mixing: everything },
+  {
+    ...base,
+    batch: 2,
+    queries: 40,
+    keys: 70,
+    heads: 9,
+    softmaxHeads: 17,
+    valueHeads: 5,
+    causal: true,
+    mixing: projections,
+  },
+  { ...base, batch: 1, queries: 40, keys: 40, scale: 1.5, causal: false, mixing: everything },
+];
+
 function inputsOf(c: Case): Inputs {
   const all: Inputs = {
     q: input([c.batch, c.queries, c.heads, c.dim], 1),
@@ -82,6 +103,36 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
         (t) => attend(t, c),
         (values) => exact(c, values),
       );
+    });
+
+    it.skipIf(isSlow).each(tiles)('tiles of %j', (c) => {
+      checkSystem(
+        device,
+        inputsOf(c),
+        (t) => attend(t, c),
+        (values) => exact(c, values),
+      );
+    });
+
+    it.skipIf(isSlow)('keeps NaN of hidden keys and queries from those that do not see them', () => {
+      const c: Case = { ...paper, batch: 1, queries: 70, keys: 100, causal: true, mixing: everything };
+      const clean = inputsOf(c);
+      const seen = 40;
+      const spoiled = { ...clean };
+      for (const [name, from, row] of [
+        ['k', seen + c.keys - c.queries, c.heads * c.dim],
+        ['v', seen + c.keys - c.queries, c.valueHeads * c.valueDim],
+      ] as const)
+        spoiled[name] = { ...clean[name], data: clean[name].data.map((x, i) => (i < from * row ? x : Number.NaN)) };
+      const [own, other] = [clean, spoiled].map((inputs) =>
+        run(device, inputs, (t) => ({ out: attend(t, c).slice(1, 0, seen) }), {
+          out: input([seen, c.valueHeads * c.valueDim], 10).data,
+        }),
+      );
+      expect(other?.outputs.out).toEqual(own?.outputs.out);
+      expect(own?.outputs.out.every(Number.isFinite)).toBe(true);
+      const part = (values: Float64Array | undefined, rows: number, row: number) => values?.subarray(0, rows * row);
+      expect(part(other?.gradients.q, seen, c.heads * c.dim)).toEqual(part(own?.gradients.q, seen, c.heads * c.dim));
     });
 
     it.skipIf(isSlow)('gives the same in one block and in several', () => {

@@ -137,10 +137,15 @@ inline Mixture mixture(const HeadMix& mix, int in, int out, Parts& parts) {
   return {mix, in, out, mix.own ? parts.take(size_t(in) * out * kQueryTile) : nullptr};
 }
 
-/** Of one plane of HeadMixingParams::rows, [softmax heads, padded queries] of a batch entry. */
-inline float* mixed_rows(const HeadMixingParams& p, int plane, const MixedPlace& at) {
-  return p.rows + (size_t(plane) * p.batch + at.b) * p.softmax_heads * p.padded_queries() + at.queries.begin;
+/** Numbers of the queries of a tile from there on, a head is padded_queries from the next. */
+inline size_t mixed_row(const MixedPlace& at) {
+  return size_t(at.b) * at.p.softmax_heads * at.p.padded_queries() + at.queries.begin;
 }
+inline float* reference_rows(const MixedPlace& at) { return at.p.rows + mixed_row(at); }
+inline float* inverse_rows(const MixedPlace& at) {
+  return at.p.rows + size_t(at.p.batch) * at.p.softmax_heads * at.p.padded_queries() + mixed_row(at);
+}
+inline float* delta_rows(const MixedPlace& at) { return at.p.deltas + mixed_row(at); }
 
 /** Calls f(place, keys of the next tile) for the tiles of keys that a tile of queries sees. */
 template <class F>
@@ -232,8 +237,8 @@ FLASHATTN_CALLED void finish_softmax(const MixedPlace& at, MixedQueries& q) {
     if (!p.rows) continue;
     const size_t row = size_t(h) * p.padded_queries();
     for (int i = 0; i < kQueryTile; i += kLanes) {
-      store(mixed_rows(p, 0, at) + row + i, load(q.reference + h * kQueryTile + i));
-      store(mixed_rows(p, 1, at) + row + i, load(q.inverse + h * kQueryTile + i));
+      store(reference_rows(at) + row + i, load(q.reference + h * kQueryTile + i));
+      store(inverse_rows(at) + row + i, load(q.inverse + h * kQueryTile + i));
     }
   }
 }

@@ -58,7 +58,7 @@ FLASHATTN_CALLED void add_deltas(const MixedPlace& at, MixedDeltas& q, float* de
   const size_t row = p.padded_queries();
   multiply_queries(at, partial, q.columns, q.logits.exists() ? q.products : q.probability, ws);
   mix_logits(at, partial, q.logits, q.products, q.probability, ws);
-  probabilities(at, p.softmax_heads, mixed_rows(p, 0, at), mixed_rows(p, 1, at), row, q.probability);
+  probabilities(at, p.softmax_heads, reference_rows(at), inverse_rows(at), row, q.probability);
 
   float* const d_weights = q.weights.exists() ? q.d_weights : q.d_probability;
   for (int g = 0; g < p.value_heads; ++g)
@@ -170,7 +170,7 @@ FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, MixedKeys& k,
   if (partial) hide(at, ws.hidden, products, p.heads, 0);
   mix_logits(at, partial, k.logits, k.products, k.probability, ws);
   const size_t row = p.padded_queries();
-  probabilities(at, p.softmax_heads, mixed_rows(p, 0, at), mixed_rows(p, 1, at), row, k.probability);
+  probabilities(at, p.softmax_heads, reference_rows(at), inverse_rows(at), row, k.probability);
 
   float* const d_weights = k.weights.exists() ? k.d_weights : k.d_probability;
   for (int g = 0; g < p.value_heads; ++g) {
@@ -197,7 +197,7 @@ FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, MixedKeys& k,
   // Gradients of logits: P (dP - delta).
   for (int h = 0; h < p.softmax_heads; ++h)
     for (int v = 0; v < at.vectors() * kLanes; v += kLanes) {
-      const Vec delta = load(mixed_rows(p, 2, at) + h * row + v);
+      const Vec delta = load(delta_rows(at) + h * row + v);
       const size_t tile = size_t(h) * kHeadTile + v;
       for (int j = 0; j < keys; ++j) {
         float* const to = k.d_probability + tile + j * kQueryTile;
@@ -303,7 +303,7 @@ FLASHATTN_CALLED void head_mixing_deltas(const HeadMixingParams& p, int walker, 
                            q.d_columns + g * detail::columns_floats(p.value_dim));
     detail::load_mixture(at, q.logits);
     detail::load_mixture(at, q.weights);
-    float* const delta = detail::mixed_rows(p, 2, at);
+    float* const delta = detail::delta_rows(at);
     for (int h = 0; h < p.softmax_heads; ++h) fill(delta + size_t(h) * p.padded_queries(), 0, kQueryTile);
     detail::for_mixed_keys(at, [&](const MixedPlace& tile, int) { detail::add_deltas(tile, q, delta, ws); });
     if (!p.weights.own || !p.weights.d_matrix) continue;
