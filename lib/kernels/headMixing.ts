@@ -4,13 +4,13 @@ import { operation } from './operation.js';
 import { struct } from './struct.js';
 
 /** Tiles of pairs, and how wide vectors and rows of a tile are at most: native/structs/head_mixing.h, native/cpu/attention. */
-const [queryTile, keyTile] = [32, 64];
+const [queryTile, keyTile, queryGroup] = [32, 64, 2];
 const [mostLanes, mostDim] = [16, 256];
 const headTile = keyTile * queryTile + mostLanes;
 const rowStride = mostDim + mostLanes;
 
 /** Probabilities of a tile of queries are kept rather than computed again up to so many: what a second cache holds. */
-const mostKept = 2 ** 19;
+const mostKept = 5 * 2 ** 18;
 /** Walkers take their memory from so many elements, but there are always some, and never more than a machine has use for. */
 const mostMemory = 2 ** 23;
 const [leastWalkers, mostWalkers] = [8, 64];
@@ -150,7 +150,7 @@ export const rowElements = (p: HeadMixingProblem): number => 2 * p.batch * p.sof
 
 function keptTiles(p: HeadMixingProblem): number {
   const { keys, left, right } = p;
-  const seen = left === undefined || right === undefined ? keys : Math.min(keys, queryTile + left + right);
+  const seen = left === undefined || right === undefined ? keys : Math.min(keys, queryGroup * queryTile + left + right);
   const tiles = Math.ceil(seen / keyTile);
   return tiles * p.softmaxHeads * (headTile + queryTile) <= mostKept ? tiles : 0;
 }
@@ -161,13 +161,13 @@ const ownElements = ({ logits, weights, heads, softmaxHeads, valueHeads }: HeadM
 /** Elements that a walker works with: the parts of native/cpu/attention/head_mixing.h. */
 function forwardElements(p: HeadMixingProblem): number {
   const { heads, softmaxHeads, valueHeads } = p;
-  return (
+  const tile =
     ownElements(p) +
     queryTile * (heads * padded(p.headDim) + valueHeads * padded(p.valueDim)) +
     headTile * (heads + softmaxHeads + valueHeads) +
     softmaxHeads * 5 * queryTile +
-    keptTiles(p) * softmaxHeads * (headTile + queryTile)
-  );
+    keptTiles(p) * softmaxHeads * (headTile + queryTile);
+  return queryGroup * tile;
 }
 
 /** The same of head_mixing_backward.h, whose two walks use the same memory. */
@@ -176,10 +176,14 @@ function backwardElements(p: HeadMixingProblem): number {
   const [dim, valueDim] = [padded(p.headDim), padded(p.valueDim)];
   const tiles = headTile * (heads + 2 * softmaxHeads + valueHeads);
   const deltas =
-    queryTile * (heads * dim + valueHeads * valueDim) + tiles + queryTile * valueHeads * (softmaxHeads + 1);
+    ownElements(p) +
+    queryTile * (heads * dim + valueHeads * valueDim) +
+    tiles +
+    queryTile * valueHeads * (softmaxHeads + 1);
   const strides = (n: number) => Math.ceil(n / mostDim) * rowStride;
   const keyElements = (m: MixProblem, ins: number, outs: number) => m.rank * (ins + outs) + (m.hasDiagonal ? outs : 0);
   const keys =
+    ownElements(p) +
     (keyTile + queryTile) * (heads * strides(p.headDim) + valueHeads * strides(p.valueDim)) +
     queryTile * Math.max(dim, valueDim) +
     keyTile * (heads * dim + valueHeads * valueDim) +
@@ -188,7 +192,7 @@ function backwardElements(p: HeadMixingProblem): number {
     keyTile *
       mostLanes *
       (keyElements(p.logits, heads, softmaxHeads) + keyElements(p.weights, softmaxHeads, valueHeads));
-  return ownElements(p) + Math.max(deltas, keys);
+  return Math.max(queryGroup * deltas, keys);
 }
 
 /** The same whatever runs them, so that sums do not depend on the number of threads. */

@@ -18,13 +18,14 @@ int64_t walker_floats(const HeadMixingParams& p, bool backward) {
   const int64_t dim = padded(p.head_dim), value_dim = padded(p.value_dim);
   const int64_t pre = p.logits.own ? softmax * heads * 32 : 0, post = p.weights.own ? values * softmax * 32 : 0;
   if (!backward)
-    return pre + post + 32 * (heads * dim + values * value_dim) + tile * (heads + softmax + values) + softmax * 160 +
-           p.kept_tiles * softmax * (32 + tile);
+    return 2 * (pre + post + 32 * (heads * dim + values * value_dim) + tile * (heads + softmax + values) +
+                softmax * 160 + p.kept_tiles * softmax * (32 + tile));
   const auto key_elements = [](const HeadMix& m, int64_t in, int64_t out) {
     return m.rank * (in + out) + (m.diagonal ? out : 0);
   };
   const int64_t tiles = tile * (heads + 2 * softmax + values);
-  const int64_t deltas = pre + post + 32 * (heads * dim + values * value_dim) + tiles + 32 * values * (softmax + 1);
+  const int64_t deltas =
+      2 * (pre + post + 32 * (heads * dim + values * value_dim) + tiles + 32 * values * (softmax + 1));
   const int64_t keys =
       pre + post + 96 * (heads * parts(p.head_dim) + values * parts(p.value_dim)) + 32 * std::max(dim, value_dim) +
       64 * (heads * dim + values * value_dim) + tiles + softmax * heads * 32 +

@@ -8,14 +8,23 @@
 
 namespace flashattn {
 
+// Query tiles that share each loaded tile of keys.
+inline constexpr int kMixedGroup = 2;
+
 struct alignas(kCacheLine) HeadMixingWorkspace {
   KeyRows key;      // of one head
   QueryRows query;  // of one head
-  uint32_t hidden[kMixedKeys * kQueryTile];
+  uint32_t hidden[kMixedGroup][kMixedKeys * kQueryTile];
   float shrink[kQueryTile];
+  float ones[kQueryTile];
   float spare[kHeadTile];
   TileAhead ahead;
 };
+
+/** Tile t of queries. */
+inline Range mixed_query_tile(const HeadMixingParams& p, int t) {
+  return {t * kQueryTile, min((t + 1) * kQueryTile, p.queries)};
+}
 
 namespace detail {
 
@@ -54,16 +63,53 @@ FLASHATTN_CALLED void load_columns(const TensorRef& from, const MixedPlace& at, 
   });
 }
 
-/** tile = rows of keys, or values, times columns of queries, or of gradients. */
-FLASHATTN_CALLED void multiply_rows_columns(const MixedPlace& at, const TensorRef& from, int h, int dim,
-                                            const float* columns, float* tile, HeadMixingWorkspace& ws) {
-  for_parts(dim, [&](int d, int count) {
-    load_rows(ws.key, from_element(from, d), at.b, at.keys.begin, at.key_count(), h, count);
-    float* const to = d == 0 ? tile : ws.spare;
-    product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.vectors(), count, ws.key,
-                                                      columns + size_t(d) * kQueryTile, to, kQueryTile);
-    if (d == 0) return;
-    for (int i = 0; i < at.key_count() * kQueryTile; i += kLanes) store(tile + i, load(tile + i) + load(to + i));
+/** One of the query tiles that meet loaded keys. */
+struct MetTile {
+  MixedPlace at;  // the keys that one of its queries sees
+  int skipped;    // loaded keys before them
+  const uint32_t* hidden;
+
+  MetTile(const MixedPlace& loaded, Range queries, uint32_t* marks) : at(loaded), skipped(0), hidden(marks) {
+    at.queries = queries;
+    const Range visible = at.band.visible_keys(queries, loaded.keys.end);
+    at.keys = {max(loaded.keys.begin, visible.begin), visible.end};
+    skipped = at.keys.begin - loaded.keys.begin;
+    if (met() && partial()) mark_hidden(at, marks);
+  }
+
+  bool met() const { return at.key_count() > 0; }
+  bool partial() const { return at.partial(); }
+};
+
+/** sums += others */
+FLASHATTN_CALLED void add_floats(float* sums, const float* others, int floats) {
+  for (int i = 0; i < floats; i += kLanes) store(sums + i, load(sums + i) + load(others + i));
+}
+
+/** Rows of one head that will be loaded next. */
+inline RowsAhead rows_ahead(const TensorRef& from, const MixedPlace& at, int h, int dim) {
+  return RowsAhead(from, at.b, at.keys.begin, max(0, at.key_count()), h, dim);
+}
+
+/**
+ * The products of one head: rows of the loaded keys, or of their values, times columns of each query tile that meets them, or of
+ * its gradients. `columns_of` and `tile_of` say where those are and where products go, by the number of the tile.
+ */
+template <class Columns, class Tile>
+FLASHATTN_INLINE void multiply_head(const MixedPlace& loaded, const MetTile* met, int count, const TensorRef& from, int h,
+                                    int dim, HeadMixingWorkspace& ws, Columns columns_of, Tile tile_of) {
+  for_parts(dim, [&](int d, int part) {
+    load_rows(ws.key, from_element(from, d), loaded.b, loaded.keys.begin, loaded.key_count(), h, part);
+    for (int i = 0; i < count; ++i) {
+      const MixedPlace& at = met[i].at;
+      if (!met[i].met()) continue;
+      float* const to = d == 0 ? tile_of(i) : ws.spare;
+      product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.vectors(), part,
+                                                        ws.key + met[i].skipped * kRowStride,
+                                                        columns_of(i) + size_t(d) * kQueryTile, to, kQueryTile, nullptr,
+                                                        ws.ahead);
+      if (d > 0) add_floats(tile_of(i), to, at.key_count() * kQueryTile);
+    }
   });
 }
 
@@ -86,22 +132,14 @@ FLASHATTN_CALLED void scale_tiles(const MixedPlace& at, float* tiles, int heads,
       for (int v = row; v < row + at.vectors() * kLanes; v += kLanes) store(tiles + v, load(tiles + v) * splat(factor));
 }
 
-/** products of q and k of all heads, 0 where they are hidden */
-FLASHATTN_CALLED void multiply_queries(const MixedPlace& at, bool partial, const float* columns, float* products,
-                                       HeadMixingWorkspace& ws) {
+/** Products of queries and keys become logits of all heads of the softmax, -Infinity where they are hidden; products are 0 there. */
+FLASHATTN_CALLED void mix_logits(const MetTile& met, const Mixture& m, float* products, float* logits) {
+  const MixedPlace& at = met.at;
   const HeadMixingParams& p = at.p;
-  for (int h = 0; h < p.heads; ++h)
-    multiply_rows_columns(at, p.key, h, p.head_dim, columns + h * columns_floats(p.head_dim),
-                          products + size_t(h) * kHeadTile, ws);
   if (__builtin_fabsf(p.scale) >= 1 && p.scale != 1) scale_tiles(at, products, p.heads, p.scale);
-  if (partial) hide(at, ws.hidden, products, p.heads, 0);
-}
-
-/** Logits of all heads of the softmax, -Infinity where they are hidden. Without a mixture they are made of `products` in place. */
-FLASHATTN_CALLED void mix_logits(const MixedPlace& at, bool partial, const Mixture& m, const float* products,
-                                 float* logits, HeadMixingWorkspace& ws) {
+  if (met.partial() && m.exists()) hide(at, met.hidden, products, p.heads, 0);
   if (m.exists()) mix_heads(at, m, products, logits);
-  if (partial) hide(at, ws.hidden, logits, m.out, -kInfinity);
+  if (met.partial()) hide(at, met.hidden, logits, m.out, -kInfinity);
 }
 
 /** Logits become probabilities. */
@@ -118,11 +156,10 @@ FLASHATTN_CALLED void probabilities(const MixedPlace& at, int heads, const float
 }
 
 /** Weights of values from probabilities, 0 where they are hidden; the probabilities themselves without a mixture. */
-FLASHATTN_CALLED float* mix_weights(const MixedPlace& at, bool partial, const Mixture& m, float* probability,
-                                    float* weights, HeadMixingWorkspace& ws) {
+FLASHATTN_CALLED float* mix_weights(const MetTile& met, const Mixture& m, float* probability, float* weights) {
   if (!m.exists()) return probability;
-  mix_heads(at, m, probability, weights);
-  if (partial) hide(at, ws.hidden, weights, m.out, 0);
+  mix_heads(met.at, m, probability, weights);
+  if (met.partial()) hide(met.at, met.hidden, weights, m.out, 0);
   return weights;
 }
 
@@ -147,14 +184,38 @@ inline float* inverse_rows(const MixedPlace& at) {
 }
 inline float* delta_rows(const MixedPlace& at) { return at.p.deltas + mixed_row(at); }
 
-/** Calls f(place, keys of the next tile) for the tiles of keys that a tile of queries sees. */
+/**
+ * Calls f(keys, next keys, number) for the tiles of keys that a group of query tiles sees; `next` are those of the tile behind,
+ * none after the last.
+ */
 template <class F>
 FLASHATTN_INLINE void for_mixed_keys(MixedPlace at, F f) {
   const Range visible = at.band.visible_keys(at.queries, at.p.keys);
   for (int j = visible.begin, t = 0; j < visible.end; j += kMixedKeys, ++t) {
+    MixedPlace next = at;
     at.keys = {j, min(j + kMixedKeys, visible.end)};
-    f(at, t);
+    next.keys = {at.keys.end, min(at.keys.end + kMixedKeys, visible.end)};
+    f(at, next, t);
   }
+}
+
+/** Query tiles that share loaded keys. */
+struct QueryGroup {
+  Range queries;
+
+  int count() const { return divide_up(queries.end - queries.begin, kQueryTile); }
+  Range operator[](int i) const {
+    return {queries.begin + i * kQueryTile, min(queries.begin + (i + 1) * kQueryTile, queries.end)};
+  }
+};
+
+/** Groups of a launch in the order in which walkers take turns: under a causal mask late queries see the most keys. */
+inline int query_groups(const HeadMixingParams& p) { return divide_up(p.query_tiles(), kMixedGroup); }
+inline MixedPlace query_group(const HeadMixingParams& p, int number) {
+  const int groups = query_groups(p), g = groups - 1 - number % groups;
+  MixedPlace at(p, number / groups);
+  at.queries = {g * kMixedGroup * kQueryTile, min((g + 1) * kMixedGroup * kQueryTile, p.queries)};
+  return at;
 }
 
 /** What a walker keeps for one tile of queries. */
@@ -169,7 +230,7 @@ struct MixedQueries {
   float* kept;                  // [kept tiles][softmax heads][kHeadTile]
   float* kept_reference;        // [kept tiles][softmax heads][kQueryTile]
 
-  MixedQueries(const HeadMixingParams& params, Parts parts)
+  MixedQueries(const HeadMixingParams& params, Parts& parts)
       : p(params),
         logits(mixture(p.logits, p.heads, p.softmax_heads, parts)),
         weights(mixture(p.weights, p.softmax_heads, p.value_heads, parts)) {
@@ -204,20 +265,29 @@ FLASHATTN_CALLED void start_queries(const MixedPlace& at, MixedQueries& q, HeadM
   fill(q.out, 0, int(p.value_heads * kQueryTile * q.value_row()));
 }
 
-/** Logits of a tile, in `to`. */
-FLASHATTN_CALLED void compute_logits(const MixedPlace& at, bool partial, const MixedQueries& q, float* to,
-                                     HeadMixingWorkspace& ws) {
-  multiply_queries(at, partial, q.columns, q.logits.exists() ? q.products : to, ws);
-  mix_logits(at, partial, q.logits, q.products, to, ws);
+/** Products of a tile, or its logits where these are not mixed. */
+inline float* products_of(const MixedQueries& q, float* logits) { return q.logits.exists() ? q.products : logits; }
+
+/** Logits of all query tiles of a group and the loaded keys. */
+FLASHATTN_CALLED void compute_logits(const MixedPlace& loaded, const MixedPlace& next, int t, const MetTile* met, int count,
+                                     MixedQueries* q, HeadMixingWorkspace& ws) {
+  const HeadMixingParams& p = loaded.p;
+  for (int h = 0; h < p.heads; ++h) {
+    ws.ahead = {h + 1 < p.heads ? rows_ahead(p.key, loaded, h + 1, p.head_dim) : rows_ahead(p.key, next, 0, p.head_dim),
+                {}};
+    multiply_head(
+        loaded, met, count, p.key, h, p.head_dim, ws,
+        [&](int i) { return q[i].columns + h * columns_floats(p.head_dim); },
+        [&](int i) { return products_of(q[i], q[i].tile_powers(t)) + size_t(h) * kHeadTile; });
+  }
+  for (int i = 0; i < count; ++i)
+    if (met[i].met()) mix_logits(met[i], q[i].logits, products_of(q[i], q[i].tile_powers(t)), q[i].tile_powers(t));
 }
 
-FLASHATTN_CALLED void sum_powers(const MixedPlace& at, int t, MixedQueries& q, HeadMixingWorkspace& ws) {
-  const bool partial = at.partial();
-  if (partial) mark_hidden(at, ws.hidden);
-  float* const powers = q.tile_powers(t);
-  compute_logits(at, partial, q, powers, ws);
+FLASHATTN_CALLED void sum_powers(const MetTile& met, int t, MixedQueries& q, HeadMixingWorkspace& ws) {
+  const MixedPlace& at = met.at;
   for (int h = 0; h < at.p.softmax_heads; ++h) {
-    online_softmax(at.key_count(), at.vectors(), q.softmax[h], powers + size_t(h) * kHeadTile, ws.shrink);
+    online_softmax(at.key_count(), at.vectors(), q.softmax[h], q.tile_powers(t) + size_t(h) * kHeadTile, ws.shrink);
     if (!q.keeps()) continue;
     float* const seen_from = q.kept_reference + (size_t(t) * at.p.softmax_heads + h) * kQueryTile;
     for (int v = 0; v < at.vectors() * kLanes; v += kLanes) store(seen_from + v, load(q.softmax[h].reference + v));
@@ -258,56 +328,99 @@ FLASHATTN_CALLED void finish_powers(const MixedPlace& at, int t, const MixedQuer
     }
 }
 
-FLASHATTN_CALLED void add_values(const MixedPlace& at, int t, MixedQueries& q, HeadMixingWorkspace& ws) {
-  const HeadMixingParams& p = at.p;
-  const bool partial = at.partial();
-  if (partial) mark_hidden(at, ws.hidden);
+/** Weights of the values of a tile. */
+FLASHATTN_CALLED const float* compute_weights(const MetTile& met, int t, MixedQueries& q) {
   float* const powers = q.tile_powers(t);
-  if (q.keeps()) {
-    finish_powers(at, t, q, powers);
-  } else {
-    compute_logits(at, partial, q, powers, ws);
-    probabilities(at, p.softmax_heads, q.reference, q.inverse, kQueryTile, powers);
-  }
-  const float* const weights = mix_weights(at, partial, q.weights, powers, q.mixed, ws);
-  for (int g = 0; g < p.value_heads; ++g)
-    for_parts(p.value_dim, [&](int d, int count) {
-      load_rows(ws.key, from_element(p.value, d), at.b, at.keys.begin, at.key_count(), g, count);
-      add_product<ScoresTimesKeyRows>(partial, at.query_count(), at.key_count(), weights + size_t(g) * kHeadTile,
-                                      ws.hidden, ws.key, count, q.out + g * kQueryTile * q.value_row() + d,
-                                      q.value_row());
+  if (q.keeps())
+    finish_powers(met.at, t, q, powers);
+  else
+    probabilities(met.at, met.at.p.softmax_heads, q.reference, q.inverse, kQueryTile, powers);
+  return mix_weights(met, q.weights, powers, q.mixed);
+}
+
+/** out += weights times loaded rows of values, of one head. */
+FLASHATTN_CALLED void add_values(const MetTile& met, const float* weights, int dim, float* out, size_t out_row,
+                                 HeadMixingWorkspace& ws) {
+  const MixedPlace& at = met.at;
+  const float* const value = ws.key + met.skipped * kRowStride;
+  if (met.partial() && !all_finite(value, at.key_count(), dim))
+    return product_visible<ScoresTimesKeyRows>(at.query_count(), divide_up(dim, kLanes), at.key_count(), weights,
+                                               met.hidden, value, out, out_row);
+  product<ScoresTimesKeyRows, Accumulate::Scaled>(at.query_count(), divide_up(dim, kLanes), at.key_count(), weights,
+                                                  value, out, out_row, ws.ones, ws.ahead);
+}
+
+FLASHATTN_CALLED void add_group_values(const MixedPlace& loaded, const MixedPlace& next, int t, const MetTile* met,
+                                       int count, MixedQueries* q, HeadMixingWorkspace& ws) {
+  const HeadMixingParams& p = loaded.p;
+  const float* weights[kMixedGroup] = {};
+  for (int i = 0; i < count; ++i)
+    if (met[i].met()) weights[i] = compute_weights(met[i], t, q[i]);
+  for (int g = 0; g < p.value_heads; ++g) {
+    ws.ahead = {g + 1 < p.value_heads ? rows_ahead(p.value, loaded, g + 1, p.value_dim)
+                : q[0].keeps()        ? rows_ahead(p.value, next, 0, p.value_dim)
+                                      : rows_ahead(p.key, next, 0, p.head_dim),
+                {}};
+    for_parts(p.value_dim, [&](int d, int part) {
+      load_rows(ws.key, from_element(p.value, d), loaded.b, loaded.keys.begin, loaded.key_count(), g, part);
+      for (int i = 0; i < count; ++i)
+        if (met[i].met())
+          add_values(met[i], weights[i] + size_t(g) * kHeadTile, part, q[i].out + g * kQueryTile * q[i].value_row() + d,
+                     q[i].value_row(), ws);
     });
+  }
 }
 
-FLASHATTN_CALLED void attend_across_heads(MixedPlace at, MixedQueries& q, HeadMixingWorkspace& ws) {
+/** Calls f(keys, next keys, number, tiles that meet them) for the tiles of keys that a group sees. */
+template <class F>
+FLASHATTN_INLINE void for_met_keys(const MixedPlace& at, const QueryGroup& group, HeadMixingWorkspace& ws, F f) {
+  static_assert(kMixedGroup == 2);
+  for_mixed_keys(at, [&](const MixedPlace& loaded, const MixedPlace& next, int t) {
+    const MetTile met[kMixedGroup] = {{loaded, group[0], ws.hidden[0]}, {loaded, group[1], ws.hidden[1]}};
+    f(loaded, next, t, met);
+  });
+}
+
+FLASHATTN_CALLED void attend_across_heads(const MixedPlace& at, MixedQueries* q, HeadMixingWorkspace& ws) {
   const HeadMixingParams& p = at.p;
-  start_queries(at, q, ws);
-  for_mixed_keys(at, [&](const MixedPlace& tile, int t) { sum_powers(tile, t, q, ws); });
-  finish_softmax(at, q);
-  for_mixed_keys(at, [&](const MixedPlace& tile, int t) { add_values(tile, t, q, ws); });
-  for (int g = 0; g < p.value_heads; ++g)
-    for (int i = 0; i < at.query_count(); ++i)
-      store_row(p.out.row(at.b, at.queries.begin + i, g), p.out.dtype,
-                q.out + (size_t(g) * kQueryTile + i) * q.value_row(), p.value_dim);
-}
-
-inline Range mixed_query_tile(const HeadMixingParams& p, int t) {
-  return {t * kQueryTile, min((t + 1) * kQueryTile, p.queries)};
+  const QueryGroup group{at.queries};
+  MixedPlace tile = at;
+  for (int i = 0; i < group.count(); ++i) {
+    tile.queries = group[i];
+    start_queries(tile, q[i], ws);
+  }
+  for_met_keys(at, group, ws, [&](const MixedPlace& loaded, const MixedPlace& next, int t, const MetTile* met) {
+    compute_logits(loaded, next, t, met, group.count(), q, ws);
+    for (int i = 0; i < group.count(); ++i)
+      if (met[i].met()) sum_powers(met[i], t, q[i], ws);
+  });
+  for (int i = 0; i < group.count(); ++i) {
+    tile.queries = group[i];
+    finish_softmax(tile, q[i]);
+  }
+  for_met_keys(at, group, ws, [&](const MixedPlace& loaded, const MixedPlace& next, int t, const MetTile* met) {
+    if (!q[0].keeps()) compute_logits(loaded, next, t, met, group.count(), q, ws);
+    add_group_values(loaded, next, t, met, group.count(), q, ws);
+  });
+  for (int i = 0; i < group.count(); ++i)
+    for (int g = 0; g < p.value_heads; ++g)
+      for (int r = group[i].begin; r < group[i].end; ++r)
+        store_row(p.out.row(at.b, r, g), p.out.dtype,
+                  q[i].out + (size_t(g) * kQueryTile + r - group[i].begin) * q[i].value_row(), p.value_dim);
 }
 
 }  // namespace detail
 
-inline int head_mixing_items(const HeadMixingParams& p) { return min(p.walkers, p.batch * p.query_tiles()); }
+inline int head_mixing_items(const HeadMixingParams& p) {
+  return min(p.walkers, p.batch * detail::query_groups(p));
+}
 
 FLASHATTN_CALLED void head_mixing_item(const HeadMixingParams& p, int walker, HeadMixingWorkspace& ws) {
-  const int tiles = p.query_tiles();
-  detail::MixedQueries q(p, {p.memory + walker * p.walker_floats});
-  for (int t = walker; t < p.batch * tiles; t += p.walkers) {
-    MixedPlace at(p, t / tiles);
-    // Under a causal mask late queries see the most keys: the longest go first.
-    at.queries = detail::mixed_query_tile(p, tiles - 1 - t % tiles);
-    detail::attend_across_heads(at, q, ws);
-  }
+  detail::Parts parts{p.memory + walker * p.walker_floats};
+  detail::MixedQueries q[kMixedGroup] = {{p, parts}, {p, parts}};
+  fill(ws.ones, 1, kQueryTile);
+  for (int g = walker; g < p.batch * detail::query_groups(p); g += p.walkers)
+    detail::attend_across_heads(detail::query_group(p, g), q, ws);
 }
 
 }  // namespace flashattn

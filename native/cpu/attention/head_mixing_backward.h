@@ -20,10 +20,10 @@ FLASHATTN_CALLED void sum_columns(float* sums, const float* columns /* [elements
 }
 
 /** Gradients of weights become those of probabilities, 0 where they are hidden. */
-FLASHATTN_CALLED void mix_weights_back(const MixedPlace& at, bool partial, const Mixture& m, const float* d_weights,
-                                       float* d_probability, HeadMixingWorkspace& ws) {
-  if (m.exists()) mix_heads_back(at, m, d_weights, d_probability);
-  if (partial) hide(at, ws.hidden, d_probability, m.in, 0);
+FLASHATTN_CALLED void mix_weights_back(const MetTile& met, const Mixture& m, const float* d_weights,
+                                       float* d_probability) {
+  if (m.exists()) mix_heads_back(met.at, m, d_weights, d_probability);
+  if (met.partial()) hide(met.at, met.hidden, d_probability, m.in, 0);
 }
 
 /** What a walker over tiles of queries keeps for one of them. */
@@ -35,7 +35,7 @@ struct MixedDeltas {
   float* d_matrix;             // [value heads * softmax heads][kQueryTile], of weights
   float* d_bias;               // [value heads][kQueryTile]
 
-  MixedDeltas(const HeadMixingParams& params, Parts parts)
+  MixedDeltas(const HeadMixingParams& params, Parts& parts)
       : p(params),
         logits(mixture(p.logits, p.heads, p.softmax_heads, parts)),
         weights(mixture(p.weights, p.softmax_heads, p.value_heads, parts)) {
@@ -50,21 +50,40 @@ struct MixedDeltas {
   }
 };
 
-FLASHATTN_CALLED void add_deltas(const MixedPlace& at, MixedDeltas& q, float* delta /* [softmax heads][padded queries] */,
-                                 HeadMixingWorkspace& ws) {
-  const HeadMixingParams& p = at.p;
-  const bool partial = at.partial();
-  if (partial) mark_hidden(at, ws.hidden);
-  const size_t row = p.padded_queries();
-  multiply_queries(at, partial, q.columns, q.logits.exists() ? q.products : q.probability, ws);
-  mix_logits(at, partial, q.logits, q.products, q.probability, ws);
-  probabilities(at, p.softmax_heads, reference_rows(at), inverse_rows(at), row, q.probability);
+inline float* products_of(const MixedDeltas& q) { return q.logits.exists() ? q.products : q.probability; }
+inline float* d_weights_of(const MixedDeltas& q) { return q.weights.exists() ? q.d_weights : q.d_probability; }
 
-  float* const d_weights = q.weights.exists() ? q.d_weights : q.d_probability;
-  for (int g = 0; g < p.value_heads; ++g)
-    multiply_rows_columns(at, p.value, g, p.value_dim, q.d_columns + g * columns_floats(p.value_dim),
-                          d_weights + size_t(g) * kHeadTile, ws);
-  if (partial) hide(at, ws.hidden, d_weights, p.value_heads, 0);
+/** Products of queries and keys, and of gradients and values, of all query tiles of a group. */
+FLASHATTN_CALLED void multiply_group(const MixedPlace& loaded, const MixedPlace& next, const MetTile* met, int count,
+                                     MixedDeltas* q, HeadMixingWorkspace& ws) {
+  const HeadMixingParams& p = loaded.p;
+  for (int h = 0; h < p.heads; ++h) {
+    ws.ahead = {
+        h + 1 < p.heads ? rows_ahead(p.key, loaded, h + 1, p.head_dim) : rows_ahead(p.value, loaded, 0, p.value_dim), {}};
+    multiply_head(
+        loaded, met, count, p.key, h, p.head_dim, ws,
+        [&](int i) { return q[i].columns + h * columns_floats(p.head_dim); },
+        [&](int i) { return products_of(q[i]) + size_t(h) * kHeadTile; });
+  }
+  for (int g = 0; g < p.value_heads; ++g) {
+    ws.ahead = {g + 1 < p.value_heads ? rows_ahead(p.value, loaded, g + 1, p.value_dim)
+                                      : rows_ahead(p.key, next, 0, p.head_dim),
+                {}};
+    multiply_head(
+        loaded, met, count, p.value, g, p.value_dim, ws,
+        [&](int i) { return q[i].d_columns + g * columns_floats(p.value_dim); },
+        [&](int i) { return d_weights_of(q[i]) + size_t(g) * kHeadTile; });
+  }
+}
+
+FLASHATTN_CALLED void add_deltas(const MetTile& met, MixedDeltas& q) {
+  const MixedPlace& at = met.at;
+  const HeadMixingParams& p = at.p;
+  const size_t row = p.padded_queries();
+  float *const delta = delta_rows(at), *const d_weights = d_weights_of(q);
+  mix_logits(met, q.logits, products_of(q), q.probability);
+  probabilities(at, p.softmax_heads, reference_rows(at), inverse_rows(at), row, q.probability);
+  if (met.partial()) hide(at, met.hidden, d_weights, p.value_heads, 0);
   if (p.weights.d_matrix) add_matrix_gradients(at, q.weights, d_weights, q.probability, q.d_matrix);
   for (int g = 0; p.weights.d_bias && g < p.value_heads; ++g)
     for (int v = 0; v < at.vectors() * kLanes; v += kLanes) {
@@ -72,7 +91,7 @@ FLASHATTN_CALLED void add_deltas(const MixedPlace& at, MixedDeltas& q, float* de
       for (int j = 0; j < at.key_count(); ++j) sum += load(d_weights + size_t(g) * kHeadTile + j * kQueryTile + v);
       store(q.d_bias + g * kQueryTile + v, sum);
     }
-  mix_weights_back(at, partial, q.weights, d_weights, q.d_probability, ws);
+  mix_weights_back(met, q.weights, d_weights, q.d_probability);
   for (int h = 0; h < p.softmax_heads; ++h)
     for (int v = 0; v < at.vectors() * kLanes; v += kLanes) {
       const size_t tile = size_t(h) * kHeadTile + v;
@@ -99,7 +118,7 @@ struct MixedKeys {
   float* d_matrix;           // [softmax heads * heads][kQueryTile], of logits, where queries share one
   float *logits_keys, *weights_keys;  // [key][key elements][kLanes]
 
-  MixedKeys(const HeadMixingParams& params, Parts parts)
+  MixedKeys(const HeadMixingParams& params, Parts&& parts)
       : p(params),
         logits(mixture(p.logits, p.heads, p.softmax_heads, parts)),
         weights(mixture(p.weights, p.softmax_heads, p.value_heads, parts)) {
@@ -139,23 +158,20 @@ FLASHATTN_CALLED void multiply_loaded(const MixedPlace& at, int skipped, const f
     float* const to = d == 0 ? tile : ws.spare;
     product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.vectors(), count,
                                                       keys + MixedKeys::part(kMixedKeys, d) + skipped * kRowStride,
-                                                      columns, to, kQueryTile);
-    if (d == 0) return;
-    for (int i = 0; i < at.key_count() * kQueryTile; i += kLanes) store(tile + i, load(tile + i) + load(to + i));
+                                                      columns, to, kQueryTile, nullptr, ws.ahead);
+    if (d > 0) add_floats(tile, to, at.key_count() * kQueryTile);
   });
 }
 
-/** A tile of queries meets loaded keys. */
-FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, MixedKeys& k, float* d_query, float* d_matrix,
-                                         HeadMixingWorkspace& ws) {
+/** A tile of queries meets loaded keys; `next` are the queries that will. */
+FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, Range next, MixedKeys& k, float* d_query,
+                                         float* d_matrix, HeadMixingWorkspace& ws) {
   const HeadMixingParams& p = loaded.p;
-  MixedPlace at = loaded;
-  const Range visible = at.band.visible_keys(at.queries, at.keys.end);
-  at.keys = {max(at.keys.begin, visible.begin), visible.end};
-  if (at.key_count() <= 0) return;
-  const int skipped = at.keys.begin - loaded.keys.begin, queries = at.query_count(), keys = at.key_count();
-  const bool partial = at.partial();
-  if (partial) mark_hidden(at, ws.hidden);
+  const MetTile met(loaded, loaded.queries, ws.hidden[0]);
+  if (!met.met()) return;
+  const MixedPlace& at = met.at;
+  const int skipped = met.skipped, queries = at.query_count(), keys = at.key_count();
+  const bool partial = met.partial();
   load_mixture(at, k.logits);
   load_mixture(at, k.weights);
 
@@ -163,12 +179,11 @@ FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, MixedKeys& k,
   for (int h = 0; h < p.heads; ++h) {
     float* const rows = k.query + h * MixedKeys::head_rows(kQueryTile, p.head_dim);
     load_head_rows(p.query, at.b, at.queries, h, p.head_dim, kQueryTile, rows);
+    ws.ahead = {RowsAhead(p.query, at.b, next.begin, max(0, next.end - next.begin), h, p.head_dim), {}};
     multiply_loaded(at, skipped, k.key + h * MixedKeys::head_rows(kMixedKeys, p.head_dim), rows, p.head_dim,
                     mixed_query_factor(p), k.columns, products + size_t(h) * kHeadTile, ws);
   }
-  if (__builtin_fabsf(p.scale) >= 1 && p.scale != 1) scale_tiles(at, products, p.heads, p.scale);
-  if (partial) hide(at, ws.hidden, products, p.heads, 0);
-  mix_logits(at, partial, k.logits, k.products, k.probability, ws);
+  mix_logits(met, k.logits, products, k.probability);
   const size_t row = p.padded_queries();
   probabilities(at, p.softmax_heads, reference_rows(at), inverse_rows(at), row, k.probability);
 
@@ -176,20 +191,21 @@ FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, MixedKeys& k,
   for (int g = 0; g < p.value_heads; ++g) {
     float* const rows = k.d_out + g * MixedKeys::head_rows(kQueryTile, p.value_dim);
     load_head_rows(p.d_out, at.b, at.queries, g, p.value_dim, kQueryTile, rows);
+    ws.ahead = {RowsAhead(p.d_out, at.b, next.begin, max(0, next.end - next.begin), g, p.value_dim), {}};
     multiply_loaded(at, skipped, k.value + g * MixedKeys::head_rows(kMixedKeys, p.value_dim), rows, p.value_dim, 1,
                     k.columns, d_weights + size_t(g) * kHeadTile, ws);
   }
-  if (partial) hide(at, ws.hidden, d_weights, p.value_heads, 0);
+  if (partial) hide(at, met.hidden, d_weights, p.value_heads, 0);
   if (k.weights.key_elements())
     add_key_gradients(at, k.weights, d_weights, k.probability,
                       k.weights_keys + size_t(skipped) * k.weights.key_elements() * kLanes);
-  mix_weights_back(at, partial, k.weights, d_weights, k.d_probability, ws);
-  const float* const weights = mix_weights(at, partial, k.weights, k.probability, k.d_weights, ws);
+  mix_weights_back(met, k.weights, d_weights, k.d_probability);
+  const float* const weights = mix_weights(met, k.weights, k.probability, k.d_weights);
   for (int g = 0; g < p.value_heads; ++g)
     for_parts(p.value_dim, [&](int d, int count) {
       const size_t to = g * MixedKeys::sum_rows(p.value_dim) + skipped * round_up(p.value_dim, 16) + d;
       const float* const rows = k.d_out + g * MixedKeys::head_rows(kQueryTile, p.value_dim);
-      add_product<ScoresTransposedTimesQueryRows>(partial, keys, queries, weights + size_t(g) * kHeadTile, ws.hidden,
+      add_product<ScoresTransposedTimesQueryRows>(partial, keys, queries, weights + size_t(g) * kHeadTile, met.hidden,
                                                   rows + MixedKeys::part(kQueryTile, d), count, k.d_value + to,
                                                   round_up(p.value_dim, 16));
     });
@@ -204,7 +220,7 @@ FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, MixedKeys& k,
         store(to, load(k.probability + tile + j * kQueryTile) * (load(to) - delta));
       }
     }
-  if (partial) hide(at, ws.hidden, k.d_probability, p.softmax_heads, 0);
+  if (partial) hide(at, met.hidden, k.d_probability, p.softmax_heads, 0);
   float* d_products = k.d_probability;
   if (k.logits.exists()) {
     if (p.logits.d_matrix) add_matrix_gradients(at, k.logits, k.d_probability, products, d_matrix);
@@ -213,7 +229,7 @@ FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, MixedKeys& k,
                         k.logits_keys + size_t(skipped) * k.logits.key_elements() * kLanes);
     d_products = products;
     mix_heads_back(at, k.logits, k.d_probability, d_products);
-    if (partial) hide(at, ws.hidden, d_products, p.heads, 0);
+    if (partial) hide(at, met.hidden, d_products, p.heads, 0);
   }
   const int width = round_up(p.head_dim, 16);
   for (int h = 0; h < p.heads; ++h)
@@ -221,10 +237,10 @@ FLASHATTN_CALLED void meet_mixed_queries(const MixedPlace& loaded, MixedKeys& k,
       const float* const d_scores = d_products + size_t(h) * kHeadTile;
       const float* const query = k.query + h * MixedKeys::head_rows(kQueryTile, p.head_dim);
       add_product<ScoresTransposedTimesQueryRows>(
-          partial, keys, queries, d_scores, ws.hidden, query + MixedKeys::part(kQueryTile, d), count,
+          partial, keys, queries, d_scores, met.hidden, query + MixedKeys::part(kQueryTile, d), count,
           k.d_key + h * MixedKeys::sum_rows(p.head_dim) + skipped * width + d, width);
       const float* const key = k.key + h * MixedKeys::head_rows(kMixedKeys, p.head_dim);
-      add_product<ScoresTimesKeyRows>(partial, queries, keys, d_scores, ws.hidden,
+      add_product<ScoresTimesKeyRows>(partial, queries, keys, d_scores, met.hidden,
                                       key + MixedKeys::part(kMixedKeys, d) + skipped * kRowStride, count,
                                       d_query + h * width + d, size_t(p.heads) * width);
     });
@@ -285,37 +301,59 @@ FLASHATTN_CALLED void add_walkers(float* to, const float* sums /* [walkers][elem
 
 }  // namespace detail
 
+namespace detail {
+
+/** What a group of query tiles is blamed for. */
+FLASHATTN_CALLED void add_group_deltas(const MixedPlace& at, MixedDeltas* q, HeadMixingWorkspace& ws) {
+  const HeadMixingParams& p = at.p;
+  const QueryGroup group{at.queries};
+  MixedPlace tile = at;
+  for (int i = 0; i < group.count(); ++i) {
+    tile.queries = group[i];
+    for (int h = 0; h < p.heads; ++h)
+      load_columns(p.query, tile, h, p.head_dim, mixed_query_factor(p), ws.query,
+                   q[i].columns + h * columns_floats(p.head_dim));
+    for (int g = 0; g < p.value_heads; ++g)
+      load_columns(p.d_out, tile, g, p.value_dim, 1, ws.query, q[i].d_columns + g * columns_floats(p.value_dim));
+    load_mixture(tile, q[i].logits);
+    load_mixture(tile, q[i].weights);
+    for (int h = 0; h < p.softmax_heads; ++h) fill(delta_rows(tile) + size_t(h) * p.padded_queries(), 0, kQueryTile);
+  }
+  for_met_keys(at, group, ws, [&](const MixedPlace& loaded, const MixedPlace& next, int, const MetTile* met) {
+    multiply_group(loaded, next, met, group.count(), q, ws);
+    for (int i = 0; i < group.count(); ++i)
+      if (met[i].met()) add_deltas(met[i], q[i]);
+  });
+  if (!p.weights.own || !p.weights.d_matrix) return;
+  for (int i = 0; i < group.count(); ++i) {
+    const int elements = q[i].weights.elements();
+    store_matrices(p.weights.d_matrix + (size_t(at.b) * p.queries + group[i].begin) * elements, q[i].d_matrix,
+                   group[i].end - group[i].begin, elements);
+    fill(q[i].d_matrix, 0, elements * kQueryTile);
+  }
+}
+
+}  // namespace detail
+
 /** P dP summed over keys, and the gradients of the matrix and the bias of weights. */
 FLASHATTN_CALLED void head_mixing_deltas(const HeadMixingParams& p, int walker, HeadMixingWorkspace& ws) {
-  const int tiles = p.query_tiles();
-  detail::MixedDeltas q(p, {p.memory + walker * p.walker_floats});
-  const int matrix_floats = q.weights.elements() * kQueryTile;
-  fill(q.d_matrix, 0, matrix_floats);
-  fill(q.d_bias, 0, p.value_heads * kQueryTile);
-  for (int t = walker; t < p.batch * tiles; t += p.walkers) {
-    MixedPlace at(p, t / tiles);
-    at.queries = detail::mixed_query_tile(p, tiles - 1 - t % tiles);
-    for (int h = 0; h < p.heads; ++h)
-      detail::load_columns(p.query, at, h, p.head_dim, detail::mixed_query_factor(p), ws.query,
-                           q.columns + h * detail::columns_floats(p.head_dim));
-    for (int g = 0; g < p.value_heads; ++g)
-      detail::load_columns(p.d_out, at, g, p.value_dim, 1, ws.query,
-                           q.d_columns + g * detail::columns_floats(p.value_dim));
-    detail::load_mixture(at, q.logits);
-    detail::load_mixture(at, q.weights);
-    float* const delta = detail::delta_rows(at);
-    for (int h = 0; h < p.softmax_heads; ++h) fill(delta + size_t(h) * p.padded_queries(), 0, kQueryTile);
-    detail::for_mixed_keys(at, [&](const MixedPlace& tile, int) { detail::add_deltas(tile, q, delta, ws); });
-    if (!p.weights.own || !p.weights.d_matrix) continue;
-    store_matrices(p.weights.d_matrix + (size_t(at.b) * p.queries + at.queries.begin) * q.weights.elements(), q.d_matrix,
-                   at.query_count(), q.weights.elements());
-    fill(q.d_matrix, 0, matrix_floats);
+  detail::Parts parts{p.memory + walker * p.walker_floats};
+  detail::MixedDeltas q[kMixedGroup] = {{p, parts}, {p, parts}};
+  const int elements = q[0].weights.elements();
+  for (detail::MixedDeltas& tile : q) {
+    fill(tile.d_matrix, 0, elements * kQueryTile);
+    fill(tile.d_bias, 0, p.value_heads * kQueryTile);
   }
-  if (!p.weights.sums) return;
-  const int elements = q.weights.elements();
+  for (int g = walker; g < p.batch * detail::query_groups(p); g += p.walkers)
+    detail::add_group_deltas(detail::query_group(p, g), q, ws);
+  if (p.weights.d_matrix && !p.weights.own) {
+    detail::add_floats(q[0].d_matrix, q[1].d_matrix, elements * kQueryTile);
+    detail::sum_columns(p.weights.sums + size_t(walker) * elements, q[0].d_matrix, elements);
+  }
+  if (!p.weights.d_bias) return;
+  detail::add_floats(q[0].d_bias, q[1].d_bias, p.value_heads * kQueryTile);
   float* const biases = p.weights.sums + size_t(head_mixing_items(p)) * elements;
-  if (p.weights.d_matrix && !p.weights.own) detail::sum_columns(p.weights.sums + size_t(walker) * elements, q.d_matrix, elements);
-  if (p.weights.d_bias) detail::sum_columns(biases + size_t(walker) * p.value_heads, q.d_bias, p.value_heads);
+  detail::sum_columns(biases + size_t(walker) * p.value_heads, q[0].d_bias, p.value_heads);
 }
 
 inline int head_mixing_key_items(const HeadMixingParams& p) { return min(p.walkers, detail::key_units(p)); }
@@ -348,8 +386,8 @@ FLASHATTN_CALLED void head_mixing_keys(const HeadMixingParams& p, int walker, He
       fill(k.weights_keys, 0, kMixedKeys * k.weights.key_elements() * kLanes);
       const Range seeing = at.band.seeing_queries(at.keys, p.queries);
       for (int t = seeing.begin / kQueryTile; t * kQueryTile < seeing.end; ++t) {
-        at.queries = detail::mixed_query_tile(p, t);
-        detail::meet_mixed_queries(at, k, d_query + size_t(t) * kQueryTile * row,
+        at.queries = mixed_query_tile(p, t);
+        detail::meet_mixed_queries(at, mixed_query_tile(p, t + 1), k, d_query + size_t(t) * kQueryTile * row,
                                    own ? d_matrices + size_t(t) * kQueryTile * elements : k.d_matrix, ws);
       }
       detail::finish_mixed_keys(at, k);
@@ -374,7 +412,7 @@ FLASHATTN_CALLED void finish_head_mixing(const HeadMixingParams& p, int item, He
     return;
   }
   MixedPlace at(p, item / p.query_tiles());
-  at.queries = detail::mixed_query_tile(p, item % p.query_tiles());
+  at.queries = mixed_query_tile(p, item % p.query_tiles());
   const int width = round_up(p.head_dim, 16);
   for (int i = at.queries.begin; i < at.queries.end; ++i)
     for (int h = 0; h < p.heads; ++h)
