@@ -14,12 +14,12 @@ inline constexpr int kMixedKeys = 64;
  * + diagonal_j,g in_g. Arrays are contiguous but for the strides of the matrix; without a matrix out is in.
  */
 struct HeadMix {
-  Pointer<const float> matrix;            // [batch, queries, out heads, in heads], or one for all of them: own is 0 then
-  Pointer<const float> bias;              // [out heads], or null
-  Pointer<const float> down, up;          // [batch, keys, rank, in heads] and [batch, keys, rank, out heads]
-  Pointer<const float> diagonal;          // [batch, keys, heads], or null
-  Pointer<float> d_matrix;                // as matrix, of all entries or one for all of them; backward only, as what follows
-  Pointer<float> d_bias;                  // of weights
+  Pointer<const float> matrix;    // [batch, queries, out heads, in heads], or one for all of them: own is 0 then
+  Pointer<const float> bias;      // [out heads], or null
+  Pointer<const float> down, up;  // [batch, keys, rank, in heads] and [batch, keys, rank, out heads]
+  Pointer<const float> diagonal;  // [batch, keys, heads], or null
+  Pointer<float> d_matrix;        // as matrix, of all entries or one for all of them; backward only, as what follows
+  Pointer<float> d_bias;          // of weights
   Pointer<float> d_down, d_up, d_diagonal;
   // Sums that are added up in the end: of a matrix of its own [batch, key splits, query tiles, out heads * in heads,
   // kMixedQueries], of others [walkers, out heads * in heads], and behind them [walkers, out heads] of a bias.
@@ -31,13 +31,13 @@ FLASHATTN_FIELDS(HeadMix, matrix, bias, down, up, diagonal, d_matrix, d_bias, d_
                  rank);
 
 struct HeadMixingParams {
-  TensorRef query, key, value, out;         // [batch, seq, heads, dim]
+  TensorRef query, key, value, out;          // [batch, seq, heads, dim]
   TensorRef d_out, d_query, d_key, d_value;  // backward only
   HeadMix logits, weights;
   // [2, batch, softmax heads, padded queries]: what logits are seen from, and the inverse sum of powers; null: not kept
   Pointer<float> rows;
-  Pointer<float> deltas;  // [batch, softmax heads, padded queries], the sum over keys of P dP; backward only
-  Pointer<float> memory;  // [walkers, walker_floats]: what each of them works with
+  Pointer<float> deltas;       // [batch, softmax heads, padded queries], the sum over keys of P dP; backward only
+  Pointer<float> memory;       // [walkers, walker_floats]: what each of them works with
   Pointer<float> d_query_sum;  // [batch, key splits, padded queries, heads, padded head dim]
   int64_t walker_floats;
   int32_t batch, queries, keys;
@@ -53,7 +53,7 @@ struct HeadMixingParams {
   constexpr int padded_queries() const { return query_tiles() * kMixedQueries; }
 };
 FLASHATTN_FIELDS(HeadMixingParams, query, key, value, out, d_out, d_query, d_key, d_value, logits, weights, rows,
-                 deltas, memory, d_query_sum, walker_floats, batch, queries, keys, heads, softmax_heads, value_heads, head_dim,
-                 value_dim, window_left, window_right, walkers, kept_tiles, key_splits, scale);
+                 deltas, memory, d_query_sum, walker_floats, batch, queries, keys, heads, softmax_heads, value_heads,
+                 head_dim, value_dim, window_left, window_right, walkers, kept_tiles, key_splits, scale);
 
 }  // namespace flashattn

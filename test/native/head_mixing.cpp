@@ -26,10 +26,10 @@ int64_t walker_floats(const HeadMixingParams& p, bool backward) {
   const int64_t tiles = tile * (heads + 2 * softmax + values);
   const int64_t deltas =
       2 * (pre + post + 32 * (heads * dim + values * value_dim) + tiles + 32 * values * (softmax + 1));
-  const int64_t keys =
-      pre + post + 96 * (heads * parts(p.head_dim) + values * parts(p.value_dim)) + 32 * std::max(dim, value_dim) +
-      64 * (heads * dim + values * value_dim) + tiles + softmax * heads * 32 +
-      1024 * (key_elements(p.logits, heads, softmax) + key_elements(p.weights, softmax, values));
+  const int64_t keys = pre + post + 96 * (heads * parts(p.head_dim) + values * parts(p.value_dim)) +
+                       32 * std::max(dim, value_dim) + 64 * (heads * dim + values * value_dim) + tiles +
+                       softmax * heads * 32 +
+                       1024 * (key_elements(p.logits, heads, softmax) + key_elements(p.weights, softmax, values));
   return std::max(deltas, keys);
 }
 
@@ -40,7 +40,12 @@ struct Mix {
   Array<float> matrix, bias, down, up, diagonal, d_matrix, d_bias, d_down, d_up, d_diagonal, sums;
 
   Mix(Random& random, bool exists, bool own, bool keys, int in, int out)
-      : exists(exists), own(exists && own), keys(exists && keys), biased(exists && random.chance(50)), in(in), out(out) {
+      : exists(exists),
+        own(exists && own),
+        keys(exists && keys),
+        biased(exists && random.chance(50)),
+        in(in),
+        out(out) {
     rank = this->keys ? random.integer(in == out ? 0 : 1, 3) : 0;
   }
 
@@ -102,7 +107,8 @@ struct Mix {
       const auto found = inputs.find(name + of);
       return found == inputs.end() ? nullptr : found->second.data();
     };
-    const double *const a = part("matrix"), *const b = part("bias"), *const reads = part("down"), *const writes = part("up");
+    const double *const a = part("matrix"), *const b = part("bias"), *const reads = part("down"),
+                        *const writes = part("up");
     const double* const own_head = part("diagonal");
     for (int g = 0; g < out; ++g) {
       double sum = biased ? b[g] : 0;
@@ -185,8 +191,8 @@ bool head_mixing_case(uint64_t seed) {
           Numbers products(static_cast<size_t>(heads));
           for (int h = 0; h < heads; ++h)
             for (int d = 0; d < dim; ++d)
-              products[size_t(h)] += p.scale * query_rows[(query * heads + h) * dim + d] *
-                                     key_rows[(key * heads + h) * dim + d];
+              products[size_t(h)] +=
+                  p.scale * query_rows[(query * heads + h) * dim + d] * key_rows[(key * heads + h) * dim + d];
           pairs[size_t(j)] = logits.apply(given, "logits ", products, query, key);
           for (size_t h = 0; h < size_t(softmax); ++h) most[h] = std::max(most[h], pairs[size_t(j)][h]);
         }

@@ -4,11 +4,15 @@ import { type TalkingHeadsOptions, talkingHeadsAttention } from 'flashattn/syste
 import { afterEach, describe, expect, it } from 'vitest';
 import { blockLimit } from '../../lib/systems/queryBlocks.js';
 import { type TalkingHeadsCase, type TalkingHeadsInputs, talkingHeads } from '../../verify/oracle/headMixing.js';
+import { distUrl, runScript } from '../support/child.js';
 import { errorOf } from '../support/codeOf.js';
+import { hasCpu, onCpu } from '../support/cpu.js';
 import { testDevices } from '../support/devices.js';
+import { compareCaptured } from './compareCaptured.js';
 import { compareNarrow } from './compareNarrow.js';
 import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
 
+const systemsUrl = new URL('systems.js', distUrl).href;
 const usual = { ...blockLimit };
 /** Blocks of at most so many logits, or of one query, where there is no kernel. */
 const limit = (logits: number | undefined) =>
@@ -208,6 +212,18 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
       }
     });
 
+    it('is the same in a step that is recorded once', () => {
+      const [x, w] = [input([1, 40, 8], 1), input([2, 2], 2)].map(({ shape, data }) =>
+        parameter(tensor(Float32Array.from(data), shape, { device }) as Tensor),
+      ) as [Tensor, Tensor];
+      compareCaptured(x, () => {
+        const h = x.reshape([1, 40, 2, 4]);
+        const options = { logitsProjection: w, weightsProjection: w, causal: true };
+        return talkingHeadsAttention(h, h, h, options) as Tensor;
+      });
+      for (const t of [x, w]) t.dispose();
+    });
+
     it.skipIf(isSlow)('holds a block and not all logits', () => {
       limit(2 ** 14);
       const [seq, heads] = [512, 2];
@@ -238,6 +254,41 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
         for (const leaf of Object.values(t)) leaf.dispose();
       });
     });
+  });
+});
+
+describe.each([
+  { device: 'cpu', present: hasCpu, title: onCpu },
+  { device: 'wasm', present: true, title: (name: string) => `${name} on wasm` },
+])('$device', ({ device, present, title }) => {
+  it.skipIf(!present)(title('gives the same bits on one thread and on two'), async () => {
+    const program = (threads: string) =>
+      runScript(
+        `import { dcmha, talkingHeadsAttention } from ${JSON.stringify(systemsUrl)};
+        const device = ${JSON.stringify(device)};
+        let seed = 1;
+        const make = (...shape) => fa.parameter(fa.normal(shape, { seed: seed++, device }));
+        for (const causal of [true, false]) {
+          const all = [make(2, 150, 4, 20), make(2, 170, 4, 20), make(2, 170, 3, 10), make(5, 4), make(3, 5), make(3)];
+          const [q, k, v, logitsProjection, weightsProjection, weightsBias] = all;
+          const out = talkingHeadsAttention(q, k, v, { logitsProjection, weightsProjection, weightsBias, causal });
+          fa.sum(fa.mul(out, out)).backward();
+          for (const t of [out, ...all.map((x) => x.grad)]) show(t);
+        }
+        const [q, k, v, x] = [make(1, 150, 4, 20), make(1, 150, 4, 20), make(1, 150, 4, 10), make(1, 150, 8)];
+        const weights = { dw1: make(8, 4, 6), qkw: make(4, 6, 4, 4), dd: make(8, 16), swPre: make(4, 4) };
+        const composed = dcmha(q, k, v, x, weights);
+        fa.sum(fa.mul(composed, composed)).backward();
+        for (const t of [composed, ...[q, k, v, x, ...Object.values(weights)].map((x) => x.grad)]) show(t);
+        function show(t) {
+          console.log(Buffer.from(t.toFloat32Sync().buffer).toString('base64'));
+        }`,
+        { FLASHATTN_THREADS: threads },
+      );
+    const [one, two] = [await program('1'), await program('2')];
+    expect(one.stderr).toBe('');
+    expect(one.stdout.length).toBeGreaterThan(100_000);
+    expect(two.stdout).toBe(one.stdout);
   });
 });
 

@@ -96,18 +96,17 @@ inline RowsAhead rows_ahead(const TensorRef& from, const MixedPlace& at, int h, 
  * its gradients. `columns_of` and `tile_of` say where those are and where products go, by the number of the tile.
  */
 template <class Columns, class Tile>
-FLASHATTN_INLINE void multiply_head(const MixedPlace& loaded, const MetTile* met, int count, const TensorRef& from, int h,
-                                    int dim, HeadMixingWorkspace& ws, Columns columns_of, Tile tile_of) {
+FLASHATTN_INLINE void multiply_head(const MixedPlace& loaded, const MetTile* met, int count, const TensorRef& from,
+                                    int h, int dim, HeadMixingWorkspace& ws, Columns columns_of, Tile tile_of) {
   for_parts(dim, [&](int d, int part) {
     load_rows(ws.key, from_element(from, d), loaded.b, loaded.keys.begin, loaded.key_count(), h, part);
     for (int i = 0; i < count; ++i) {
       const MixedPlace& at = met[i].at;
       if (!met[i].met()) continue;
       float* const to = d == 0 ? tile_of(i) : ws.spare;
-      product<KeyRowsTimesQueryColumns, Accumulate::No>(at.key_count(), at.vectors(), part,
-                                                        ws.key + met[i].skipped * kRowStride,
-                                                        columns_of(i) + size_t(d) * kQueryTile, to, kQueryTile, nullptr,
-                                                        ws.ahead);
+      product<KeyRowsTimesQueryColumns, Accumulate::No>(
+          at.key_count(), at.vectors(), part, ws.key + met[i].skipped * kRowStride,
+          columns_of(i) + size_t(d) * kQueryTile, to, kQueryTile, nullptr, ws.ahead);
       if (d > 0) add_floats(tile_of(i), to, at.key_count() * kQueryTile);
     }
   });
@@ -222,13 +221,13 @@ inline MixedPlace query_group(const HeadMixingParams& p, int number) {
 struct MixedQueries {
   const HeadMixingParams& p;
   Mixture logits, weights;
-  float* columns;               // [heads][dim][kQueryTile]
-  float* out;                   // [value heads][query][padded value dim]
+  float* columns;                    // [heads][dim][kQueryTile]
+  float* out;                        // [value heads][query][padded value dim]
   float *products, *powers, *mixed;  // tiles
-  RunningSoftmax* softmax;      // [softmax heads]
-  float *reference, *inverse;   // [softmax heads][kQueryTile]
-  float* kept;                  // [kept tiles][softmax heads][kHeadTile]
-  float* kept_reference;        // [kept tiles][softmax heads][kQueryTile]
+  RunningSoftmax* softmax;           // [softmax heads]
+  float *reference, *inverse;        // [softmax heads][kQueryTile]
+  float* kept;                       // [kept tiles][softmax heads][kHeadTile]
+  float* kept_reference;             // [kept tiles][softmax heads][kQueryTile]
 
   MixedQueries(const HeadMixingParams& params, Parts& parts)
       : p(params),
@@ -254,7 +253,8 @@ struct MixedQueries {
 FLASHATTN_CALLED void start_queries(const MixedPlace& at, MixedQueries& q, HeadMixingWorkspace& ws) {
   const HeadMixingParams& p = at.p;
   for (int h = 0; h < p.heads; ++h)
-    load_columns(p.query, at, h, p.head_dim, mixed_query_factor(p), ws.query, q.columns + h * columns_floats(p.head_dim));
+    load_columns(p.query, at, h, p.head_dim, mixed_query_factor(p), ws.query,
+                 q.columns + h * columns_floats(p.head_dim));
   load_mixture(at, q.logits);
   load_mixture(at, q.weights);
   for (int h = 0; h < p.softmax_heads; ++h) {
@@ -269,8 +269,8 @@ FLASHATTN_CALLED void start_queries(const MixedPlace& at, MixedQueries& q, HeadM
 inline float* products_of(const MixedQueries& q, float* logits) { return q.logits.exists() ? q.products : logits; }
 
 /** Logits of all query tiles of a group and the loaded keys. */
-FLASHATTN_CALLED void compute_logits(const MixedPlace& loaded, const MixedPlace& next, int t, const MetTile* met, int count,
-                                     MixedQueries* q, HeadMixingWorkspace& ws) {
+FLASHATTN_CALLED void compute_logits(const MixedPlace& loaded, const MixedPlace& next, int t, const MetTile* met,
+                                     int count, MixedQueries* q, HeadMixingWorkspace& ws) {
   const HeadMixingParams& p = loaded.p;
   for (int h = 0; h < p.heads; ++h) {
     ws.ahead = {h + 1 < p.heads ? rows_ahead(p.key, loaded, h + 1, p.head_dim) : rows_ahead(p.key, next, 0, p.head_dim),
@@ -411,9 +411,7 @@ FLASHATTN_CALLED void attend_across_heads(const MixedPlace& at, MixedQueries* q,
 
 }  // namespace detail
 
-inline int head_mixing_items(const HeadMixingParams& p) {
-  return min(p.walkers, p.batch * detail::query_groups(p));
-}
+inline int head_mixing_items(const HeadMixingParams& p) { return min(p.walkers, p.batch * detail::query_groups(p)); }
 
 FLASHATTN_CALLED void head_mixing_item(const HeadMixingParams& p, int walker, HeadMixingWorkspace& ws) {
   detail::Parts parts{p.memory + walker * p.walker_floats};

@@ -30,10 +30,10 @@ FLASHATTN_CALLED void mix_weights_back(const MetTile& met, const Mixture& m, con
 struct MixedDeltas {
   const HeadMixingParams& p;
   Mixture logits, weights;
-  float *columns, *d_columns;  // [heads][dim][kQueryTile], of queries and of d_out
+  float *columns, *d_columns;                                 // [heads][dim][kQueryTile], of queries and of d_out
   float *products, *probability, *d_weights, *d_probability;  // tiles
-  float* d_matrix;             // [value heads * softmax heads][kQueryTile], of weights
-  float* d_bias;               // [value heads][kQueryTile]
+  float* d_matrix;                                            // [value heads * softmax heads][kQueryTile], of weights
+  float* d_bias;                                              // [value heads][kQueryTile]
 
   MixedDeltas(const HeadMixingParams& params, Parts& parts)
       : p(params),
@@ -59,7 +59,8 @@ FLASHATTN_CALLED void multiply_group(const MixedPlace& loaded, const MixedPlace&
   const HeadMixingParams& p = loaded.p;
   for (int h = 0; h < p.heads; ++h) {
     ws.ahead = {
-        h + 1 < p.heads ? rows_ahead(p.key, loaded, h + 1, p.head_dim) : rows_ahead(p.value, loaded, 0, p.value_dim), {}};
+        h + 1 < p.heads ? rows_ahead(p.key, loaded, h + 1, p.head_dim) : rows_ahead(p.value, loaded, 0, p.value_dim),
+        {}};
     multiply_head(
         loaded, met, count, p.key, h, p.head_dim, ws,
         [&](int i) { return q[i].columns + h * columns_floats(p.head_dim); },
@@ -110,12 +111,12 @@ inline int key_units(const HeadMixingParams& p) { return p.batch * p.key_splits;
 struct MixedKeys {
   const HeadMixingParams& p;
   Mixture logits, weights;
-  float *key, *value;        // rows of all heads
-  float *query, *d_out;      // rows of all heads, of the query tile that is met
-  float* columns;            // of one head
-  float *d_key, *d_value;    // [heads][key][padded dim]
+  float *key, *value;                                         // rows of all heads
+  float *query, *d_out;                                       // rows of all heads, of the query tile that is met
+  float* columns;                                             // of one head
+  float *d_key, *d_value;                                     // [heads][key][padded dim]
   float *products, *probability, *d_weights, *d_probability;  // tiles
-  float* d_matrix;           // [softmax heads * heads][kQueryTile], of logits, where queries share one
+  float* d_matrix;                    // [softmax heads * heads][kQueryTile], of logits, where queries share one
   float *logits_keys, *weights_keys;  // [key][key elements][kLanes]
 
   MixedKeys(const HeadMixingParams& params, Parts&& parts)
@@ -151,8 +152,8 @@ FLASHATTN_CALLED void load_head_rows(const TensorRef& from, int b, Range range, 
 }
 
 /** tile = loaded rows of keys times rows of queries, both of one head. */
-FLASHATTN_CALLED void multiply_loaded(const MixedPlace& at, int skipped, const float* keys, const float* queries, int dim,
-                                      float factor, float* columns, float* tile, HeadMixingWorkspace& ws) {
+FLASHATTN_CALLED void multiply_loaded(const MixedPlace& at, int skipped, const float* keys, const float* queries,
+                                      int dim, float factor, float* columns, float* tile, HeadMixingWorkspace& ws) {
   for_parts(dim, [&](int d, int count) {
     transpose_rows(columns, queries + MixedKeys::part(kQueryTile, d), at.query_count(), count, factor);
     float* const to = d == 0 ? tile : ws.spare;
@@ -280,14 +281,12 @@ FLASHATTN_CALLED void finish_mixed_keys(const MixedPlace& at, MixedKeys& k) {
 
 /** The gradients of queries that one range of keys has a part in, [padded queries, heads, padded head dim]. */
 inline float* d_query_part(const HeadMixingParams& p, int b, int split) {
-  return p.d_query_sum +
-         (size_t(b) * p.key_splits + split) * p.padded_queries() * p.heads * round_up(p.head_dim, 16);
+  return p.d_query_sum + (size_t(b) * p.key_splits + split) * p.padded_queries() * p.heads * round_up(p.head_dim, 16);
 }
 
 /** And of their matrices of logits, [query tiles][softmax heads * heads][kQueryTile]. */
 inline float* d_matrix_part(const HeadMixingParams& p, int b, int split) {
-  return p.logits.sums +
-         (size_t(b) * p.key_splits + split) * p.padded_queries() * (size_t(p.softmax_heads) * p.heads);
+  return p.logits.sums + (size_t(b) * p.key_splits + split) * p.padded_queries() * (size_t(p.softmax_heads) * p.heads);
 }
 
 /** The sums of all walkers, in order. */

@@ -36,8 +36,8 @@ struct MixedPlace {
 /** One of the two mixtures, with the matrices of a query tile. */
 struct Mixture {
   const HeadMix& mix;
-  int in, out;       // heads
-  float* own;        // [out * in][kQueryTile], of the queries of the tile, where they have matrices of their own
+  int in, out;  // heads
+  float* own;   // [out * in][kQueryTile], of the queries of the tile, where they have matrices of their own
 
   bool exists() const { return mix.matrix != nullptr; }
   int elements() const { return in * out; }
