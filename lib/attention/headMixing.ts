@@ -168,7 +168,7 @@ function backward(x: Inputs, rows: Tensor, dOut: Tensor, needed: readonly boolea
   const wanted = (first: number) =>
     Object.fromEntries(parts.map((part, i) => [part, needed[first + i] === true])) as Record<Part, boolean>;
   const [ofLogits, ofWeights] = [wanted(3), wanted(3 + parts.length)];
-  if (problem.queries * problem.keys * problem.batch === 0)
+  if (problem.batch * problem.queries * problem.keys * problem.valueHeads * problem.valueDim === 0)
     return [q, k, v, ...parts.map((part) => x.logits[part]), ...parts.map((part) => x.weights[part])].map((t, i) =>
       t && needed[i] ? (filled(backend, t.shape, t.dtype as FloatDType, 0) as Tensor) : undefined,
     );
