@@ -9,7 +9,7 @@ const [mostLanes, mostDim] = [16, 256];
 const headTile = keyTile * queryTile + mostLanes;
 const rowStride = mostDim + mostLanes;
 
-/** Probabilities of a tile of queries are kept rather than computed again up to so many: what a second cache holds. */
+/** Probabilities of a tile of queries are kept rather than computed again up to so many, 5 MB: also a third cache is faster. */
 const mostKept = 5 * 2 ** 18;
 /** Walkers take their memory from so many elements, but there are always some, and never more than a machine has use for. */
 const mostMemory = 2 ** 23;

@@ -1,7 +1,7 @@
 // Attention across heads, forward: the tile loop holds all heads of a tile of pairs, as mixtures of them need.
 //
 // Mixing probabilities needs the whole softmax, so a tile of queries meets its keys twice: for the sums of powers, and for the
-// values. Where the powers of all keys fit the second cache they are kept in between; otherwise they are computed again.
+// values. The powers of all keys are kept in between where a cache holds them; otherwise they are computed again.
 #pragma once
 #include "attention/mixed_heads.h"
 #include "attention/softmax.h"
