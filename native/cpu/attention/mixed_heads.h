@@ -238,32 +238,60 @@ FLASHATTN_CALLED void add_matrix_gradients(const MixedPlace& at, const Mixture& 
   }
 }
 
+namespace detail {
+
+/** The gradients of what one key is mixed by, of kVectors vectors of queries. */
+template <int kVectors>
+FLASHATTN_INLINE void add_key_gradient(const Mixture& m, size_t key, const float* d_out, const float* in, float* sums) {
+  const HeadMix& mix = m.mix;
+  // A sum over heads of numbers of the key times those of its pairs.
+  const auto read = [](Vec(&sum)[kVectors], const float* factors, int heads, const float* tiles) {
+    for (int h = 0; h < heads; ++h)
+#pragma clang loop unroll(full)
+      for (int v = 0; v < kVectors; ++v)
+        sum[v] = multiply_add(load_splat(factors + h), load(tiles + size_t(h) * kHeadTile + v * kLanes), sum[v]);
+  };
+  const auto write = [&](const Vec(&sum)[kVectors], int heads, const float* tiles) {
+    for (int h = 0; h < heads; ++h, sums += kLanes) {
+      Vec total = load(sums);
+#pragma clang loop unroll(full)
+      for (int v = 0; v < kVectors; ++v)
+        total = multiply_add(sum[v], load(tiles + size_t(h) * kHeadTile + v * kLanes), total);
+      store(sums, total);
+    }
+  };
+  for (int r = 0; r < mix.rank; ++r) {
+    Vec sum[kVectors] = {};
+    read(sum, mix.up + (key * mix.rank + r) * m.out, m.out, d_out);
+    write(sum, m.in, in);
+  }
+  for (int r = 0; r < mix.rank; ++r) {
+    Vec sum[kVectors] = {};
+    read(sum, mix.down + (key * mix.rank + r) * m.in, m.in, in);
+    write(sum, m.out, d_out);
+  }
+  if (!mix.diagonal) return;
+  for (int g = 0; g < m.out; ++g, sums += kLanes) {
+    Vec total = load(sums);
+#pragma clang loop unroll(full)
+    for (int v = 0; v < kVectors; ++v)
+      total = multiply_add(load(d_out + size_t(g) * kHeadTile + v * kLanes),
+                           load(in + size_t(g) * kHeadTile + v * kLanes), total);
+    store(sums, total);
+  }
+}
+
+}  // namespace detail
+
 /** The gradients of what the keys of a tile are mixed by, in order: down, up, diagonal. */
 FLASHATTN_CALLED void add_key_gradients(const MixedPlace& at, const Mixture& m, const float* d_out, const float* in,
                                         float* sums /* [key][key elements][kLanes] */) {
-  const HeadMix& mix = m.mix;
-  const auto add = [](float* to, Vec x, Vec y) { store(to, multiply_add(x, y, load(to))); };
   for (int j = 0; j < at.key_count(); ++j, sums += size_t(m.key_elements()) * kLanes) {
-    const size_t key = size_t(at.b) * at.p.keys + at.keys.begin + j;
-    for (int v = 0; v < at.vectors() * kLanes; v += kLanes) {
-      const float *const d = d_out + size_t(j) * kQueryTile + v, *const x = in + size_t(j) * kQueryTile + v;
-      float* to = sums;
-      for (int r = 0; r < mix.rank; ++r) {
-        const float* const up = mix.up + (key * mix.rank + r) * m.out;
-        Vec sum{};
-        for (int g = 0; g < m.out; ++g) sum = multiply_add(load_splat(up + g), load(d + size_t(g) * kHeadTile), sum);
-        for (int h = 0; h < m.in; ++h, to += kLanes) add(to, sum, load(x + size_t(h) * kHeadTile));
-      }
-      for (int r = 0; r < mix.rank; ++r) {
-        const float* const down = mix.down + (key * mix.rank + r) * m.in;
-        Vec sum{};
-        for (int h = 0; h < m.in; ++h) sum = multiply_add(load_splat(down + h), load(x + size_t(h) * kHeadTile), sum);
-        for (int g = 0; g < m.out; ++g, to += kLanes) add(to, sum, load(d + size_t(g) * kHeadTile));
-      }
-      if (!mix.diagonal) continue;
-      for (int g = 0; g < m.out; ++g, to += kLanes)
-        add(to, load(d + size_t(g) * kHeadTile), load(x + size_t(g) * kHeadTile));
-    }
+    const size_t key = size_t(at.b) * at.p.keys + at.keys.begin + j, row = size_t(j) * kQueryTile;
+    int v = 0;
+    for (; v + 2 <= at.vectors(); v += 2)
+      detail::add_key_gradient<2>(m, key, d_out + row + v * kLanes, in + row + v * kLanes, sums);
+    if (v < at.vectors()) detail::add_key_gradient<1>(m, key, d_out + row + v * kLanes, in + row + v * kLanes, sums);
   }
 }
 
