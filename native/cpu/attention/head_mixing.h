@@ -46,6 +46,10 @@ inline TensorRef from_element(const TensorRef& t, int d) {
   return part;
 }
 
+FLASHATTN_CALLED void store_head_row(const TensorRef& to, int b, int i, int h, const float* row, int dim) {
+  store_row(to.row(b, i, h), to.dtype, row, dim);
+}
+
 /** Calls f(first, count) for the parts of a head dim that rows of a tile hold. */
 template <class F>
 FLASHATTN_INLINE void for_parts(int dim, F f) {
@@ -405,8 +409,8 @@ FLASHATTN_CALLED void attend_across_heads(const MixedPlace& at, MixedQueries* q,
   for (int i = 0; i < group.count(); ++i)
     for (int g = 0; g < p.value_heads; ++g)
       for (int r = group[i].begin; r < group[i].end; ++r)
-        store_row(p.out.row(at.b, r, g), p.out.dtype,
-                  q[i].out + (size_t(g) * kQueryTile + r - group[i].begin) * q[i].value_row(), p.value_dim);
+        store_head_row(p.out, at.b, r, g, q[i].out + (size_t(g) * kQueryTile + r - group[i].begin) * q[i].value_row(),
+                       p.value_dim);
 }
 
 }  // namespace detail

@@ -266,7 +266,7 @@ FLASHATTN_CALLED void finish_mixed_keys(const MixedPlace& at, MixedKeys& k) {
   const HeadMixingParams& p = at.p;
   const auto store_rows_of = [&](const TensorRef& to, int h, int dim, const float* rows) {
     for (int j = 0; j < at.key_count(); ++j)
-      store_row(to.row(at.b, at.keys.begin + j, h), to.dtype, rows + size_t(j) * round_up(dim, 16), dim);
+      store_head_row(to, at.b, at.keys.begin + j, h, rows + size_t(j) * round_up(dim, 16), dim);
   };
   if (p.scale != 1)
     for (size_t i = 0; i < p.heads * MixedKeys::sum_rows(p.head_dim); i += kLanes)
@@ -422,8 +422,7 @@ FLASHATTN_CALLED void finish_head_mixing(const HeadMixingParams& p, int item, He
             sum += load(detail::d_query_part(p, at.b, split) + (size_t(i) * p.heads + h) * width + first + d);
           store(ws.query + d, sum * splat(p.scale));
         }
-        const TensorRef to = detail::from_element(p.d_query, first);
-        store_row(to.row(at.b, i, h), to.dtype, ws.query, count);
+        detail::store_head_row(detail::from_element(p.d_query, first), at.b, i, h, ws.query, count);
       });
   if (!p.logits.own || !p.logits.d_matrix) return;
   const int elements = p.heads * p.softmax_heads;

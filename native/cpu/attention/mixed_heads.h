@@ -326,8 +326,13 @@ FLASHATTN_CALLED void store_matrices(float* rows, const float* columns /* [eleme
       Vec m[kLanes];
       for (int r = 0; r < kLanes; ++r) m[r] = r < width ? load(columns + size_t(e + r) * kQueryTile + q) : Vec{};
       detail::transpose_lanes(m);
-      for (int r = 0; r < kLanes && q + r < count; ++r)
-        store_row(rows + size_t(q + r) * elements + e, DType::Float32, reinterpret_cast<const float*>(&m[r]), width);
+      for (int r = 0; r < kLanes && q + r < count; ++r) {
+        float* const row = rows + size_t(q + r) * elements + e;
+        if (width == kLanes)
+          store(row, m[r]);
+        else
+          for (int lane = 0; lane < width; ++lane) row[lane] = m[r][lane];
+      }
     }
   }
 }
