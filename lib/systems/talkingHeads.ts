@@ -44,8 +44,8 @@ function checkProjection(
  * All heads of a pair are needed at once. On processors a kernel of its own holds them for a tile of queries and keys at a time:
  * memory beside the inputs and out is tens of megabytes, and with the gradient that of q, or of 8 of its batch entries where there
  * are fewer; time grows with the square of seq. The softmax of all keys comes before the second mixture, so that q . k is computed
- * twice where the probabilities of 32 queries are more than 5 x 2^18, and with the gradient twice more. Forward takes about 1.5
- * times as long as `attention` with 8 heads of 64, and with the gradient 1.8 times. NaN in what a query does not see does not
+ * twice where the probabilities of 32 queries are more than 5 x 2^18, and with the gradient twice more. Forward takes about 1.6
+ * times as long as `attention` with 8 heads of 64, and with the gradient 1.9 times. NaN in what a query does not see does not
  * reach it. On a GPU, which has no such kernel yet, queries are taken in blocks that compute logits, both mixtures and softmax in
  * memory, and again for the gradient; there values must be finite, also where they are hidden.
  *
