@@ -83,7 +83,7 @@ ${contents.join('\n')}
   have gradients, by the tape; what has none is a choice (of keys, buckets or clusters), \`knn\`, and what \`kivi\` and
   \`sage-attention\` quantise.
 - **what runs**: which kernels of this package carry the work: \`attention\` (fused: never a matrix of all pairs),
-  \`recurrence\` (a state that is carried along, in chunks) or a scan. "Composition": none of them does, see
+  \`headMixing\` (the same with all heads of a pair at once), \`recurrence\` (a state that is carried along, in chunks) or a scan. "Composition": none of them does, see
   [below](#where-no-kernel-of-ours-carries-the-work).
 - **cost**: multiply-adds of one head without constants, for N positions and head dim D. Names of other quantities are
   those of the options. Costs "in blocks" follow the blocks of 64 or 128 tokens that have a visible pair.

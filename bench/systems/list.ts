@@ -489,15 +489,17 @@ export const systems: readonly System[] = [
     },
   },
   plain('kernel-attention', false, (q, k, v) => kernelAttention(q, k, v, { sigma: 8 })),
-  {
-    name: 'talking-heads',
-    causal: false,
-    prepare(make) {
-      const logitsProjection = make.normal(make.heads, make.heads);
-      const weightsProjection = make.normal(make.heads, make.heads);
-      return (q, k, v) => talkingHeadsAttention(q, k, v, { logitsProjection, weightsProjection });
-    },
-  },
+  ...[false, true].map(
+    (causal): System => ({
+      name: causal ? 'causal-talking-heads' : 'talking-heads',
+      causal,
+      prepare(make) {
+        const logitsProjection = make.normal(make.heads, make.heads);
+        const weightsProjection = make.normal(make.heads, make.heads);
+        return (q, k, v) => talkingHeadsAttention(q, k, v, { logitsProjection, weightsProjection, causal });
+      },
+    }),
+  ),
   {
     name: 'dcmha',
     causal: true,

@@ -1,15 +1,16 @@
+import type { HeadMixture } from '../attention/headMixing.js';
 import { checkFloat32, checkInteger, checkOptions } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
 import { shapeError, show } from '../base/errors.js';
-import { fused, gelu, mul, tanh } from '../ops/elementwise.js';
+import { cumsum } from '../ops/alongAxis.js';
+import { fused, gelu, tanh } from '../ops/elementwise.js';
 import { matmul } from '../ops/matmul.js';
 import { rmsNorm } from '../ops/norm.js';
-import { sum } from '../ops/reduce.js';
-import { softmax } from '../ops/softmax.js';
 import { split, unsqueeze } from '../ops/split.js';
+import { filled } from '../tape/arithmetic.js';
 import { scope } from '../tape/scope.js';
-import { checkAlike, checkHeads, checkShaped, narrow, type Sequence, type Wide, wide } from './inputs.js';
-import { type BlockOf, inQueryBlocks } from './queryBlocks.js';
+import { checkAlike, checkHeads, checkShaped, type Sequence, type Wide, wide } from './inputs.js';
+import { mixedHeads } from './mixedHeads.js';
 import type { ScaleOption } from './saved.js';
 
 /**
@@ -40,14 +41,6 @@ interface Composition {
   readonly up: Wide;
   /** [batch, seq, heads] */
   readonly diagonal: Wide;
-}
-
-interface Inputs {
-  readonly queries: Readonly<Record<'q' | 'preMatrix' | 'preDiagonal' | 'postMatrix' | 'postDiagonal', Wide>>;
-  readonly keys: Readonly<
-    Record<'k' | 'v' | 'preDown' | 'preUp' | 'preDiagonal' | 'postDown' | 'postUp' | 'postDiagonal', Wide>
-  >;
-  readonly shared: Readonly<Record<string, never>>;
 }
 
 /** The four compositions that hidden states [batch, seq, model] ask for. */
@@ -81,55 +74,20 @@ function compositionsOf(x: Wide, { dw1, qkw, dd }: DcmhaWeights): Composition[] 
   });
 }
 
-/** What a query does to heads but for its diagonal, with what all tokens do: [batch, seq, heads out, heads in]. */
-const matrixOf = ({ down, up }: Composition, fixed: Sequence | undefined): Wide =>
-  matmul(up.transpose(-2, -1), down, { ...(fixed && { bias: wide(fixed).transpose(0, 1) }) });
+const withDiagonal = fused((matrix, diagonal, row, column) => matrix.add(row.equal(column).where(diagonal.add(1), 0)));
 
-const withOwn = fused((others, pairs, ofQuery, ofKey) => others.add(pairs.mul(ofQuery.add(ofKey).add(1))));
-const withPart = fused((total, part, up) => total.add(part.mul(up)));
-
-/** By key, which is the last axis of logits: [batch, seq, ..., heads] -> [batch, ..., heads, seq]. */
-const keysLast = (t: Wide): Wide =>
-  (t.shape.length === 3 ? t.transpose(1, 2) : t.permute([0, 2, 3, 1])).contiguous() as Wide;
-
-/**
- * pairs + composed pairs, of [batch, queries, heads, keys].
- *
- * @param matrix [batch, queries, heads, heads] and ofQuery [batch, queries, heads], of queries; the composition is of keys
- * @param hiding [queries, keys], added
- */
-function compose(pairs: Wide, matrix: Wide, ofQuery: Wide, { down, up, diagonal }: Composition, hiding?: Wide): Wide {
-  const [batch, queries, heads, keys] = pairs.shape;
-  const ofKey = keysLast(diagonal).reshape([batch, 1, heads, keys]);
-  let total = scope(() => {
-    const byQueries = matmul(matrix, pairs, { ...(hiding && { bias: hiding.reshape([queries, 1, keys]) }) });
-    return withOwn(byQueries, pairs, unsqueeze(ofQuery, -1), ofKey) as Wide;
-  });
-  // A rank at a time: one number a pair goes through, where a matrix for each key would gather over all queries.
-  const [read, write] = [keysLast(down), keysLast(up)];
-  for (let i = 0; i < read.shape[1]; i++) {
-    const before = total;
-    total = scope(() => {
-      const part = sum(mul(pairs, read.slice(1, i, i + 1)), 2, { keepDims: true });
-      return withPart(before, part, write.slice(1, i, i + 1)) as Wide;
-    });
-    before.dispose();
-  }
-  return total;
+/** What a query's state makes of heads, with themselves and what all tokens do: [batch, seq, heads out, heads in]. */
+function matrixOf({ down, up, diagonal }: Composition, fixed: Sequence | undefined): Wide {
+  const others = matmul(up.transpose(-2, -1), down, { ...(fixed && { bias: wide(fixed).transpose(0, 1) }) });
+  const heads = diagonal.shape[2];
+  const places = cumsum(filled(diagonal.backend, [heads], 'float32', 1));
+  return withDiagonal(others, unsqueeze(diagonal, -1), places.reshape([heads, 1]), places) as Wide;
 }
 
-/** Every head's queries, or keys, behind one another: [batch, heads, seq, dim], a view. */
-const byHead = (t: Wide): Wide => t.transpose(1, 2);
-
-function rowsOf({ queries, keys, hiding }: BlockOf<Inputs>, scale: number): Wide {
-  const pre = { down: keys.preDown, up: keys.preUp, diagonal: keys.preDiagonal };
-  const post = { down: keys.postDown, up: keys.postUp, diagonal: keys.postDiagonal };
-  const products = matmul(byHead(queries.q), keys.k.permute([0, 2, 3, 1]), { alpha: scale });
-  const logits = scope(() => compose(products.transpose(1, 2), queries.preMatrix, queries.preDiagonal, pre, hiding));
-  products.dispose();
-  const weights = scope(() => compose(softmax(logits), queries.postMatrix, queries.postDiagonal, post));
-  return byHead(matmul(weights.transpose(1, 2), byHead(keys.v)));
-}
+const mixture = (ofQuery: Composition, ofKey: Composition, fixed: Sequence | undefined): HeadMixture => ({
+  matrix: matrixOf(ofQuery, fixed),
+  ofKeys: { down: ofKey.down, up: ofKey.up, diagonal: ofKey.diagonal },
+});
 
 /**
  * Dynamically composable multi-head attention (DCMHA), causal: out_n = compose_post(softmax(compose_pre(scale q . k)))_n v_n, where
@@ -138,12 +96,11 @@ function rowsOf({ queries, keys, hiding }: BlockOf<Inputs>, scale: number): Wide
  * RMS over heads (epsilon 1e-6). Xiao et al., "Improving Transformers with Dynamically Composable Multi-Head Attention" (2024),
  * arXiv:2405.08553, as DCFormer's PyTorch code computes it, with as many rows of down as of up.
  *
- * All heads of a pair are needed at once, which no fused kernel has: queries are taken in blocks of 64, or of as many as have
- * 2^20 logits over all heads where those are more, each with the keys that it sees alone; a block computes logits, compositions
- * and softmax in memory, and once more for its gradient. Memory beside the inputs is that of several blocks, 256 bytes times heads
- * times keys each where the keys are many, and 2 heads^2 numbers a token: it grows with seq; time grows with its square, or with
- * seq times window. Each of the two compositions takes 2 heads (heads + 2 rank) operations a pair and 3 rank + 2 passes over a
- * block, which are most of the time. Values and states must be finite, also where they are hidden.
+ * All heads of a pair are needed at once. On processors a kernel of its own holds them for a tile of queries and keys at a time:
+ * memory beside the inputs is 2 heads^2 numbers a token and grows with seq; time grows with its square, or with seq times window.
+ * Each of the two compositions takes 2 heads (heads + 2 rank) operations a pair. NaN in a token does not reach what does not see
+ * it. On a GPU, which has no such kernel yet, queries are taken in blocks that compute logits, compositions and softmax in
+ * memory, and again for the gradient; there values and states must be finite, also where they are hidden.
  *
  * @param q [batch, seq, heads, dim]
  * @param k [batch, seq, heads, dim]
@@ -177,30 +134,13 @@ export function dcmha<D extends FloatDType>(
       Composition,
       Composition,
     ];
-    const inputs: Inputs = {
-      queries: {
-        q: wide(q as Sequence),
-        preMatrix: matrixOf(preQuery, weights.swPre),
-        preDiagonal: preQuery.diagonal,
-        postMatrix: matrixOf(postQuery, weights.swPost),
-        postDiagonal: postQuery.diagonal,
-      },
-      keys: {
-        k: wide(k as Sequence),
-        v: wide(v as Sequence),
-        preDown: preKey.down,
-        preUp: preKey.up,
-        preDiagonal: preKey.diagonal,
-        postDown: postKey.down,
-        postUp: postKey.up,
-        postDiagonal: postKey.diagonal,
-      },
-      shared: {},
-    };
-    return narrow(
-      inQueryBlocks(inputs, { heads, causal: true, window }, (block) => rowsOf(block, scale)),
-      q,
-    );
+    return mixedHeads(q, k, v, {
+      logits: mixture(preQuery, preKey, weights.swPre),
+      weights: mixture(postQuery, postKey, weights.swPost),
+      left: window,
+      right: 0,
+      scale,
+    });
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include "attention/backward_extras.h"
 #include "attention/decode.h"
+#include "attention/head_mixing_backward.h"
 #include "attention/merge.h"
 #include "attention/partition.h"
 #include "attention/selected_backward.h"
@@ -34,6 +35,7 @@ union Workspace {
   BackwardWorkspace backward;
   SelectedWorkspace selected;
   SelectedBackwardWorkspace selected_backward;
+  HeadMixingWorkspace head_mixing;
   RowWorkspace rows;
   LongRowWorkspace long_rows;
   MatmulWorkspace matmul;
@@ -120,6 +122,14 @@ inline constexpr Operation kOperations[] = {
      detail::describe<>,
      {detail::phase<SelectedAttentionParams, selected_backward_items, selected_backward_item>,
       detail::phase<SelectedAttentionParams, finish_selected_items, finish_selected_item>}},
+    {"headMixing",
+     detail::describe<HeadMix, HeadMixingParams>,
+     {detail::phase<HeadMixingParams, head_mixing_items, head_mixing_item>}},
+    {"headMixingBackward",
+     detail::describe<>,
+     {detail::phase<HeadMixingParams, head_mixing_items, head_mixing_deltas>,
+      detail::phase<HeadMixingParams, head_mixing_key_items, head_mixing_keys>,
+      detail::phase<HeadMixingParams, finish_head_mixing_items, finish_head_mixing>}},
     {"gather", detail::describe<GatherParams>, {detail::phase<GatherParams, gather_items, gather_item>}},
     {"matmul",
      detail::describe<MatrixRef, MatmulParams>,

@@ -22,6 +22,7 @@ import { diagonalScan, diagonalScanBackward } from '../../lib/kernels/diagonalSc
 import { elementwise } from '../../lib/kernels/elementwise.js';
 import { opcodes } from '../../lib/kernels/expression.js';
 import { gather } from '../../lib/kernels/gather.js';
+import { headMixing, headMixingBackward } from '../../lib/kernels/headMixing.js';
 import { linearScan, linearScanBackward } from '../../lib/kernels/linearScan.js';
 import { addAlong, argmax, cumulativeSum, sort, takeAlong } from '../../lib/kernels/lines.js';
 import { matmul } from '../../lib/kernels/matmul.js';
@@ -43,7 +44,7 @@ import { hasCpu, onCpu } from '../support/cpu.js';
 import { hasEmulator, loadEmulatedAddon, onEmulator } from '../support/emulator.js';
 
 /** Every device has all of them. */
-const operations = [
+const everywhere = [
   attentionForward,
   attentionBackward,
   merge,
@@ -83,6 +84,16 @@ const operations = [
   fill,
   peak,
 ];
+/** And processors these too. */
+const ofProcessors = [
+  ...everywhere,
+  headMixing,
+  headMixingBackward,
+  pagedAttention,
+  selectedAttention,
+  selectedAttentionBackward,
+];
+
 /** What a module with `describe` says of itself. */
 function describeModule(module: WebAssembly.Module): string {
   const memory = new WebAssembly.Memory({ initial: 16, maximum: 65536, shared: true });
@@ -90,16 +101,15 @@ function describeModule(module: WebAssembly.Module): string {
   return readText(memory, (exports as { describe(): number }).describe());
 }
 
-/** Those that only processors have. */
-const ofProcessors = [pagedAttention, selectedAttention, selectedAttentionBackward];
-
-function expectAgreement(text: string, own: readonly { readonly name: string; readonly struct: unknown }[] = []): void {
-  const all = [...operations, ...own];
+function expectAgreement(
+  text: string,
+  operations: readonly { readonly name: string; readonly struct: object }[],
+): void {
   const description = parseDescription(text);
   const others = [attentionShape, attentionPartition, mergePart, scoreProgram];
-  const structs = [...all.map((operation) => operation.struct), ...others];
-  expect([...description.operations].sort()).toEqual(all.map(({ name }) => name).sort());
-  for (const described of structs) checkFields(description, described as Struct, 'the build');
+  const structs = [...operations.map((operation) => operation.struct), ...others];
+  expect([...description.operations].sort()).toEqual(operations.map(({ name }) => name).sort());
+  for (const described of structs) checkFields(description, described as unknown as Struct, 'the build');
   checkOpcodes(description, 'the build');
 }
 
@@ -114,7 +124,9 @@ describe('structs and operations of this version', () => {
     expectAgreement(description, ofProcessors);
   });
 
-  it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () => expectAgreement(loadEmulatedAddon().description));
+  it.skipIf(!hasEmulator)(onEmulator('are those of the addon'), () =>
+    expectAgreement(loadEmulatedAddon().description, everywhere),
+  );
 });
 
 describe('programs whose instructions have other numbers', () => {

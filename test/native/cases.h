@@ -26,5 +26,6 @@ bool selective_scan_case(uint64_t seed);
 bool diagonal_scan_case(uint64_t seed);
 bool wkv_case(uint64_t seed);
 bool recurrence_case(uint64_t seed);
+bool head_mixing_case(uint64_t seed);
 
 }  // namespace flashattn::test

@@ -62,6 +62,7 @@ describe.skipIf(missingSanitizers)(
         'selective_scan: 60 of 60 cases passed',
         'diagonal_scan: 60 of 60 cases passed',
         'wkv: 60 of 60 cases passed',
+        'head_mixing: 60 of 60 cases passed',
       ]);
       expect(code).toBe(0);
     });

@@ -37,6 +37,7 @@ constexpr Kind kKinds[] = {
     {"selective_scan", flashattn::test::selective_scan_case, 60},
     {"diagonal_scan", flashattn::test::diagonal_scan_case, 60},
     {"wkv", flashattn::test::wkv_case, 60},
+    {"head_mixing", flashattn::test::head_mixing_case, 60},
 };
 
 }  // namespace

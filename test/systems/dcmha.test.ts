@@ -1,16 +1,17 @@
 /** DCMHA, against its definition pair by pair. */
-import { type DeviceName, memory, type Tensor, zeros } from 'flashattn';
+import { type DeviceName, memory, parameter, type Tensor, tensor, zeros } from 'flashattn';
 import { type DcmhaWeights, dcmha } from 'flashattn/systems';
 import { afterEach, describe, expect, it } from 'vitest';
 import { blockLimit } from '../../lib/systems/queryBlocks.js';
 import { type DcmhaCase, type DcmhaInputs, dcmha as definition } from '../../verify/oracle/headMixing.js';
 import { errorOf } from '../support/codeOf.js';
 import { testDevices } from '../support/devices.js';
+import { compareCaptured } from './compareCaptured.js';
 import { compareNarrow } from './compareNarrow.js';
-import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
+import { checkSystem, expectSame, type Input, type Inputs, input, type Named, run } from './taped.js';
 
 const usual = { ...blockLimit };
-/** Blocks of at most so many logits, or of one query. */
+/** Blocks of at most so many logits, or of one query, where there is no kernel. */
 const limit = (logits: number | undefined) =>
   Object.assign(blockLimit, logits === undefined ? usual : { logits, queries: 1 });
 afterEach(() => {
@@ -74,6 +75,45 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
         (t) => attend(t, c),
         (values) => exact(c, values),
       );
+    });
+
+    it.skipIf(isSlow).each([
+      { ...base, batch: 1, seq: 70, fixed: both },
+      { ...base, batch: 1, seq: 100, heads: 6, dim: 18, fixed: [], window: 40 },
+    ] as readonly Case[])('tiles of %j', (c) => {
+      checkSystem(
+        device,
+        inputsOf(c),
+        (t) => attend(t, c),
+        (values) => exact(c, values),
+      );
+    });
+
+    it.skipIf(isSlow)('keeps NaN of a token from those that do not see it', () => {
+      const c: Case = { ...base, batch: 1, seq: 80, fixed: both };
+      const [clean, seen] = [inputsOf(c), 45];
+      const spoiled = { ...clean };
+      for (const name of ['q', 'k', 'v', 'x']) {
+        const { shape, data } = clean[name] as Input;
+        spoiled[name] = { shape, data: data.map((x, i) => (i < (seen * data.length) / c.seq ? x : Number.NaN)) };
+      }
+      const [own, other] = [clean, spoiled].map((inputs) =>
+        run(device, inputs, (t) => ({ out: attend(t, c).slice(1, 0, seen) }), undefined),
+      );
+      expect(own?.outputs.out.every(Number.isFinite)).toBe(true);
+      expect(other?.outputs.out).toEqual(own?.outputs.out);
+    });
+
+    it('is the same in a step that is recorded once', () => {
+      const x = parameter(tensor(Float32Array.from(input([1, 40, 8], 1).data), [1, 40, 8], { device }) as Tensor);
+      const [dw1, qkw, dd] = [input([8, 4, 5], 2), input([4, 5, 4, 2], 3), input([8, 8], 4)].map(
+        ({ shape, data }) => tensor(Float32Array.from(data), shape, { device }) as Tensor,
+      ) as [Tensor, Tensor, Tensor];
+      compareCaptured(x, () => {
+        const h = x.reshape([1, 40, 2, 4]);
+        return dcmha(h, h, h, x, { dw1, qkw, dd }) as Tensor;
+      });
+      for (const t of [x, dw1, qkw, dd]) t.dispose();
     });
 
     it.skipIf(isSlow)('gives the same in one block and in several', () => {

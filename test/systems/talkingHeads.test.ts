@@ -4,13 +4,17 @@ import { type TalkingHeadsOptions, talkingHeadsAttention } from 'flashattn/syste
 import { afterEach, describe, expect, it } from 'vitest';
 import { blockLimit } from '../../lib/systems/queryBlocks.js';
 import { type TalkingHeadsCase, type TalkingHeadsInputs, talkingHeads } from '../../verify/oracle/headMixing.js';
+import { distUrl, runScript } from '../support/child.js';
 import { errorOf } from '../support/codeOf.js';
+import { hasCpu, onCpu } from '../support/cpu.js';
 import { testDevices } from '../support/devices.js';
+import { compareCaptured } from './compareCaptured.js';
 import { compareNarrow } from './compareNarrow.js';
 import { checkSystem, expectSame, type Inputs, input, type Named, run } from './taped.js';
 
+const systemsUrl = new URL('systems.js', distUrl).href;
 const usual = { ...blockLimit };
-/** Blocks of at most so many logits, or of one query. */
+/** Blocks of at most so many logits, or of one query, where there is no kernel. */
 const limit = (logits: number | undefined) =>
   Object.assign(blockLimit, logits === undefined ? usual : { logits, queries: 1 });
 afterEach(() => {
@@ -51,6 +55,27 @@ const cases: readonly Case[] = [
   { ...base, heads: 1, softmaxHeads: 1, valueHeads: 1, dim: 1, valueDim: 1, causal: true, mixing: everything },
 ];
 
+/** Several tiles of queries and of keys, whole ones and others. */
+const tiles: readonly Case[] = [
+  { ...base, batch: 1, queries: 64, keys: 64, causal: true, mixing: everything },
+  { ...paper, batch: 1, queries: 65, keys: 130, causal: true, mixing: everything },
+  { ...paper, batch: 1, queries: 97, keys: 33, causal: true, mixing: projections },
+  { ...base, batch: 1, queries: 33, keys: 129, dim: 130, valueDim: 66, causal: false, mixing: everything },
+  { ...base, batch: 1, queries: 5, keys: 70, dim: 257, valueDim: 300, causal: true, mixing: everything },
+  {
+    ...base,
+    batch: 2,
+    queries: 40,
+    keys: 70,
+    heads: 9,
+    softmaxHeads: 17,
+    valueHeads: 5,
+    causal: true,
+    mixing: projections,
+  },
+  { ...base, batch: 1, queries: 40, keys: 40, scale: 1.5, causal: false, mixing: everything },
+];
+
 function inputsOf(c: Case): Inputs {
   const all: Inputs = {
     q: input([c.batch, c.queries, c.heads, c.dim], 1),
@@ -82,6 +107,36 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
         (t) => attend(t, c),
         (values) => exact(c, values),
       );
+    });
+
+    it.skipIf(isSlow).each(tiles)('tiles of %j', (c) => {
+      checkSystem(
+        device,
+        inputsOf(c),
+        (t) => attend(t, c),
+        (values) => exact(c, values),
+      );
+    });
+
+    it.skipIf(isSlow)('keeps NaN of hidden keys and queries from those that do not see them', () => {
+      const c: Case = { ...paper, batch: 1, queries: 70, keys: 100, causal: true, mixing: everything };
+      const clean = inputsOf(c);
+      const seen = 40;
+      const spoiled = { ...clean };
+      for (const [name, from, row] of [
+        ['k', seen + c.keys - c.queries, c.heads * c.dim],
+        ['v', seen + c.keys - c.queries, c.valueHeads * c.valueDim],
+      ] as const)
+        spoiled[name] = { ...clean[name], data: clean[name].data.map((x, i) => (i < from * row ? x : Number.NaN)) };
+      const [own, other] = [clean, spoiled].map((inputs) =>
+        run(device, inputs, (t) => ({ out: attend(t, c).slice(1, 0, seen) }), {
+          out: input([seen, c.valueHeads * c.valueDim], 10).data,
+        }),
+      );
+      expect(other?.outputs.out).toEqual(own?.outputs.out);
+      expect(own?.outputs.out.every(Number.isFinite)).toBe(true);
+      const part = (values: Float64Array | undefined, rows: number, row: number) => values?.subarray(0, rows * row);
+      expect(part(other?.gradients.q, seen, c.heads * c.dim)).toEqual(part(own?.gradients.q, seen, c.heads * c.dim));
     });
 
     it.skipIf(isSlow)('gives the same in one block and in several', () => {
@@ -157,6 +212,18 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
       }
     });
 
+    it('is the same in a step that is recorded once', () => {
+      const [x, w] = [input([1, 40, 8], 1), input([2, 2], 2)].map(({ shape, data }) =>
+        parameter(tensor(Float32Array.from(data), shape, { device }) as Tensor),
+      ) as [Tensor, Tensor];
+      compareCaptured(x, () => {
+        const h = x.reshape([1, 40, 2, 4]);
+        const options = { logitsProjection: w, weightsProjection: w, causal: true };
+        return talkingHeadsAttention(h, h, h, options) as Tensor;
+      });
+      for (const t of [x, w]) t.dispose();
+    });
+
     it.skipIf(isSlow)('holds a block and not all logits', () => {
       limit(2 ** 14);
       const [seq, heads] = [512, 2];
@@ -187,6 +254,42 @@ describe.each(testDevices)('$device', ({ device, present, title, isSlow }) => {
         for (const leaf of Object.values(t)) leaf.dispose();
       });
     });
+  });
+});
+
+describe.each([
+  { device: 'cpu', present: hasCpu, title: onCpu },
+  { device: 'wasm', present: true, title: (name: string) => `${name} on wasm` },
+])('$device', ({ device, present, title }) => {
+  it.skipIf(!present)(title('gives the same bits on one thread and on two'), async () => {
+    const program = (threads: string) =>
+      runScript(
+        `import { createHash } from 'node:crypto';
+        import { dcmha, talkingHeadsAttention } from ${JSON.stringify(systemsUrl)};
+        const device = ${JSON.stringify(device)};
+        let seed = 1;
+        const make = (...shape) => fa.parameter(fa.normal(shape, { seed: seed++, device }));
+        for (const causal of [true, false]) {
+          const all = [make(2, 150, 4, 20), make(2, 170, 4, 20), make(2, 170, 3, 10), make(5, 4), make(3, 5), make(3)];
+          const [q, k, v, logitsProjection, weightsProjection, weightsBias] = all;
+          const out = talkingHeadsAttention(q, k, v, { logitsProjection, weightsProjection, weightsBias, causal });
+          fa.sum(fa.mul(out, out)).backward();
+          for (const t of [out, ...all.map((x) => x.grad)]) show(t);
+        }
+        const [q, k, v, x] = [make(1, 150, 4, 20), make(1, 150, 4, 20), make(1, 150, 4, 10), make(1, 150, 8)];
+        const weights = { dw1: make(8, 4, 6), qkw: make(4, 6, 4, 4), dd: make(8, 16), swPre: make(4, 4) };
+        const composed = dcmha(q, k, v, x, weights);
+        fa.sum(fa.mul(composed, composed)).backward();
+        for (const t of [composed, ...[q, k, v, x, ...Object.values(weights)].map((x) => x.grad)]) show(t);
+function show(t) {
+          console.log(createHash('sha256').update(new Uint8Array(t.toFloat32Sync().buffer)).digest('hex'));
+        }`,
+        { FLASHATTN_THREADS: threads },
+      );
+    const [one, two] = [await program('1'), await program('2')];
+    expect(one.stderr).toBe('');
+    expect(one.stdout.trim().split('\n')).toHaveLength(2 * 7 + 9);
+    expect(two.stdout).toBe(one.stdout);
   });
 });
 

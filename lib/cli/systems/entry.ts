@@ -33,7 +33,14 @@ export interface SystemFamily {
   readonly systems: readonly SystemEntry[];
 }
 
-export type Kernel = 'attention' | 'recurrence' | 'linearScan' | 'selectiveScan' | 'wkv' | 'diagonalScan';
+export type Kernel =
+  | 'attention'
+  | 'headMixing'
+  | 'recurrence'
+  | 'linearScan'
+  | 'selectiveScan'
+  | 'wkv'
+  | 'diagonalScan';
 
 export type EntryPoint = 'flashattn' | 'flashattn/systems' | 'flashattn/nn';
 

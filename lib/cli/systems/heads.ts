@@ -7,9 +7,9 @@ const systems: readonly SystemEntry[] = [
     year: 2020,
     paper: 'arXiv:2003.02436, 2103.17239',
     imports: { 'flashattn/systems': ['talkingHeadsAttention'] },
-    runs: [],
+    runs: ['headMixing'],
     because:
-      'All heads of a pair are needed at once, which no fused kernel has: their logits are in memory, for blocks of 64 queries, or of 2^20 logits where that is more.',
+      'On a GPU, where no kernel has all heads of a pair at once yet, their logits are in memory, for blocks of 64 queries, or of 2^20 logits where that is more.',
     cost: 'N^2 (D + 2 H)',
     formula: 'weights = Pw softmax(Pl (scale q k^T) + bl) + bw, with Pl and Pw across heads',
     options: {
@@ -30,7 +30,7 @@ const systems: readonly SystemEntry[] = [
     year: 2024,
     paper: 'arXiv:2405.08553',
     imports: { 'flashattn/systems': ['dcmha'] },
-    runs: [],
+    runs: ['headMixing'],
     because: 'As talking heads, with mixtures that differ from token to token.',
     cost: 'N^2 (D + 4 (H + 2 R)), R ranks',
     formula: 'compose(softmax(compose(scale q . k))) v, compose(a) = a (1 + sw + M(x_query) + M(x_key)) across heads',
