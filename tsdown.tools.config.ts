@@ -18,7 +18,11 @@ export default defineConfig([
   {
     ...common,
     name: 'example',
-    entry: { 'examples/gpt': 'examples/gpt.ts', 'examples/retrieve': 'examples/retrieve.ts' },
+    entry: {
+      'examples/gpt': 'examples/gpt.ts',
+      'examples/retrieve': 'examples/retrieve.ts',
+      'examples/serve': 'examples/serve.ts',
+    },
   },
   {
     ...common,

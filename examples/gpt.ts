@@ -5,6 +5,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type DeviceName, FlashAttnError, memory, status } from 'flashattn';
+import { saveModelFolder } from 'flashattn/inference';
 import * as nn from 'flashattn/nn';
 import { type Comparison, compareAttention } from './gpt/attention.js';
 import { stopOnInterrupt } from './gpt/interrupt.js';
@@ -90,6 +91,11 @@ async function main(options: Options): Promise<void> {
   metrics?.close();
   await save();
   const after = await measure();
+  // What `npx flashattn serve --model <out>/model` serves: softmax attention alone has a cache of keys and values.
+  if (options.out && !attention && 'characters' in tokenizer)
+    await saveModelFolder(join(options.out, 'model'), model as nn.GPT, {
+      tokenizer: tokenizer as nn.CharacterTokenizer,
+    });
   await write(model, tokenizer, options, parts.training);
 
   const race = attention

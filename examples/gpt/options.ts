@@ -67,7 +67,7 @@ export const USAGE = `Trains a GPT on a text, on flashattn alone, and lets it wr
   --device <name>     auto, cpu, wasm, cuda or cuda:<index> (default: auto)
   --seed <n>          of the weights, the batches and the text that it writes (default: 1)
   --characters <n>    how many tokens it writes in the end (default: 400)
-  --out <folder>      keep metrics.jsonl, loss.svg and checkpoint.safetensors there
+  --out <folder>      keep metrics.jsonl, loss.svg, checkpoint.safetensors and model/, which flashattn serve takes, there
   --save <seconds>    how often the checkpoint is saved besides at the end (default: 300)
   --resume            go on from the checkpoint in that folder
   --json <file>       write what was measured there

@@ -34,6 +34,12 @@ const usage = `flashattn ${version}: exact attention for Node.js
   flashattn systems [<name>] [--json]
       Every attention system of the package: paper, what runs and cost. With a name its formula, options and an example.
 
+  flashattn serve --model <folder> [--name <name>] [--host 127.0.0.1] [--port 8000] [--device auto|cpu|wasm|cuda]
+                  [--dtype float32|float16|bfloat16] [--cache-dtype ...] [--tokens <n>] [--block-size 16] [--budget 512]
+                  [--quiet]
+      A model for many clients at once, in the words of OpenAI's API, with a page to try it. --tokens: what the cache holds
+      (default: 8 texts as long as can be); --budget: tokens of a step. FLASHATTN_TOKEN: what clients have to send.
+
   flashattn --version | --help
 
 Exit codes: 0 fine, 1 failed, 2 the requested device cannot be used, 64 the command line is wrong.
@@ -45,6 +51,8 @@ const commands: Record<string, (args: string[]) => Promise<number>> = {
   bench: benchCommand,
   explain: explainCommand,
   mask: maskCommand,
+  // Loaded where it is asked for: it is more than all the others.
+  serve: async (args) => (await import('./serve.js')).serveCommand(args),
   systems: systemsCommand,
 };
 

@@ -1,8 +1,8 @@
 import { checkInteger, checkString } from '../base/check.js';
 import { FlashAttnError } from '../base/errors.js';
 import { fileError } from '../nn/file.js';
-import type { Tokenizer } from '../nn/tokenizer.js';
-import { readTokenizerFiles } from './modelFolder.js';
+import { characterTokenizer, type Tokenizer } from '../nn/tokenizer.js';
+import { readFolderJson, readTokenizerFiles } from './modelFolder.js';
 
 /** A tokenizer that may mark the beginning of a text. */
 export interface TextTokenizer extends Tokenizer {
@@ -65,3 +65,26 @@ export async function folderTokenizerFrom(
  */
 export const folderTokenizer = (folder: string): Promise<TextTokenizer> =>
   folderTokenizerFrom((module) => import(module), folder);
+
+/** @internal What a model of characters has instead of tokenizer.json. */
+export const characterFile = 'characters.json';
+
+/**
+ * The tokenizer of a model's folder, whichever it has: characters.json of `saveModelFolder`, or tokenizer.json.
+ *
+ * @throws ERR_FILE; ERR_OPTION when tokenizer.json needs a package that is not installed
+ */
+export async function modelTokenizer(folder: string): Promise<Tokenizer> {
+  const own = (await readFolderJson(checkString(folder, 'folder'), characterFile)) as
+    | { characters?: unknown }
+    | undefined;
+  if (!own) return folderTokenizer(folder);
+  const { characters } = own;
+  const points = typeof characters === 'string' ? [...characters] : [];
+  if (points.length === 0 || new Set(points).size !== points.length || !(characters as string).isWellFormed())
+    throw fileError(`${folder}/${characterFile}`, 'characters must be a text in which each stands once');
+  const tokenizer = characterTokenizer(characters as string);
+  if (tokenizer.characters !== characters)
+    throw fileError(`${folder}/${characterFile}`, 'characters must be in the order of their code points');
+  return tokenizer;
+}

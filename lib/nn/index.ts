@@ -17,7 +17,7 @@ export {
   type NormLayerOptions,
   RMSNorm,
 } from './layers.js';
-export { type LlamaOptions, llamaFromSafetensors } from './llama.js';
+export { type LlamaOptions, llamaFromSafetensors, llamaToSafetensors } from './llama.js';
 export { addLoRA, LoRA, type LoRAOptions, type SaveLoRAOptions } from './lora.js';
 export { type LossCurveOptions, type LossPoint, lossCurve } from './lossCurve.js';
 export { type Metrics, MetricsWriter } from './metrics.js';

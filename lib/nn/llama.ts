@@ -6,7 +6,15 @@ import { sameShape } from '../tensor/shape.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { type FilePath, fileError } from './file.js';
 import { GPT, type GPTOptions } from './gpt.js';
-import { openSafetensors, type SafetensorsFile, type StoredTensor } from './safetensors.js';
+import { RMSNorm } from './layers.js';
+import {
+  openSafetensors,
+  type SafetensorsEntry,
+  type SafetensorsFile,
+  type StoredTensor,
+  writeSafetensors,
+} from './safetensors.js';
+import { MultiHeadAttention } from './transformer.js';
 
 /** What the weights do not tell. */
 export interface LlamaOptions
@@ -189,4 +197,52 @@ export async function llamaFromSafetensors(paths: FilePath | readonly FilePath[]
   } finally {
     for (const file of files) await file.close();
   }
+}
+
+/** @internal The sizes of a model that is one of Llama's, and how it differs otherwise. @throws ERR_OPTION */
+export function llamaSizes(model: GPT): Sizes & { readonly heads: number; readonly epsilon: number } {
+  const no = (what: string) => mustBe('model', model, `in the shape of Llama: ${what}`);
+  const [block] = model.blocks;
+  const { attention, mlp, norm1 } = block;
+  if (!(attention instanceof MultiHeadAttention)) throw no('with softmax attention');
+  if (mlp.activation !== 'swiglu' || !(norm1 instanceof RMSNorm) || model.positions)
+    throw no('RMS norms, SwiGLU and rotary positions alone');
+  if (mlp.down.bias || attention.out.bias || attention.qkv.bias) throw no('without biases');
+  const { heads, kvHeads, headDim } = attention;
+  const { vocabulary } = model;
+  const sizes = { vocabulary, width: model.tokens.width, hidden: mlp.hidden, layers: model.blocks.length };
+  return { ...sizes, heads, kvHeads, headDim, bias: false, epsilon: norm1.epsilon };
+}
+
+const stored: Readonly<Record<FloatDType, 'F32' | 'F16' | 'BF16'>> = {
+  float32: 'F32',
+  float16: 'F16',
+  bfloat16: 'BF16',
+};
+
+/**
+ * Writes the weights of a model in the shape of Llama (`GPT.llama` without biases) as one safetensors file with Hugging Face's
+ * names, which `llamaFromSafetensors` and others read. The file is replaced whole.
+ *
+ * @throws ERR_OPTION for a model of another shape, ERR_FILE, ERR_DISPOSED
+ */
+export async function llamaToSafetensors(path: FilePath, model: GPT): Promise<void> {
+  if (!(model instanceof GPT)) throw mustBe('model', model, 'a GPT');
+  const sizes = llamaSizes(model);
+  const places = placesOf(sizes, sizes.heads);
+  if (model.head) places.set(headName, { shape: [sizes.vocabulary, sizes.width], target: 'head.weight', begin: 0 });
+  const own = model.namedParameters();
+  const entries = Array.from(places, ([name, { target, shape, begin }]): SafetensorsEntry => {
+    const weight = own.get(target) as Tensor;
+    const data = async () => {
+      const rows = weight.slice(0, begin, begin + shape[0]);
+      try {
+        return await rows.data();
+      } finally {
+        rows.dispose();
+      }
+    };
+    return { name, dtype: stored[weight.dtype], shape, data };
+  });
+  await writeSafetensors(path, entries, { metadata: { format: 'pt' } });
 }
