@@ -130,7 +130,7 @@ inline void store_whole(void* to, DType dtype, const float* from, int n) {
 }  // namespace detail
 
 /** Reads n elements; writes round_up(n, kLanes) floats, the padding zero. */
-inline void load_row(float* to, const void* from, DType dtype, int n) {
+FLASHATTN_CALLED void load_row(float* to, const void* from, DType dtype, int n) {
   if (dtype == DType::Float32) {
     const float* source = static_cast<const float*>(from);
     int i = 0;
@@ -154,7 +154,7 @@ inline void load_row(float* to, const void* from, DType dtype, int n) {
 }
 
 /** Writes n elements; may read, never write, up to round_up(n, kLanes) floats. */
-inline void store_row(void* to, DType dtype, const float* from, int n) {
+FLASHATTN_CALLED void store_row(void* to, DType dtype, const float* from, int n) {
   if (dtype == DType::Float32) {
     float* target = static_cast<float*>(to);
     int i = 0;
