@@ -14,7 +14,7 @@ export interface SequenceBlocks {
 }
 
 /** Queries that share an entry of the kernel's table. */
-export const queriesOfEntry = 16;
+const queriesOfEntry = 16;
 
 /** New positions [begin, begin + count) of a sequence, which are rows [row, row + count) of q, k and v. */
 export interface Span {

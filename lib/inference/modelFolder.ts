@@ -53,8 +53,8 @@ export interface ModelDescription {
 const mostBytes = 2 ** 24;
 const mostTokenizerBytes = 2 ** 28;
 
-/** @internal The bytes of a file in the folder; undefined where there is none. @throws ERR_FILE */
-export async function readFolderFile(folder: string, name: string, most = mostBytes): Promise<Buffer | undefined> {
+/** The bytes of a file in the folder; undefined where there is none. @throws ERR_FILE */
+async function readFolderFile(folder: string, name: string, most = mostBytes): Promise<Buffer | undefined> {
   const path = join(folder, name);
   const file = await open(path, readFlags).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return undefined;

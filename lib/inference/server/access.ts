@@ -20,7 +20,7 @@ export function tokenCheck(token: string | undefined): (request: IncomingMessage
   };
 }
 
-export const isLoopback = (host: string) =>
+const isLoopback = (host: string) =>
   host === 'localhost' || host === '::1' || (isIPv4(host) && host.startsWith('127.'));
 
 /** The name in a `host` header, without a port and brackets. */

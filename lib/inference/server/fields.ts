@@ -18,12 +18,7 @@ export function integerOf(value: unknown, param: string, least: number, most: nu
   throw mustBe(param, value, `an integer from ${least} to ${most}`);
 }
 
-export function listOf<T>(
-  value: unknown,
-  param: string,
-  most: number,
-  read: (entry: unknown, param: string) => T,
-): T[] {
+function listOf<T>(value: unknown, param: string, most: number, read: (entry: unknown, param: string) => T): T[] {
   if (!Array.isArray(value) || value.length === 0) throw mustBe(param, value, 'a list with an entry at least');
   if (value.length > most) throw badRequest(param, `${param} has ${value.length} entries; there may be ${most}`);
   return value.map((entry, at) => read(entry, `${param}[${at}]`));

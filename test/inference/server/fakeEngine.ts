@@ -5,7 +5,7 @@ import { logprobs, type TokenLogprob } from '../../../lib/inference/sampling.js'
 import type { ServedEngine, ServedRequest, ServedToken, ServedTokens } from '../../../lib/inference/server/served.js';
 
 /** Tokens are bytes; 256 ends a text. */
-export const vocabulary = 257;
+const vocabulary = 257;
 export const endToken = 256;
 export const context = 512;
 
