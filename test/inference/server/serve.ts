@@ -5,8 +5,6 @@ import type { LogEntry, ServerOptions } from '../../../lib/inference/server/opti
 import { createServer } from '../../../lib/inference/server/server.js';
 import { context, endToken, FakeEngine, type FakeOptions, tokenizer } from './fakeEngine.js';
 
-type Served = Awaited<ReturnType<typeof serve>>;
-
 /** A server for the time of a test. */
 export async function serve(options: Partial<ServerOptions> = {}, engine: FakeOptions = {}) {
   const fake = new FakeEngine(engine);
