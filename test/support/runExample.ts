@@ -1,4 +1,5 @@
 import * as flashattn from 'flashattn';
+import * as inference from 'flashattn/inference';
 import * as nn from 'flashattn/nn';
 import * as systems from 'flashattn/systems';
 import ts from 'typescript';
@@ -7,6 +8,7 @@ import { vi } from 'vitest';
 /** What a user can import, by the name of the entry point. */
 export const entries: Readonly<Record<string, object>> = {
   flashattn,
+  'flashattn/inference': inference,
   'flashattn/nn': nn,
   'flashattn/systems': systems,
 };

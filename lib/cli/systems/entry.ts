@@ -42,9 +42,9 @@ export type Kernel =
   | 'wkv'
   | 'diagonalScan';
 
-export type EntryPoint = 'flashattn' | 'flashattn/systems' | 'flashattn/nn';
+const entryPoints = ['flashattn', 'flashattn/systems', 'flashattn/nn', 'flashattn/inference'] as const;
 
-const entryPoints = ['flashattn', 'flashattn/systems', 'flashattn/nn'] as const satisfies readonly EntryPoint[];
+export type EntryPoint = (typeof entryPoints)[number];
 
 /** Names of `flashattn` that examples use besides those of the system. */
 const helpers = [

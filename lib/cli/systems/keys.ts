@@ -73,6 +73,27 @@ const systems: readonly SystemEntry[] = [
     ],
     golden: { yoco: 2 },
   },
+  {
+    name: 'paged-attention',
+    title: 'Keys and values in pages (PagedAttention)',
+    year: 2023,
+    paper: 'arXiv:2309.06180',
+    imports: { 'flashattn/inference': ['pagedAttention', 'kvCache', 'attentionWithCache'] },
+    runs: ['attention'],
+    cost: 'queries x N D; time is that of reading keys and values once for all heads that share them',
+    formula: 'out_i = sum_j softmax_j(scale q_i . k_j) v_j, where position j is slot j % size of page table[j / size]',
+    options: {
+      blockTable: 'of each sequence, its pages in the order of positions',
+      lengths: 'positions of each sequence; its queries are the last of them',
+      window: 'keys left and right of the own position',
+    },
+    example: [
+      'const [q, pages] = [normal([2, 1, 4, 16], { seed: 1 }), normal([6, 8, 2, 16], { seed: 2 })];',
+      'const { out } = pagedAttention(q, pages, pages, { blockTable: [[3, 0], [5, 1]], lengths: [11, 16] });',
+      'console.log(out.shape);',
+    ],
+    golden: { paged_kv: 3 },
+  },
 ];
 
 export const keys: SystemFamily = {
