@@ -40,7 +40,7 @@ describe('the example', () => {
     const first = await run(...args, '--steps', '20');
     expect(first.stderr).toBe('');
     expect(first.code).toBe(0);
-    expect(readdirSync(folder).toSorted()).toEqual(['checkpoint.safetensors', 'loss.svg', 'metrics.jsonl']);
+    expect(readdirSync(folder).toSorted()).toEqual(['checkpoint.safetensors', 'loss.svg', 'metrics.jsonl', 'model']);
 
     const found = JSON.parse(readFileSync(json, 'utf8'));
     const measured = ['tokensPerSecond', 'flopsShareOfPeak', 'attentionShare', 'unfusedTimesSlower'];
