@@ -49,6 +49,12 @@ it('measures systems by names of the catalogue', () => {
   const names = systems.map(({ name }) => name);
   expect(new Set(names).size).toBe(names.length);
   const known = new Set(families.flatMap((family) => family.systems.map(({ name }) => name)));
-  const variants = ['dense', 'dense-causal', 'sparse-transformer-fixed', 'sparse-transformer-strided'];
+  const variants = [
+    'dense',
+    'dense-causal',
+    'sparse-transformer-fixed',
+    'sparse-transformer-strided',
+    'causal-talking-heads',
+  ];
   expect(names.filter((name) => !known.has(name))).toEqual(variants);
 });
