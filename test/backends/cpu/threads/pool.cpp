@@ -35,7 +35,7 @@ void run(int, const void* params, int item, void* workspace) {
 
 size_t workspace_bytes() { return 64; }
 
-constexpr KernelTable kKernels = {"test", 4, workspace_bytes, 2, nullptr, nullptr, nullptr, count, run};
+constexpr KernelTable kKernels = {"test", 4, workspace_bytes, 2, nullptr, nullptr, nullptr, count, run, nullptr};
 
 /** The last thing that was told. */
 class Bell {
