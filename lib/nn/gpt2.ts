@@ -1,20 +1,23 @@
 import { checkInteger, checkOptions } from '../base/check.js';
-import type { FloatDType } from '../base/dtype.js';
-import { FlashAttnError, optionError, shapeError, show } from '../base/errors.js';
-import { tensor } from '../devices/create.js';
-import { sameShape } from '../tensor/shape.js';
+import { optionError } from '../base/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
-import { type FilePath, fileError } from './file.js';
+import type { FilePath } from './file.js';
+import {
+  checkWeights,
+  type ForeignWeight,
+  type ForeignWeights,
+  fillWeight,
+  layersOf,
+  matrixOf,
+} from './foreignWeights.js';
 import { GPT, type GPTOptions } from './gpt.js';
-import { openSafetensors, type SafetensorsFile, type StoredTensor } from './safetensors.js';
+import { openSafetensors, type SafetensorsFile } from './safetensors.js';
 
 /** What the weights do not tell. */
 export interface Gpt2Options extends Pick<GPTOptions, 'device' | 'dtype' | 'compute' | 'dropout' | 'seed'> {
   /** Default width / 64, as all sizes of GPT-2 have. */
   readonly heads?: number;
 }
-
-const dtypes: Readonly<Record<string, FloatDType>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' };
 
 /** Masks, which older files have among the weights. */
 const isBuffer = (name: string) => /^h\.\d+\.attn\.(bias|masked_bias)$/.test(name);
@@ -66,53 +69,31 @@ function placesOf({ vocabulary, context, width, hidden, layers }: Sizes): Map<st
 }
 
 /** The tensors of a file without the prefix of their names and without buffers. */
-function storedIn({ tensors }: SafetensorsFile): Map<string, StoredTensor & { readonly fullName: string }> {
-  const found = new Map<string, StoredTensor & { readonly fullName: string }>();
-  for (const [fullName, stored] of tensors) {
+function storedIn(file: SafetensorsFile): ForeignWeights {
+  const found = new Map<string, ForeignWeight>();
+  for (const [fullName, stored] of file.tensors) {
     const name = fullName.startsWith(prefix) ? fullName.slice(prefix.length) : fullName;
-    if (!isBuffer(name)) found.set(name, { ...stored, fullName });
+    if (!isBuffer(name)) found.set(name, { ...stored, file, fullName });
   }
   return found;
 }
 
-type Stored = ReturnType<typeof storedIn>;
-
 /** The sizes that the weights have, and where each goes. @throws ERR_FILE, ERR_SHAPE, ERR_DTYPE, naming the first difference */
-function planOf(path: string, stored: Stored): { readonly sizes: Sizes; readonly places: Map<string, Place> } {
-  const matrix = (name: string): readonly [number, number] => {
-    const found = stored.get(name);
-    if (!found) throw fileError(path, `tensor ${show(name)} is missing: these are no weights of GPT-2`);
-    if (found.shape.length !== 2)
-      throw shapeError(`${path}: tensor ${show(name)} has shape ${show(found.shape)}; it must be a matrix`);
-    return found.shape as readonly [number, number];
-  };
+function planOf(path: string, stored: ForeignWeights): { readonly sizes: Sizes; readonly places: Map<string, Place> } {
+  const matrix = (name: string) => matrixOf(path, stored, 'GPT-2', name);
   const [vocabulary, width] = matrix('wte.weight');
   const [context] = matrix('wpe.weight');
   const [, hidden] = matrix('h.0.mlp.c_fc.weight');
-  let layers = 1;
-  for (const name of stored.keys()) layers = Math.max(layers, 1 + Number(name.match(/^h\.(\d{1,4})\./)?.[1] ?? 0));
-  const sizes = { vocabulary, context, width, hidden, layers };
+  const sizes = { vocabulary, context, width, hidden, layers: layersOf(stored, 'h.') };
   const places = placesOf(sizes);
   if (stored.has(headName))
     places.set(headName, { shape: [vocabulary, width], target: 'head.weight', transposed: false });
-  for (const [name, { shape }] of places) {
-    const found = stored.get(name);
-    if (!found) throw fileError(path, `tensor ${show(name)} is missing`);
-    if (!sameShape(found.shape, shape))
-      throw shapeError(`${path}: tensor ${show(name)} has shape ${show(found.shape)}; it must be ${show(shape)}`);
-    if (!Object.hasOwn(dtypes, found.dtype))
-      throw new FlashAttnError(
-        'ERR_DTYPE',
-        `${path}: tensor ${show(name)} is ${found.dtype}; it must be one of ${Object.keys(dtypes).join(', ')}`,
-      );
-  }
-  for (const name of stored.keys())
-    if (!places.has(name)) throw fileError(path, `tensor ${show(name)} is unexpected; GPT-2 has none of this name`);
+  checkWeights(path, stored, 'GPT-2', places);
   return { sizes, places };
 }
 
 /** Whether the head of the file is the token embedding once more. */
-async function isTied(file: SafetensorsFile, stored: Stored): Promise<boolean> {
+async function isTied(file: SafetensorsFile, stored: ForeignWeights): Promise<boolean> {
   const [head, table] = [stored.get(headName), stored.get('wte.weight')];
   if (!head || !table) return true;
   if (head.dtype !== table.dtype) return false;
@@ -143,19 +124,10 @@ export async function gpt2FromSafetensors(path: FilePath, options: Gpt2Options =
   const model = new GPT({ ...rest, ...sizes, heads, tied, activation: 'geluTanh', epsilon: 1e-5 });
   try {
     const own = model.namedParameters();
-    for (const [name, { target, shape, transposed }] of places) {
+    for (const [name, { target, transposed }] of places) {
       if (target === 'head.weight' && tied) continue;
-      const { fullName, dtype } = stored.get(name) as StoredTensor & { readonly fullName: string };
-      const weight = own.get(target) as Tensor;
-      const data = (await file.read(fullName)) as Uint16Array & Float32Array;
-      const loaded = tensor(data, shape, {
-        device: weight.device as 'cpu',
-        dtype: dtypes[dtype] as 'float32',
-      }) as Tensor;
-      const view = transposed ? loaded.transpose(0, 1) : loaded;
-      view.copyInto(weight);
-      view.dispose();
-      loaded.dispose();
+      const turn = transposed ? (loaded: Tensor) => loaded.transpose(0, 1) : undefined;
+      await fillWeight(stored.get(name) as ForeignWeight, own.get(target) as Tensor, turn);
     }
     return model.eval() as GPT;
   } catch (error) {

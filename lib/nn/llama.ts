@@ -1,19 +1,19 @@
 import { checkBoolean, checkInteger, checkOptions, mustBe } from '../base/check.js';
 import type { FloatDType } from '../base/dtype.js';
-import { FlashAttnError, shapeError, show } from '../base/errors.js';
-import { tensor } from '../devices/create.js';
-import { sameShape } from '../tensor/shape.js';
+import { show } from '../base/errors.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { type FilePath, fileError } from './file.js';
+import {
+  checkWeights,
+  type ForeignWeight,
+  type ForeignWeights,
+  fillWeight,
+  layersOf,
+  matrixOf,
+} from './foreignWeights.js';
 import { GPT, type GPTOptions } from './gpt.js';
 import { RMSNorm } from './layers.js';
-import {
-  openSafetensors,
-  type SafetensorsEntry,
-  type SafetensorsFile,
-  type StoredTensor,
-  writeSafetensors,
-} from './safetensors.js';
+import { openSafetensors, type SafetensorsEntry, type SafetensorsFile, writeSafetensors } from './safetensors.js';
 import { MultiHeadAttention } from './transformer.js';
 
 /** What the weights do not tell. */
@@ -28,15 +28,10 @@ export interface LlamaOptions
   readonly tied?: boolean;
 }
 
-const dtypes: Readonly<Record<string, FloatDType>> = { F32: 'float32', F16: 'float16', BF16: 'bfloat16' };
 const headName = 'lm_head.weight';
 
 /** Of rotary positions, which older files have among the weights. */
 const isBuffer = (name: string) => name.endsWith('.rotary_emb.inv_freq');
-
-interface Stored extends StoredTensor {
-  readonly file: SafetensorsFile;
-}
 
 /** What a weight of the files fills: rows of one of the model, which are those from `begin` on. */
 interface Place {
@@ -88,17 +83,9 @@ function placesOf(sizes: Sizes, heads: number): Map<string, Place> {
   return places;
 }
 
-type Weights = ReadonlyMap<string, Stored>;
-
 /** The sizes that the weights have. @throws ERR_FILE, ERR_SHAPE */
-function sizesOf(path: string, stored: Weights, { heads, kvHeads }: LlamaOptions): Sizes {
-  const matrix = (name: string): readonly [number, number] => {
-    const found = stored.get(name);
-    if (!found) throw fileError(path, `tensor ${show(name)} is missing: these are no weights of Llama`);
-    if (found.shape.length !== 2)
-      throw shapeError(`${path}: tensor ${show(name)} has shape ${show(found.shape)}; it must be a matrix`);
-    return found.shape as readonly [number, number];
-  };
+function sizesOf(path: string, stored: ForeignWeights, { heads, kvHeads }: LlamaOptions): Sizes {
+  const matrix = (name: string) => matrixOf(path, stored, 'Llama', name);
   const [vocabulary, width] = matrix('model.embed_tokens.weight');
   const [ofQueries] = matrix('model.layers.0.self_attn.q_proj.weight');
   const [ofKeys] = matrix('model.layers.0.self_attn.k_proj.weight');
@@ -109,42 +96,20 @@ function sizesOf(path: string, stored: Weights, { heads, kvHeads }: LlamaOptions
   if (kvHeads !== undefined && kvHeads !== found)
     throw mustBe('kvHeads', kvHeads, `${found}, of which ${path} has keys`);
   if (!Number.isInteger(found)) throw mustBe('heads', heads, `a number that ${ofKeys} rows of keys can have`);
-  let layers = 1;
-  for (const name of stored.keys())
-    layers = Math.max(layers, 1 + Number(name.match(/^model\.layers\.(\d{1,4})\./)?.[1] ?? 0));
+  const layers = layersOf(stored, 'model.layers.');
   const bias = stored.has('model.layers.0.self_attn.q_proj.bias');
   return { vocabulary, width, hidden, layers, headDim, kvHeads: found, bias };
 }
 
-/** @throws ERR_FILE, ERR_SHAPE, ERR_DTYPE, naming the first difference */
-function checkPlaces(path: string, stored: Weights, places: ReadonlyMap<string, Place>): void {
-  for (const [name, { shape }] of places) {
-    const found = stored.get(name);
-    if (!found) throw fileError(path, `tensor ${show(name)} is missing`);
-    if (!sameShape(found.shape, shape))
-      throw shapeError(`${path}: tensor ${show(name)} has shape ${show(found.shape)}; it must be ${show(shape)}`);
-    if (!Object.hasOwn(dtypes, found.dtype))
-      throw new FlashAttnError(
-        'ERR_DTYPE',
-        `${path}: tensor ${show(name)} is ${found.dtype}; it must be one of ${Object.keys(dtypes).join(', ')}`,
-      );
-  }
-  for (const name of stored.keys())
-    if (!places.has(name) && name !== headName)
-      throw fileError(path, `tensor ${show(name)} is unexpected; Llama has none of this name`);
-}
-
-async function fill(model: GPT, stored: Weights, places: ReadonlyMap<string, Place>): Promise<void> {
+async function fill(model: GPT, stored: ForeignWeights, places: ReadonlyMap<string, Place>): Promise<void> {
   const own = model.namedParameters();
   for (const [name, { target, shape, begin }] of places) {
-    const { file, dtype } = stored.get(name) as Stored;
-    const weight = own.get(target) as Tensor;
-    const data = (await file.read(name)) as Uint16Array & Float32Array;
-    const loaded = tensor(data, shape, { device: weight.device as 'cpu', dtype: dtypes[dtype] as 'float32' }) as Tensor;
-    const rows = weight.slice(0, begin, begin + shape[0]);
-    loaded.copyInto(rows);
-    rows.dispose();
-    loaded.dispose();
+    const rows = (own.get(target) as Tensor).slice(0, begin, begin + shape[0]);
+    try {
+      await fillWeight(stored.get(name) as ForeignWeight, rows);
+    } finally {
+      rows.dispose();
+    }
   }
 }
 
@@ -168,13 +133,13 @@ export async function llamaFromSafetensors(paths: FilePath | readonly FilePath[]
   if (tied !== undefined) checkBoolean(tied, 'tied');
   const files: SafetensorsFile[] = [];
   try {
-    const stored = new Map<string, Stored>();
+    const stored = new Map<string, ForeignWeight>();
     for (const path of [paths].flat() as FilePath[]) {
       const file = await openSafetensors(path);
       files.push(file);
       for (const [name, each] of file.tensors) {
         if (stored.has(name)) throw fileError(file.path, `tensor ${show(name)} is in another file too`);
-        if (!isBuffer(name)) stored.set(name, { ...each, file });
+        if (!isBuffer(name)) stored.set(name, { ...each, file, fullName: name });
       }
     }
     if (files.length === 0) throw mustBe('paths', paths, 'a file at least');
@@ -183,8 +148,9 @@ export async function llamaFromSafetensors(paths: FilePath | readonly FilePath[]
     const places = placesOf(sizes, options.heads);
     const { vocabulary, width, hidden, layers, headDim, kvHeads, bias } = sizes;
     const isTied = tied ?? !stored.has(headName);
-    if (!isTied) places.set(headName, { shape: [vocabulary, width], target: 'head.weight', begin: 0 });
-    checkPlaces(path, stored, places);
+    if (isTied) stored.delete(headName);
+    else places.set(headName, { shape: [vocabulary, width], target: 'head.weight', begin: 0 });
+    checkWeights(path, stored, 'Llama', places);
     const shape = { vocabulary, width, hidden, layers, headDim, kvHeads, bias, tied: isTied };
     const model = GPT.llama({ ...rest, ...shape });
     try {
@@ -214,7 +180,7 @@ export function llamaSizes(model: GPT): Sizes & { readonly heads: number; readon
   return { ...sizes, heads, kvHeads, headDim, bias: false, epsilon: norm1.epsilon };
 }
 
-const stored: Readonly<Record<FloatDType, 'F32' | 'F16' | 'BF16'>> = {
+const storedDTypes: Readonly<Record<FloatDType, 'F32' | 'F16' | 'BF16'>> = {
   float32: 'F32',
   float16: 'F16',
   bfloat16: 'BF16',
@@ -242,7 +208,7 @@ export async function llamaToSafetensors(path: FilePath, model: GPT): Promise<vo
         rows.dispose();
       }
     };
-    return { name, dtype: stored[weight.dtype], shape, data };
+    return { name, dtype: storedDTypes[weight.dtype], shape, data };
   });
   await writeSafetensors(path, entries, { metadata: { format: 'pt' } });
 }
