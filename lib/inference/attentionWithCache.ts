@@ -87,7 +87,7 @@ function store(
  *
  * Keys are summed in pieces of 256 that are merged in their order. On the processor a row of the result has the same bits
  * whatever other rows and sequences are computed with it, however a prompt is cut into pieces, and on any number of threads. On
- * CUDA the rows that are seen are brought together first.
+ * CUDA, and where more than 16 new positions of a sequence are not causal, the rows that are seen are brought together first.
  *
  * @param q [batch, new, heads, dim], the same number of new positions of each sequence; or packed [total, heads, dim] with
  *   `counts`. Heads are a multiple of the cache's

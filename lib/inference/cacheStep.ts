@@ -24,6 +24,14 @@ export interface Span {
   readonly table: ArrayLike<number>;
 }
 
+/** The row of the cache that a position of a sequence is at. */
+export const rowOf = (table: ArrayLike<number>, blockSize: number, position: number): number =>
+  (table[Math.floor(position / blockSize)] as number) * blockSize + (position % blockSize);
+
+/** Positions of all rows of q. */
+export const positionsOf = (spans: readonly Span[]): number[] =>
+  spans.flatMap(({ begin, count }) => Array.from({ length: count }, (_, i) => begin + i));
+
 interface Blocks {
   readonly blocks: number;
   readonly blockSize: number;
@@ -80,16 +88,19 @@ export interface StepRows {
 
 /** @internal Tensors that the caller disposes. */
 export function stepRows(spans: readonly Span[], blockSize: number, device: DeviceName): StepRows {
-  const count = spans.reduce((sum, span) => sum + span.count, 0);
-  const [slots, positions] = [new Int32Array(count), new Int32Array(count)];
-  for (const { row, begin, count, table } of spans)
-    for (let i = 0; i < count; i++) {
-      const position = begin + i;
-      positions[row + i] = position;
-      slots[row + i] = (table[Math.floor(position / blockSize)] as number) * blockSize + (position % blockSize);
-    }
-  return { slots: tensor(slots, [count], { device }), positions: tensor(positions, [count], { device }) };
+  const slots = spans.flatMap(({ begin, count, table }) =>
+    Array.from({ length: count }, (_, i) => rowOf(table, blockSize, begin + i)),
+  );
+  const onDevice = (values: readonly number[]) => tensor(Int32Array.from(values), [values.length], { device });
+  return { slots: onDevice(slots), positions: onDevice(positionsOf(spans)) };
 }
+
+/**
+ * Whether kernels find the position of every query: an entry's queries are the last of its keys, so that pieces of a sequence
+ * end at their last query, which is what causal ones see anyway.
+ */
+export const fitsEntries = (spans: readonly Span[], causal: boolean): boolean =>
+  causal || spans.every(({ count }) => count <= queriesOfEntry);
 
 /** Entries of the kernel's table: a few queries each, and the pages that they see. */
 export interface StepEntries {
@@ -102,22 +113,14 @@ export interface StepEntries {
   readonly keyLength: number;
 }
 
-/**
- * @internal Tensors that the caller disposes.
- * @param causal whether keys behind the last query of an entry are left out
- */
-export function stepEntries(
-  spans: readonly Span[],
-  blockSize: number,
-  device: DeviceName,
-  causal: boolean,
-): StepEntries | undefined {
+/** @internal Of spans that fit. Tensors that the caller disposes. */
+export function stepEntries(spans: readonly Span[], blockSize: number, device: DeviceName): StepEntries | undefined {
   const most = spans.some(({ count }) => count > 1) ? queriesOfEntry : 1;
   const cut = spans.flatMap(({ row, begin, count, table }) =>
     Array.from({ length: Math.ceil(count / most) }, (_, i) => {
       const first = i * most;
       const queries = Math.min(most, count - first);
-      return { row: row + first, queries, keys: begin + (causal ? first + queries : count), table };
+      return { row: row + first, queries, keys: begin + first + queries, table };
     }),
   );
   if (cut.length === 0) return undefined;

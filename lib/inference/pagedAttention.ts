@@ -6,7 +6,7 @@ import { readProblem } from '../attention/problem.js';
 import { rotaryTables } from '../attention/rotary.js';
 import { pagedForward } from '../backends/shared/attention.js';
 import { checkArray, checkBoolean, checkInteger, checkOptions } from '../base/check.js';
-import { bytesPerElement, type FloatDType } from '../base/dtype.js';
+import type { FloatDType } from '../base/dtype.js';
 import { FlashAttnError, shapeError, show } from '../base/errors.js';
 import { tensor } from '../devices/create.js';
 import type { DeviceName } from '../devices/registry.js';
@@ -18,7 +18,7 @@ import { scope } from '../tape/scope.js';
 import { needsRecord } from '../tape/tape.js';
 import { allocating, checkTensor, type Shape, type Tensor } from '../tensor/tensor.js';
 import { tidying } from '../tensor/track.js';
-import { type SequenceBlocks, type Span, spansOf, stepEntries } from './cacheStep.js';
+import { fitsEntries, positionsOf, rowOf, type SequenceBlocks, type Span, spansOf, stepEntries } from './cacheStep.js';
 
 /** What attention is told as everywhere: see `attention`. */
 export interface PagedPattern extends Pick<DenseOptions, 'scale' | 'softcap' | 'sink' | 'window'> {
@@ -133,10 +133,10 @@ export function readPaged(
 /** With kernels that read pages. */
 function attendPages({ q, pages, spans, options, problem, rotary }: PagedCall): PagedAttentionResult {
   const { backend } = q;
-  const { rope, sink, causal = true } = options;
+  const { rope, sink } = options;
   const [rows, heads] = q.shape as readonly [number, number];
   const valueDim = pages.values.shape[2] as number;
-  const entries = stepEntries(spans, pages.blockSize, backend.device as DeviceName, causal);
+  const entries = stepEntries(spans, pages.blockSize, backend.device as DeviceName);
   try {
     return allocating(backend, (allocate) => {
       const out = allocate([rows, heads, valueDim], q.dtype) as Tensor;
@@ -183,10 +183,7 @@ function attendGathered({ q, pages, spans, options }: PagedCall): PagedAttention
   const device = q.backend.device as DeviceName;
   const lengths = spans.map(({ begin, count }) => (count === 0 ? 0 : begin + count));
   const rows = spans.flatMap(({ table }, at) =>
-    Array.from(
-      { length: lengths[at] as number },
-      (_, j) => (table[Math.floor(j / blockSize)] as number) * blockSize + (j % blockSize),
-    ),
+    Array.from({ length: lengths[at] as number }, (_, j) => rowOf(table, blockSize, j)),
   );
   return scope(() => {
     const ids = indices(rows, device);
@@ -194,8 +191,7 @@ function attendGathered({ q, pages, spans, options }: PagedCall): PagedAttention
       const found = embedding(t, ids);
       return found.dtype === q.dtype ? found : cast(found, q.dtype);
     };
-    const positions = spans.flatMap(({ begin, count }) => Array.from({ length: count }, (_, i) => begin + i));
-    const query = rope ? turnedAt(q, indices(positions, device), rope) : q;
+    const query = rope ? turnedAt(q, indices(positionsOf(spans), device), rope) : q;
     const { out, lse } = attention(query, gathered(pages.keys), gathered(pages.values), {
       ...termsOf(options),
       causal,
@@ -210,10 +206,12 @@ const turnedAt = (q: Tensor, positions: ReturnType<typeof indices>, { cos, sin, 
   turn(q, { cos: embedding(cos, positions), sin: embedding(sin, positions) }, pairs === undefined ? {} : { pairs });
 
 /** @internal */
-export const attendPaged = (call: PagedCall): PagedAttentionResult =>
-  call.q.backend.has(pagedOperation) && !needsRecord([call.q, call.pages.keys, call.pages.values, call.options.sink])
-    ? attendPages(call)
-    : attendGathered(call);
+export function attendPaged(call: PagedCall): PagedAttentionResult {
+  const { q, pages, spans, options } = call;
+  const isRecorded = needsRecord([q, pages.keys, pages.values, options.sink]);
+  const readsPages = q.backend.has(pagedOperation) && fitsEntries(spans, options.causal ?? true);
+  return readsPages && !isRecorded ? attendPages(call) : attendGathered(call);
+}
 
 /** @internal What has the form of q as it was given. */
 export function unpacked(result: PagedAttentionResult, given: Tensor): PagedAttentionResult {
@@ -229,7 +227,6 @@ function rowsOf(t: unknown, name: string): Tensor {
     throw shapeError(`${name} has shape ${show(t.shape)}; it must be [pages, page size, kv heads, dim]`);
   const [pages, size, heads, dim] = t.shape as readonly [number, number, number, number];
   if (!t.isContiguous) throw shapeError(`${name} must be contiguous, this is a strided view`);
-  if (dim * bytesPerElement[t.dtype] === 0) throw shapeError(`${name} has shape ${show(t.shape)}; it must have dims`);
   return t.reshape([pages * size, heads, dim]);
 }
 
@@ -238,8 +235,8 @@ function rowsOf(t: unknown, name: string): Tensor {
  * p % page size of page blockTable[b][p / page size]. The queries of a sequence are its last positions.
  *
  * On the processor, kernels read pages where they are, and bits of a row depend on its own query and keys alone; see
- * `attentionWithCache`, which keeps pages too. Where a gradient is recorded, and on CUDA, the rows that are seen are brought
- * together first.
+ * `attentionWithCache`, which keeps pages too. Where a gradient is recorded, on CUDA, and for more than 16 queries of a sequence
+ * that are not causal, the rows that are seen are brought together first.
  *
  * @param q [batch, new, heads, dim], or packed [total, heads, dim] with `counts`
  * @param keyPages [pages, page size, kv heads, dim], contiguous, of any float dtype

@@ -14,7 +14,7 @@ const draw = () =>
   });
 
 const attributes = (svg: string, name: string) =>
-  [...svg.matchAll(new RegExp(`<rect [^>]*\\b${name}="([\\d.]+)"[^>]*class="(?:own|peer)"`, 'g'))].map(([, value]) =>
+  [...svg.matchAll(new RegExp(`<rect [^>]*\\b${name}="([\\d.]+)"[^>]*class="(?:good|other)"`, 'g'))].map(([, value]) =>
     Number(value),
   );
 

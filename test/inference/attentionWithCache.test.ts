@@ -101,6 +101,20 @@ const cases: readonly Shape[] = [
     ],
     causal: false,
   },
+  // Positions of pieces that are not the last.
+  {
+    heads: 2,
+    kvHeads: 1,
+    dim: 16,
+    blockSize: 5,
+    steps: [
+      [7, 40],
+      [30, 5],
+    ],
+    causal: false,
+    alibi: [0.5, 0.1],
+  },
+  { heads: 2, kvHeads: 2, dim: 16, blockSize: 4, steps: [[60], [9, 20]], causal: false, window: [6, 3] },
   {
     heads: 40,
     kvHeads: 1,

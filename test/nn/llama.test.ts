@@ -1,13 +1,13 @@
 import { describe, expect, it } from 'vitest';
-import { memory, noGrad } from '../../lib/index.js';
-import { type GPT, llamaFromSafetensors, type SafetensorsEntry, writeSafetensors } from '../../lib/nn/index.js';
+import { memory } from '../../lib/index.js';
+import { llamaFromSafetensors, type SafetensorsEntry, writeSafetensors } from '../../lib/nn/index.js';
 import { round } from '../../verify/oracle/float16.js';
 import { normal } from '../../verify/oracle/random.js';
 import { type GptShape, gpt, type Weights } from '../../verify/oracle/transformer.js';
 import { testDevices } from '../support/devices.js';
 import { expectFailure } from '../support/failure.js';
 import { temporaryFolder } from '../support/folder.js';
-import { onDevice, relativeError, textOf } from './models.js';
+import { logitsOf, relativeError, textOf } from './models.js';
 
 const at = temporaryFolder();
 const [vocabulary, context, width, hidden, layers, heads, kvHeads, headDim] = [13, 7, 12, 20, 2, 4, 2, 6] as const;
@@ -88,14 +88,6 @@ const entriesOf = (tensors: Tensors): SafetensorsEntry[] =>
 
 const wantedOf = (tensors: Tensors) => gpt(shape, oracleOf(tensors), text.ids, text.targets, text.length).logits;
 
-async function logitsOf(model: GPT): Promise<Float32Array> {
-  const { ids, targets } = onDevice(text, model.tokens.weight.device as 'wasm');
-  const logits = noGrad(() => model.forward(ids));
-  const values = await logits.toFloat32();
-  for (const t of [ids, targets, logits]) t.dispose();
-  return values;
-}
-
 for (const { device, present, title } of testDevices)
   describe.skipIf(!present)(title('Llama'), () => {
     it.each([
@@ -108,7 +100,7 @@ for (const { device, present, title } of testDevices)
       await writeSafetensors(path, entriesOf(tensors));
       const model = await llamaFromSafetensors(path, { ...options, device });
       expect(memory(device).tensors).toBe(before + model.namedParameters().size);
-      expect(relativeError(await logitsOf(model), wantedOf(tensors))).toBeLessThan(2e-5);
+      expect(relativeError(await logitsOf(text, model), wantedOf(tensors))).toBeLessThan(2e-5);
       expect([model.vocabulary, model.context, model.training]).toEqual([vocabulary, context, false]);
       model.dispose();
       expect(memory(device).tensors).toBe(before);
@@ -138,7 +130,7 @@ describe('Llama', () => {
       return [name, { shape: own, data: data.map((x) => round(x, 'bfloat16')) }] as const;
     });
     using model = await llamaFromSafetensors([first, second], { ...options, device });
-    expect(relativeError(await logitsOf(model), wantedOf(Object.fromEntries(rounded)))).toBeLessThan(2e-5);
+    expect(relativeError(await logitsOf(text, model), wantedOf(Object.fromEntries(rounded)))).toBeLessThan(2e-5);
     await expectFailure(
       llamaFromSafetensors([first, first], { ...options, device }),
       'ERR_FILE',
@@ -152,7 +144,7 @@ describe('Llama', () => {
     await writeSafetensors(path, entriesOf(tensorsOf({ head: true })));
     using model = await llamaFromSafetensors(path, { ...options, device, tied: true });
     expect(model.head).toBeUndefined();
-    expect(relativeError(await logitsOf(model), wantedOf(rest))).toBeLessThan(2e-5);
+    expect(relativeError(await logitsOf(text, model), wantedOf(rest))).toBeLessThan(2e-5);
   });
 
   it('is refused with the first difference, and leaves nothing', async () => {

@@ -2,14 +2,14 @@ import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { describe, expect, it } from 'vitest';
-import { memory, noGrad, type Tensor } from '../../lib/index.js';
-import { AdamW, addLoRA, type GPT, type GPTOptions, openSafetensors, writeSafetensors } from '../../lib/nn/index.js';
+import { memory, type Tensor } from '../../lib/index.js';
+import { AdamW, addLoRA, type GPTOptions, openSafetensors, writeSafetensors } from '../../lib/nn/index.js';
 import { normal } from '../../verify/oracle/random.js';
 import { gpt, type Weights } from '../../verify/oracle/transformer.js';
 import { testDevices } from '../support/devices.js';
 import { expectFailure } from '../support/failure.js';
 import { temporaryFolder } from '../support/folder.js';
-import { modelOf, onDevice, read, relativeError, shapeOf, textOf, weightsOf } from './models.js';
+import { logitsOf, modelOf, onDevice, read, relativeError, shapeOf, textOf, weightsOf } from './models.js';
 
 const at = temporaryFolder();
 const options: GPTOptions = { vocabulary: 11, context: 6, layers: 2, heads: 2, width: 8, device: 'wasm' };
@@ -45,26 +45,18 @@ function merged(all: Weights, scale: number): Weights {
   return result;
 }
 
-function logitsOf(model: GPT): Promise<Float32Array> {
-  const { ids, targets } = onDevice(text, model.tokens.weight.device as 'wasm');
-  const logits = noGrad(() => model.forward(ids));
-  ids.dispose();
-  targets.dispose();
-  return logits.toFloat32().finally(() => logits.dispose());
-}
-
 for (const { device, present, title } of testDevices)
   describe.skipIf(!present)(title('LoRA'), () => {
     it('adds alpha / rank B A to weights, and trains A and B alone', async () => {
       const before = memory(device).tensors;
       const model = modelOf({ ...options, device });
-      const plain = await logitsOf(model);
+      const plain = await logitsOf(text, model);
       const lora = addLoRA(model, { rank: 3, alpha: 6, targets: ['qkv', 'mlp.down'] });
-      expect(await logitsOf(model)).toEqual(plain);
+      expect(await logitsOf(text, model)).toEqual(plain);
       fill(lora.parameters());
       const all = await weightsOf(model);
       const wanted = gpt(shapeOf(options), merged(all, 2), text.ids, text.targets, text.length);
-      expect(relativeError(await logitsOf(model), wanted.logits)).toBeLessThan(3e-5);
+      expect(relativeError(await logitsOf(text, model), wanted.logits)).toBeLessThan(3e-5);
 
       const { ids, targets } = onDevice(text, device);
       const loss = model.loss(ids, targets);
@@ -113,7 +105,7 @@ describe('LoRA', () => {
     );
     fill(lora.parameters());
     const all = await weightsOf(model);
-    const beside = await logitsOf(model);
+    const beside = await logitsOf(text, model);
     const held = memory('wasm').tensors;
     lora.merge();
     expect(lora.merged).toBe(true);
@@ -122,7 +114,7 @@ describe('LoRA', () => {
     expect(Object.keys(now)).toEqual(Object.keys(plain));
     for (const [name, { data }] of Object.entries(wanted))
       expect(relativeError(now[name]?.data ?? [], data), name).toBeLessThan(1e-6);
-    expect(relativeError(await logitsOf(model), beside)).toBeLessThan(2e-5);
+    expect(relativeError(await logitsOf(text, model), beside)).toBeLessThan(2e-5);
     await expectFailure(() => lora.merge(), 'ERR_OPTION', /merged already/);
     lora.unmerge();
     await expectFailure(() => lora.unmerge(), 'ERR_OPTION', /not been merged/);
@@ -153,7 +145,7 @@ describe('LoRA', () => {
       });
     }
     await loaded.load(path);
-    expect(await logitsOf(other)).toEqual(await logitsOf(model));
+    expect(await logitsOf(text, other)).toEqual(await logitsOf(text, model));
 
     using wider = modelOf(options);
     const held = memory('wasm').tensors;
@@ -216,7 +208,7 @@ describe('LoRA', () => {
       task_type: 'CAUSAL_LM',
     });
     await loaded.load(folder);
-    expect(await logitsOf(other)).toEqual(await logitsOf(model));
+    expect(await logitsOf(text, other)).toEqual(await logitsOf(text, model));
     await loaded.load(pathToFileURL(join(folder, 'adapter_model.safetensors')));
 
     // What PEFT adds changes nothing; what would be computed otherwise is refused.

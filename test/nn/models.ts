@@ -1,5 +1,5 @@
 /** Small models and what float64 says of them. */
-import { type DeviceName, type Tensor, tensor } from '../../lib/index.js';
+import { type DeviceName, noGrad, type Tensor, tensor } from '../../lib/index.js';
 import { GPT, type GPTOptions, type Module } from '../../lib/nn/index.js';
 import { normal, uniform } from '../../verify/oracle/random.js';
 import type { GptShape, Weights } from '../../verify/oracle/transformer.js';
@@ -93,3 +93,12 @@ export const read = (t: Tensor | undefined): Promise<Float32Array> => {
   if (!t) throw new Error('no tensor');
   return t.toFloat32();
 };
+
+/** What the model says behind every token of a text. */
+export async function logitsOf(text: Text, model: GPT): Promise<Float32Array> {
+  const { ids, targets } = onDevice(text, model.tokens.weight.device as DeviceName);
+  const logits = noGrad(() => model.forward(ids));
+  const values = await logits.toFloat32();
+  for (const t of [ids, targets, logits]) t.dispose();
+  return values;
+}
